@@ -1,0 +1,123 @@
+"""Sample -> prompt and target tokens: the published ScienceQA prompt (QCM-A), and its short form for open answers.
+
+    Question: {question}\\nContext: {context or N/A}\\nOptions: (A) .. (B) ..\\nResponse:The answer is {letter}.
+
+The target follows "Response:" without a space (facts of the published code: util/base_prompt.py of MemVP).
+Length is kept by cutting the context from its end; question and options are never cut.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import sentencepiece
+
+from dsmemvp.data.sample import Sample
+from dsmemvp.data.stream import SampleError
+
+LEAD_IN = "The answer is"
+
+
+class Tokenizer:
+    """A sentencepiece model with LLaMA's conventions: a text starts with BOS, a target ends with EOS."""
+
+    def __init__(self, path: str | Path):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"tokenizer {path} does not exist; give a sentencepiece model in model.tokenizer")
+        self._model = sentencepiece.SentencePieceProcessor()
+        try:
+            self._model.Load(str(path))
+        except RuntimeError:
+            raise ValueError(f"tokenizer {path} is not a sentencepiece model") from None
+        self.bos, self.eos = self._model.bos_id(), self._model.eos_id()
+        self.vocabulary = self._model.GetPieceSize()
+        if self.bos < 0 or self.eos < 0:
+            raise ValueError(f"tokenizer {path} has no BOS or no EOS piece; train it with both")
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, BOS first."""
+        return [self.bos, *self._model.EncodeAsIds(text)]
+
+    def decode(self, tokens: list[int]) -> str:
+        return self._model.DecodeIds([t for t in tokens if t not in (self.bos, self.eos)])
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    tokens: list[int]
+    """Prompt and target."""
+    prompt: int
+    """How many of them are the prompt."""
+    cut: bool
+    """Whether the context was shortened to fit."""
+
+
+def prompt_text(sample: Sample, captions: bool) -> str:
+    """The prompt up to "Response:"."""
+    if not sample.choices:
+        context = _context(sample, captions, "")
+        middle = f"\nContext: {context}" if context else ""
+        return _clean(f"Question: {sample.question}{middle}\nResponse:")
+    options = " ".join(f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(sample.choices))
+    context = _context(sample, captions, "N/A")
+    return _clean(f"Question: {sample.question}\nContext: {context}\nOptions: {options}\nResponse:")
+
+
+def target_text(sample: Sample) -> str:
+    return f"{LEAD_IN} {sample.letter if sample.choices else sample.answer}."
+
+
+def encode_for_training(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:
+    """Prompt + target + EOS, at most `most` tokens. The prompt's tokens must be the first of the whole text's: else
+    the loss would train on tokens that generation never meets. Raises SampleError."""
+
+    def encode(sample: Sample) -> tuple[list[int], list[int]]:
+        prompt = prompt_text(sample, captions)
+        return tokenizer.encode(prompt), [*tokenizer.encode(prompt + target_text(sample)), tokenizer.eos]
+
+    (prompt, whole), cut = _fitted(encode, sample, captions, most)
+    if whole[: len(prompt)] != prompt:
+        raise SampleError(sample.where, "the tokenizer joins the end of the prompt with the target; use another one")
+    return EncodedText(whole, len(prompt), cut)
+
+
+def encode_for_answer(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:
+    """Prompt + "The answer is", for a model to go on from."""
+
+    def encode(sample: Sample) -> tuple[list[int], list[int]]:
+        tokens = tokenizer.encode(prompt_text(sample, captions) + LEAD_IN)
+        return tokens, tokens
+
+    (_, whole), cut = _fitted(encode, sample, captions, most)
+    return EncodedText(whole, len(whole), cut)
+
+
+def _fitted(encode, sample: Sample, captions: bool, most: int):
+    """`encode(sample)` with as many words of the context as fit into `most` tokens, and whether any were cut."""
+    encoded = encode(sample)
+    if len(encoded[1]) <= most:
+        return encoded, False
+    words = _context(sample, captions, "").split(" ")
+    low, high = 0, len(words)  # `low` words are known to fit, or nothing does; `high` words do not
+    fitting = None
+    while low < high:
+        middle = (low + high) // 2
+        shorter = replace(sample, context=" ".join(words[:middle]), caption="")
+        encoded = encode(shorter)
+        if len(encoded[1]) <= most:
+            fitting, low = encoded, middle + 1
+        else:
+            high = middle
+    if fitting is None:
+        raise SampleError(sample.where, f"question and options alone are longer than data.max_length = {most} tokens")
+    return fitting, True
+
+
+def _context(sample: Sample, captions: bool, nothing: str) -> str:
+    parts = [sample.context.strip(), sample.caption.strip() if captions else ""]
+    return " ".join(p for p in parts if p) or nothing
+
+
+def _clean(text: str) -> str:
+    """Double spaces collapsed, ends stripped, as published."""
+    return re.sub(" {2,}", " ", text).strip()

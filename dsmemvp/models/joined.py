@@ -1,0 +1,85 @@
+"""Vision tower + visual prompting method + language model: the module that is trained.
+
+Building is in two phases, so that the frozen part can be partitioned while it is built: `build_frozen`, then
+`add_trainables`, which draws the trainable values from the recipe's seed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from dsmemvp.data.batch import Batch
+from dsmemvp.models.language import LanguageModel
+from dsmemvp.models.vision import VisionTower
+from dsmemvp.prompts import Sizes, VisualPrompt, build_method
+from dsmemvp.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Configs:
+    language: LlamaConfig
+    vision: CLIPVisionConfig
+
+    @property
+    def sizes(self) -> Sizes:
+        tokens = (self.vision.image_size // self.vision.patch_size) ** 2
+        return Sizes(tokens, self.vision.hidden_size, self.language.hidden_size)
+
+
+class VisualLanguageModel(nn.Module):
+    """A batch -> float32 logits [S, vocabulary] at its supervised places."""
+
+    def __init__(self, configs: Configs, sees_images: bool):
+        super().__init__()
+        self.vision = VisionTower(configs.vision) if sees_images else None
+        self.language = LanguageModel(configs.language)
+        self.method = VisualPrompt()
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        features = None
+        if self.vision is not None:
+            images = batch.images
+            if images.shape[0] == 0:
+                # every rank runs the same modules in every micro-step; the method gives the dummy row weight zero
+                images = images.new_zeros(1, *images.shape[1:])
+            features = self.vision(images.to(self.vision.pre_layrnorm.weight.dtype))
+        state = self.method(features, batch)
+        return self.language(batch, state, self.method)
+
+    def loss_sum(self, batch: Batch) -> torch.Tensor:
+        """Cross-entropy summed over the batch's supervised tokens, float32."""
+        return F.cross_entropy(self(batch), batch.targets, reduction="sum")
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:
+    """The model without anything trainable, on torch's default device and in its default type."""
+    model = VisualLanguageModel(configs, sees_images=recipe.method.name != "none")
+    return model.requires_grad_(False)
+
+
+def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs) -> None:
+    """Attach the method and the vision adapters, the same values on every rank and for any number of ranks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model.method = build_method(recipe.method, configs.sizes)
+        if model.vision is not None:
+            model.vision.add_adapters(recipe.vision)
+        model.language.apply_replacements(model.method)
+    for part in (model.language, model.vision):
+        if part is not None:
+            part.recompute = recipe.training.recompute == "full"
+
+
+def count(recipe: Recipe, configs: Configs) -> tuple[int, int]:
+    """(trainable parameters, frozen parameters of the language model), counted without memory."""
+    with torch.device("meta"):
+        model = build_frozen(recipe, configs)
+        frozen = sum(p.numel() for p in model.language.parameters())
+        add_trainables(model, recipe, configs)
+    return sum(p.numel() for p in model.trainables().values()), frozen

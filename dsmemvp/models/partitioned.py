@@ -1,0 +1,24 @@
+"""Filling parameters that DeepSpeed ZeRO-3 has partitioned, and plain ones, through one pair of functions.
+
+A partitioned parameter keeps on each rank `ds_tensor`: a flat run of ceil(numel / ranks) elements of the whole, the
+last rank's padded. This file is all that models/ knows of DeepSpeed.
+"""
+
+import torch
+from torch import distributed, nn
+
+
+def element_range(parameter: nn.Parameter) -> tuple[int, int]:
+    """The elements [start, stop) of the flattened tensor that this process holds."""
+    if not hasattr(parameter, "ds_tensor"):
+        return 0, parameter.numel()
+    size = parameter.ds_tensor.ds_numel
+    start = min(distributed.get_rank(parameter.ds_process_group) * size, parameter.ds_numel)
+    return start, min(start + size, parameter.ds_numel)
+
+
+def fill(parameter: nn.Parameter, values: torch.Tensor) -> None:
+    """Set the elements of `element_range`; `values` is flat, of any floating type."""
+    with torch.no_grad():
+        held = parameter.ds_tensor.data if hasattr(parameter, "ds_tensor") else parameter.data.view(-1)
+        held[: values.numel()].copy_(values)

@@ -1,0 +1,187 @@
+"""What a run is: the schema of a recipe, with a sentence under every field and the rules between fields.
+
+A recipe is one YAML file of the same shape as `Recipe`. `recipe_file.py` reads it; nothing here does I/O.
+Add a setting by adding a field with its sentence; add a rule to `Recipe.check`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+DTYPES = Literal["bf16", "fp32"]
+
+
+@dataclass
+class Model:
+    language_model: str = ""
+    """Folder with a LLaMA in Hugging Face layout (config.json and safetensors)."""
+    language_shape: str = ""
+    """Name of a published shape (models/shapes.py); the folder must agree with it. Enough for counting and planning."""
+    vision_tower: str = ""
+    """Folder with a CLIP vision tower in Hugging Face layout."""
+    vision_shape: str = ""
+    """Name of a published shape of the vision tower, as above."""
+    tokenizer: str = ""
+    """File of a sentencepiece model, such as LLaMA's tokenizer.model."""
+    dtype: DTYPES = "bf16"
+    """Compute type of all modules; the optimizer always keeps float32 masters."""
+
+
+@dataclass
+class Vision:
+    adapter_dim: int = 12
+    """Width of the bottleneck adapters beside the MLP of every vision block; 0 leaves the tower as it is."""
+    adapter_scale: float = 0.1
+    """Factor on an adapter's output."""
+    adapter_dropout: float = 0.1
+    """Dropout inside the adapters."""
+    statistics: Literal["imagenet", "clip"] = "imagenet"
+    """Pixel mean and deviation. The published runs use ImageNet's, not CLIP's."""
+    max_pixels: int = 50_000_000
+    """An image with more pixels than this is refused before it is decoded."""
+
+
+@dataclass
+class Method:
+    name: Literal["memvp", "input_space", "none"] = "memvp"
+    """The visual prompting method. `none` is the language model alone: it can be evaluated, not trained."""
+    hidden: int = 128
+    """Hidden width of the projector from image features to the language model's width."""
+    slots: int = 320
+    """memvp: number of key/value slots; those beyond the image tokens are purely learned."""
+    visual_scale: float = 0.01
+    """memvp: factor on the projected image features inside keys and values (lambda)."""
+    output_scale: float = 0.1
+    """memvp: factor on the output of the memory branch (s)."""
+    dropout: float = 0.1
+    """memvp: dropout on the slot activations. input_space: dropout in front of LoRA."""
+    lora_rank: int = 8
+    """input_space: rank of LoRA on the language model."""
+    lora_alpha: float = 16.0
+    """input_space: LoRA's output is multiplied by alpha / rank."""
+    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """input_space: which linear layers of every decoder layer get LoRA."""
+
+
+@dataclass
+class Data:
+    train: str = ""
+    """Folder of WebDataset shards with a dataset.json manifest, to train on."""
+    test: str = ""
+    """Folder of shards to evaluate on."""
+    captions: bool = False
+    """Put each sample's image caption into the context while training (the published runs do not)."""
+    max_length: int = 512
+    """Most text tokens in a sample, target included; the context of a longer one is cut."""
+    on_bad_sample: Literal["fail", "skip"] = "fail"
+    """What a sample that cannot be used does: end the run, or be left out, counted and reported at the end."""
+    block_shards: int = 16
+    """Samples are shuffled within blocks of this many shards; a reader holds one block of encoded samples."""
+    workers: int = 1
+    """Processes per rank that read and decode."""
+
+
+@dataclass
+class Training:
+    epochs: int = 20
+    """Passes over the training set."""
+    warmup_epochs: float = 2.0
+    """The learning rate rises linearly from zero over these, step by step, then falls along a half cosine."""
+    learning_rate: float = 1.125e-3
+    """Peak learning rate at this recipe's global batch."""
+    min_learning_rate: float = 0.0
+    """Where the cosine ends."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """Adam's decay rates."""
+    weight_decay: float = 0.02
+    """AdamW's decay of tensors with two or more dimensions; biases and other vectors are not decayed."""
+    gradient_clipping: float = 0.0
+    """Largest norm of the global gradient; 0 clips nothing."""
+    global_batch: int = 32
+    """Samples per optimizer step over all ranks."""
+    micro_batch: int = 4
+    """Samples per rank and forward; global_batch / (micro_batch x ranks) micro-steps are accumulated."""
+    recompute: Literal["none", "full"] = "none"
+    """Gradient checkpointing: keep all activations, or only each layer's input."""
+    deepspeed: str = "ds_configs/zero3.json"
+    """DeepSpeed configuration; `auto` in it is filled from this recipe."""
+    log_every: int = 10
+    """Steps between two lines in the log and points in TensorBoard."""
+    checkpoint_epochs: int = 1
+    """Epochs between checkpoints; the last epoch always ends with one."""
+    max_steps: int = 0
+    """Stop after this many optimizer steps of the schedule; 0 runs all epochs."""
+
+
+@dataclass
+class Evaluation:
+    batch: int = 16
+    """Samples per rank and forward."""
+    captions: list[bool] = field(default_factory=lambda: [False, True])
+    """Evaluate with captions left out of the context, put into it, or both."""
+    max_new_tokens: int = 4
+    """Most tokens decoded for an open answer; a multiple-choice answer takes one."""
+
+
+@dataclass
+class Recipe:
+    name: str = ""
+    """Name of the run; its folder is output/name."""
+    seed: int = 0
+    """Seed of initial values, order of samples and dropout."""
+    output: str = "runs"
+    """Folder for run folders."""
+    model: Model = field(default_factory=Model)
+    vision: Vision = field(default_factory=Vision)
+    method: Method = field(default_factory=Method)
+    data: Data = field(default_factory=Data)
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def check(self) -> None:
+        """The rules between fields. Raises ValueError naming the key and what to do."""
+        if not self.name or "/" in self.name:
+            raise ValueError("name: give the run a name that can be a folder")
+        for key, value in _positive(self):
+            if value <= 0:
+                raise ValueError(f"{key}: must be positive, is {value}")
+        for key, value in _fractions(self):
+            if not 0 <= value < 1:
+                raise ValueError(f"{key}: must be at least 0 and below 1, is {value}")
+        if len(self.training.betas) != 2 or not all(0 <= b < 1 for b in self.training.betas):
+            raise ValueError(f"training.betas: two numbers from 0 to below 1, not {self.training.betas}")
+        if self.training.warmup_epochs > self.training.epochs:
+            raise ValueError(
+                f"training.warmup_epochs: {self.training.warmup_epochs} is more than"
+                f" training.epochs = {self.training.epochs}"
+            )
+        if self.training.global_batch % self.training.micro_batch:
+            raise ValueError(
+                f"training.global_batch: {self.training.global_batch} is not a multiple of"
+                f" training.micro_batch = {self.training.micro_batch}"
+            )
+        if self.method.name == "input_space" and not self.method.lora_targets:
+            raise ValueError("method.lora_targets: name at least one linear layer, such as q_proj")
+
+
+def _positive(recipe: Recipe) -> list[tuple[str, float]]:
+    t, m = recipe.training, recipe.method
+    return [
+        ("training.epochs", t.epochs),
+        ("training.learning_rate", t.learning_rate),
+        ("training.global_batch", t.global_batch),
+        ("training.micro_batch", t.micro_batch),
+        ("training.log_every", t.log_every),
+        ("training.checkpoint_epochs", t.checkpoint_epochs),
+        ("evaluation.batch", recipe.evaluation.batch),
+        ("evaluation.max_new_tokens", recipe.evaluation.max_new_tokens),
+        ("data.max_length", recipe.data.max_length),
+        ("data.block_shards", recipe.data.block_shards),
+        ("vision.max_pixels", recipe.vision.max_pixels),
+        ("method.hidden", m.hidden),
+        ("method.slots", m.slots),
+        ("method.lora_rank", m.lora_rank),
+    ]
+
+
+def _fractions(recipe: Recipe) -> list[tuple[str, float]]:
+    return [("method.dropout", recipe.method.dropout), ("vision.adapter_dropout", recipe.vision.adapter_dropout)]

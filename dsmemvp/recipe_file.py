@@ -1,0 +1,121 @@
+"""YAML file + `key=value` overrides -> a checked `Recipe`; every error names the key, and the line where there is one.
+
+Paths in a recipe are relative to the folder the command is run in.
+"""
+
+import dataclasses
+import difflib
+import types
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from dsmemvp.recipe import Recipe
+
+
+def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read `path`, apply overrides such as "training.epochs=3", check. Raises FileNotFoundError or ValueError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe {path} does not exist")
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path} is not YAML: {error}") from None
+    values: dict[str, tuple[Any, str]] = {}
+    if root is not None:
+        _flatten(root, "", str(path), values)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"override {override!r}: write key=value, such as training.epochs=3")
+        values[key.strip()] = (yaml.safe_load(text), f"override {override!r}")
+    recipe = Recipe()
+    for key, (value, where) in values.items():
+        _assign(recipe, key, value, where)
+    try:
+        recipe.check()
+    except ValueError as error:
+        key = str(error).partition(":")[0]
+        where = values[key][1] if key in values else str(path)
+        raise ValueError(f"{where}: {error}") from None
+    return recipe
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain dictionaries, for writing it down beside its results."""
+    return dataclasses.asdict(recipe)
+
+
+def _flatten(node: yaml.Node, prefix: str, path: str, into: dict[str, tuple[Any, str]]) -> None:
+    """Nested YAML mappings -> {"training.epochs": (value, "file, line 12")}."""
+    line = f"{path}, line {node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            key = f"{prefix}.{key_node.value}" if prefix else key_node.value
+            if key in into:
+                raise ValueError(f"{path}, line {key_node.start_mark.line + 1}: {key} is given twice")
+            _flatten(value_node, key, path, into)
+    elif prefix:
+        loader = yaml.SafeLoader("")
+        into[prefix] = (loader.construct_object(node, deep=True), line)
+    else:
+        raise ValueError(f"{line}: a recipe is a mapping of keys to values")
+
+
+def _assign(recipe: Recipe, key: str, value: Any, where: str) -> None:
+    target: Any = recipe
+    *groups, name = key.split(".")
+    for depth, group in enumerate([*groups, name]):
+        known = [f.name for f in dataclasses.fields(target)] if dataclasses.is_dataclass(target) else []
+        if group not in known:
+            raise ValueError(f"{where}: unknown key {key!r}{_nearest(key, '.'.join(groups[:depth]), known)}")
+        if depth < len(groups):
+            target = getattr(target, group)
+    if dataclasses.is_dataclass(getattr(target, name)):
+        raise ValueError(f"{where}: {key} is a group of keys, such as {key}.{dataclasses.fields(getattr(target, name))[0].name}")
+    setattr(target, name, _converted(value, get_type_hints(type(target))[name], f"{where}: {key}"))
+
+
+def _nearest(key: str, group: str, siblings: list[str]) -> str:
+    every = list(_all_keys(Recipe(), ""))
+    close = difflib.get_close_matches(key, every, n=1, cutoff=0.6)
+    if not close:
+        leaf = difflib.get_close_matches(key.rpartition(".")[2], siblings, n=1)
+        close = [f"{group}.{leaf[0]}" if group else leaf[0]] if leaf else []
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(siblings) or 'none'}"
+
+
+def _all_keys(group: Any, prefix: str):
+    for f in dataclasses.fields(group):
+        value, key = getattr(group, f.name), f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _all_keys(value, f"{key}.")
+        else:
+            yield key
+
+
+def _converted(value: Any, wanted: Any, where: str) -> Any:
+    """`value` as the field's type. YAML reads 9e-3 as text, so a number in text is taken for a float."""
+    origin = get_origin(wanted)
+    if origin is Literal:
+        if value not in get_args(wanted):
+            raise ValueError(f"{where}: must be one of {', '.join(map(str, get_args(wanted)))}, not {value!r}")
+        return value
+    if origin is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: must be a list, not {value!r}")
+        return [_converted(v, get_args(wanted)[0], where) for v in value]
+    assert isinstance(wanted, type) and not isinstance(wanted, types.GenericAlias)
+    if wanted is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif type(value) is wanted:
+        return value
+    raise ValueError(f"{where}: must be {_NAMES[wanted]}, not {value!r}")
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
