@@ -21,6 +21,7 @@ from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.sample import Sample, read_sample
 from dsmemvp.data.stream import BadSample, EncodedSample, SampleError, read_in_order
 from dsmemvp.data.text import Tokenizer, encode_for_answer, encode_for_training
+from dsmemvp.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,24 @@ class Encoder:
                     raise
                 skipped.append(str(error))
         return good, skipped
+
+
+def recipe_encoder(recipe: Recipe, resolution: int, vocabulary: int) -> Encoder:
+    """The encoder that a recipe describes, for training; `resolution` and `vocabulary` are the models'. Raises
+    ValueError where the tokenizer knows more tokens than the model."""
+    tokenizer = Tokenizer(recipe.model.tokenizer)
+    if tokenizer.vocabulary > vocabulary:
+        raise ValueError(
+            f"model.tokenizer: {recipe.model.tokenizer} has {tokenizer.vocabulary} pieces, the language model only"
+            f" {vocabulary}"
+        )
+    return Encoder(
+        tokenizer_path=recipe.model.tokenizer,
+        image=ImageTransform(resolution, recipe.vision.statistics, recipe.vision.max_pixels),
+        captions=recipe.data.captions,
+        max_length=recipe.data.max_length,
+        skip_bad=recipe.data.on_bad_sample == "skip",
+    )
 
 
 @dataclass(frozen=True)

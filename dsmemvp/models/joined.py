@@ -49,12 +49,13 @@ class VisualLanguageModel(nn.Module):
         state = self.method(features, batch)
         return self.language(batch, state, self.method)
 
-    def loss_sum(self, batch: Batch) -> torch.Tensor:
-        """Cross-entropy summed over the batch's supervised tokens, float32."""
-        return F.cross_entropy(self(batch), batch.targets, reduction="sum")
-
     def trainables(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def loss_sum(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy summed over supervised tokens, float32."""
+    return F.cross_entropy(logits_SV, targets_S, reduction="sum")
 
 
 def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:

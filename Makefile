@@ -1,0 +1,45 @@
+# Each target works as the first command on a fresh machine with Python 3.11 or 3.12 and a C++ compiler.
+#   make demo    make a tiny model and data set, train MemVP on two CPU ranks, evaluate with and without images
+#   make test    all tests        make check   lint, format, types
+
+PYTHON ?= python3
+RANKS ?= 2
+BIN := .venv/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+
+LAUNCH := deepspeed --num_gpus $(RANKS) --log_level error --module dsmemvp
+ON_CPU := DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
+
+.PHONY: demo test check install lock
+
+install: .venv/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else "Python 3.11 or 3.12 is needed; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: .venv/ready
+	rm -rf data/demo runs/demo
+	python -m data_prep.demo --out data/demo
+	python -m data_prep.tiny_models --data data/demo --out data/demo
+	$(ON_CPU) $(LAUNCH) train recipes/demo.yaml
+	$(ON_CPU) $(LAUNCH) evaluate recipes/demo.yaml
+	$(ON_CPU) $(LAUNCH) evaluate recipes/demo.yaml --blind
+
+test: .venv/ready
+	python -m pytest
+
+check: .venv/ready
+	ruff check .
+	ruff format --check .
+	mypy
+
+# after changing dependencies: resolve anew in a fresh environment and write the lock
+lock:
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet torch==2.13.0 -e '.[dev]'
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock

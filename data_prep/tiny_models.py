@@ -1,0 +1,119 @@
+"""A tokenizer and two tiny frozen models made from a data set of shards, for runs without downloads:
+
+    python -m data_prep.tiny_models --data data/demo --out data/demo-models
+
+Reads DATA/train, and DATA/text where there is one; writes OUT/tokenizer.model, OUT/language_model and OUT/vision_tower
+in Hugging Face layout. Test data is never looked at.
+"""
+
+import argparse
+import re
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import PretrainedConfig
+
+from data_prep.tiny_language import Plan, train_language
+from data_prep.tiny_vision import train_tower
+from data_prep.tokenizer import train_tokenizer
+from dsmemvp.data.manifest import read_manifest
+from dsmemvp.data.order import file_order
+from dsmemvp.data.sample import Sample, read_sample
+from dsmemvp.data.stream import BadSample, read_in_order
+from dsmemvp.data.text import Tokenizer, prompt_text, target_text
+
+START = time.monotonic()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and perhaps text/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tokenizer and the two models")
+    parser.add_argument("--tokenizer-vocabulary", type=int, default=512)
+    parser.add_argument("--language-width", type=int, default=128)
+    parser.add_argument("--language-layers", type=int, default=4)
+    parser.add_argument("--language-steps", type=int, default=400)
+    parser.add_argument("--vision-width", type=int, default=64)
+    parser.add_argument("--vision-layers", type=int, default=4, help="the last one is made but never used")
+    parser.add_argument("--vision-steps", type=int, default=500)
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    train = read_split(given.data / "train")
+    words = picture_words(train)
+    if (given.data / "text").is_dir():
+        texts = read_split(given.data / "text")
+    else:
+        texts = [in_words(sample, words) for sample in train]
+    tokenizer = _tokenizer(texts, given.out / "tokenizer.model", given.tokenizer_vocabulary)
+
+    torch.manual_seed(given.seed)
+    plan = Plan(given.language_width, given.language_layers, given.language_steps, seed=given.seed)
+    language = train_language(texts, tokenizer, plan, report)
+    names = {n: n if n.startswith("lm_head.") else f"model.{n}" for n in language.state_dict()}
+    _write(given.out / "language_model", language.config, {names[n]: t for n, t in language.state_dict().items()})
+
+    torch.manual_seed(given.seed)
+    tower, tensors = train_tower(words, given.vision_width, given.vision_layers, given.vision_steps, report)
+    _write(given.out / "vision_tower", tower.config, tensors)
+    report(f"written: {given.out}")
+
+
+def report(line: str) -> None:
+    print(f"[{time.monotonic() - START:6.1f} s] {line}", flush=True)
+
+
+def read_split(folder: Path) -> list[Sample]:
+    """All samples of a folder of shards. Raises SampleError at the first bad one."""
+    manifest = read_manifest(folder)
+    samples = []
+    for block in file_order([shard.samples for shard in manifest.shards]):
+        for entry in read_in_order(manifest, block):
+            if isinstance(entry, BadSample):
+                raise entry.error
+            samples.append(read_sample(entry))
+    return samples
+
+
+def picture_words(samples: list[Sample]) -> dict[bytes, tuple[str, ...]]:
+    """Encoded picture -> what is said of it: the words of its captions, else of its questions' open answers. A word
+    said of more than half of the pictures (the, yes) tells nothing and is left out."""
+    said: dict[bytes, set[str]] = defaultdict(set)
+    for sample in samples:
+        if sample.image is not None:
+            text = sample.caption or (sample.answer if isinstance(sample.answer, str) else "")
+            said[sample.image].update(re.findall(r"\w+", text.lower()))
+    number = defaultdict(int)
+    for words in said.values():
+        for word in words:
+            number[word] += 1
+    return {image: tuple(sorted(w for w in words if number[w] <= len(said) / 2)) for image, words in said.items()}
+
+
+def in_words(sample: Sample, words: dict[bytes, tuple[str, ...]]) -> Sample:
+    """The sample as text alone: its picture replaced by its caption, or by the words said of it."""
+    seen = sample.caption or (" ".join(words[sample.image]) if sample.image is not None else "")
+    return replace(sample, context=f"{sample.context} {seen}".strip(), caption="", image=None)
+
+
+def _tokenizer(texts: list[Sample], path: Path, vocabulary: int) -> Tokenizer:
+    if not path.is_file():
+        train_tokenizer((prompt_text(s, False) + target_text(s) for s in texts), path, vocabulary)
+        report(f"tokenizer: {vocabulary} pieces from {len(texts)} texts")
+    return Tokenizer(path)
+
+
+def _write(folder: Path, config: PretrainedConfig, tensors: dict[str, torch.Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    main()

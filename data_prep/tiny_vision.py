@@ -1,0 +1,105 @@
+"""A tiny CLIP vision tower, trained from nothing to tell from a picture's patches the words that are said of it."""
+
+import random
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig
+
+from dsmemvp.data.images import ImageTransform
+from dsmemvp.models.vision import Block, VisionTower
+
+RESOLUTION, PATCH = 64, 8
+HEAD_DIM = 16
+BATCH = 64
+LEARNING_RATE = 1.5e-3
+SHIFT = 3
+"""Pixels by which pictures are moved at most, so that there are more of them."""
+
+
+def train_tower(
+    words: dict[bytes, tuple[str, ...]], width: int, layers: int, steps: int, report: Callable[[str], None]
+) -> tuple[VisionTower, dict[str, torch.Tensor]]:
+    """-> the tower, and all tensors of a whole CLIP vision model: those of the tower and of an untrained last block,
+    which the tower leaves out. `words` is what is said of each encoded picture."""
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // HEAD_DIM,
+        image_size=RESOLUTION,
+        patch_size=PATCH,
+        hidden_act="quick_gelu",
+    )
+    tower = VisionTower(config)
+    _fit(tower, {image: said for image, said in words.items() if said}, steps, report)
+    last = Block(config)
+    tensors = {}
+    for name, tensor in tower.state_dict().items():
+        name = f"encoder.{name}" if name.startswith("layers.") else name
+        tensors[f"vision_model.{name}"] = tensor
+    for name, tensor in last.state_dict().items():
+        tensors[f"vision_model.encoder.layers.{layers - 1}.{name}"] = tensor
+    return tower, {n: t for n, t in tensors.items() if not n.endswith("position_ids")}
+
+
+def _fit(tower: VisionTower, words: dict[bytes, tuple[str, ...]], steps: int, report: Callable[[str], None]) -> None:
+    pixels, targets = _tensors(words)
+    kept = len(pixels) // 10  # to report on
+    readers = nn.ModuleList(nn.Linear(tower.config.hidden_size, targets.shape[1]) for _ in range(2))
+    parameters = [*tower.parameters(), *readers.parameters()]
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.05)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1, (step + 1) / 50, 2 * (steps - step) / steps)
+        rows = torch.randint(kept, len(pixels), (BATCH,))
+        optimizer.zero_grad()
+        loss = _cross_entropy(_read(tower, readers, _moved(pixels[rows])), targets[rows])
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            right = _precision(_read(tower, readers, pixels[:kept]), targets[:kept])
+            report(f"vision tower: step {step + 1}, loss {loss.item():.3f}, held-out words right {right:.3f}")
+
+
+def _tensors(words: dict[bytes, tuple[str, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> pixels [I, 3, R, R] and, for each picture, 1 for the words said of it [I, W]."""
+    transform = ImageTransform(RESOLUTION, "imagenet", max_pixels=50_000_000)
+    images = sorted(words)
+    random.Random(0).shuffle(images)
+    vocabulary = {word: i for i, word in enumerate(sorted({word for said in words.values() for word in said}))}
+    pixels = torch.stack([transform(image, f"picture {i}") for i, image in enumerate(images)])
+    targets = torch.zeros(len(images), len(vocabulary))
+    for row, image in enumerate(images):
+        targets[row, [vocabulary[word] for word in words[image]]] = 1
+    return pixels, targets
+
+
+def _moved(pixels: torch.Tensor) -> torch.Tensor:
+    """The whole batch shifted by a few pixels, the edge repeated."""
+    x, y = random.randint(0, 2 * SHIFT), random.randint(0, 2 * SHIFT)
+    wider = F.pad(pixels, (SHIFT,) * 4, mode="replicate")
+    return wider[:, :, y : y + RESOLUTION, x : x + RESOLUTION]
+
+
+def _read(tower: VisionTower, readers: nn.ModuleList, pixels: torch.Tensor) -> torch.Tensor:
+    """Scores of all words, from the mean and from the strongest of the patches."""
+    features_IPv = tower(pixels)
+    return readers[0](features_IPv.mean(1)) + readers[1](features_IPv).amax(1)
+
+
+def _cross_entropy(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The words said share the probability: words left unsaid are only ever alternatives, not wrong."""
+    return F.cross_entropy(scores, targets / targets.sum(1, keepdim=True))
+
+
+@torch.no_grad()
+def _precision(scores: torch.Tensor, targets: torch.Tensor) -> float:
+    """Share of the words said that are among as many highest scores."""
+    hits = 0.0
+    for row, said in zip(scores, targets, strict=True):
+        hits += said[row.topk(int(said.sum())).indices].sum().item()
+    return hits / targets.sum().item()

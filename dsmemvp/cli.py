@@ -1,0 +1,91 @@
+"""The commands; each is a few lines that call one function elsewhere. `dsmemvp COMMAND --help` explains each."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Errors that a user can mend end in one line on stderr and exit code 1."""
+    given = _parser().parse_args(arguments)
+    try:
+        given.run(given)
+    except (ValueError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
+        if os.environ.get("DSMEMVP_TRACEBACK"):
+            raise
+        # one rank speaks for all where all met the same error; a rank alone with its error must not stay silent
+        print(f"dsmemvp {given.command}: error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dsmemvp", description="Memory-space visual prompting on DeepSpeed ZeRO-3.")
+    # the deepspeed launcher puts this in front of the program's own arguments
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = _recipe_command(commands, "train", _train, "train a recipe, going on where its run folder stops")
+    command = _recipe_command(commands, "evaluate", _evaluate, "score a run's newest checkpoint on data.test")
+    command.add_argument("--blind", action="store_true", help="replace every image by none")
+    command.add_argument("--checkpoint", type=Path, help="a checkpoint's folder instead of the run's newest")
+    _recipe_command(commands, "count", _count, "count parameters from the recipe's shapes, without weights")
+
+    command = commands.add_parser("import", help="convert published LLaMA, CLIP and MemVP weights")
+    command.set_defaults(run=_import)
+    command.add_argument("source", type=Path, help="a .safetensors or .pth file")
+    command.add_argument("--out", type=Path, required=True, help="folder to write to")
+    command.add_argument("--language-heads", type=int, default=32, help="attention heads of the language model")
+    command.add_argument("--vision-heads", type=int, default=16, help="attention heads of the vision tower")
+    command.add_argument("--norm-eps", type=float, default=1e-6, help="epsilon of the language model's norms")
+    return parser
+
+
+def _recipe_command(commands, name: str, run, about: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=about, description=about)
+    command.add_argument("recipe", type=Path, help="YAML file")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings instead of the recipe's")
+    command.set_defaults(run=run)
+    return command
+
+
+def _train(given: argparse.Namespace) -> None:
+    from dsmemvp.recipe_file import read_recipe
+    from dsmemvp.training.loop import train
+    from dsmemvp.training.ranks import join_ranks, leave_ranks
+
+    recipe = read_recipe(given.recipe, given.overrides)
+    train(recipe, join_ranks())
+    leave_ranks()
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    from dsmemvp.evaluation.run import evaluate
+    from dsmemvp.recipe_file import read_recipe
+    from dsmemvp.training.ranks import join_ranks, leave_ranks
+
+    recipe = read_recipe(given.recipe, given.overrides)
+    evaluate(recipe, join_ranks(), blind=given.blind, checkpoint=given.checkpoint)
+    leave_ranks()
+
+
+def _count(given: argparse.Namespace) -> None:
+    from dsmemvp.models.joined import count
+    from dsmemvp.models.weights import configs_of_shapes
+    from dsmemvp.recipe_file import read_recipe
+
+    recipe = read_recipe(given.recipe, given.overrides)
+    trainable, frozen = count(recipe, configs_of_shapes(recipe))
+    print(f"{trainable:,} trainable parameters\n{frozen:,} frozen parameters in the language model")
+
+
+def _import(given: argparse.Namespace) -> None:
+    from dsmemvp.models.published import import_published
+
+    for line in import_published(given.source, given.out, given.language_heads, given.vision_heads, given.norm_eps):
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

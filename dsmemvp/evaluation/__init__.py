@@ -1,0 +1,1 @@
+"""A trained model -> scores: decoding, reading the answer out of the text, the table."""

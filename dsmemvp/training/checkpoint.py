@@ -1,0 +1,107 @@
+"""Checkpoints of what was trained, whole and not per rank, so that a run goes on with any number of ranks.
+
+    RUN/checkpoints/epoch-0003/trained.safetensors     float32 values, tens of megabytes
+                               optimizer.safetensors   Adam moments
+                               state.json              epoch, step, recipe; written last
+
+A checkpoint is written in a folder of another name, made durable and renamed, so that one that was cut off is never
+taken for a checkpoint. Nothing frozen is stored and nothing is unpickled.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+FORMAT = 1
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    folder: Path
+    epoch: int
+    """Finished passes over the data."""
+    step: int
+    """Updates made."""
+    recipe: dict[str, Any]
+
+    def values(self, wanted: dict[str, tuple[int, ...]]) -> Tensors:
+        """The trained tensors; `wanted` is name -> shape of the model's. Raises ValueError."""
+        return read_trained(self.folder / "trained.safetensors", wanted)
+
+    def moments(self, wanted: dict[str, tuple[int, ...]]) -> Tensors:
+        shapes = {f"{name}.{m}": shape for name, shape in wanted.items() for m in ("exp_avg", "exp_avg_sq")}
+        return read_trained(self.folder / "optimizer.safetensors", shapes)
+
+
+def save_checkpoint(run: Path, epoch: int, step: int, recipe: dict[str, Any], values: Tensors, moments: Tensors) -> Path:
+    """Write one checkpoint, replacing one of the same epoch. Called by one rank."""
+    final = run / "checkpoints" / f"epoch-{epoch:04d}"
+    partial = final.with_name(f"partial-{final.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file({n: t.contiguous() for n, t in values.items()}, partial / "trained.safetensors")
+    save_file({n: t.contiguous() for n, t in moments.items()}, partial / "optimizer.safetensors")
+    state = {"format": FORMAT, "epoch": epoch, "step": step, "recipe": recipe}
+    (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    for path in [*partial.iterdir(), partial]:
+        _flush(path)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _flush(final.parent)
+    return final
+
+
+def newest_checkpoint(run: Path) -> Checkpoint | None:
+    """The checkpoint of the latest epoch in a run's folder."""
+    folders = sorted((run / "checkpoints").glob("epoch-*"), reverse=True)
+    return read_checkpoint(folders[0]) if folders else None
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Raises FileNotFoundError or ValueError."""
+    path = folder / "state.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; {folder} is not a checkpoint")
+    try:
+        state = json.loads(path.read_bytes())
+        if state["format"] != FORMAT:
+            raise ValueError(f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}")
+        return Checkpoint(folder, state["epoch"], state["step"], state["recipe"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a checkpoint's state ({error!r})") from None
+
+
+def read_trained(path: Path, wanted: dict[str, tuple[int, ...]]) -> Tensors:
+    """Tensors of a safetensors file, which must be exactly those of `wanted`. Raises FileNotFoundError or ValueError
+    that lists what is missing, left over or of another shape."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error})") from None
+    wrong = [f"{name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
+    wrong += [f"{name} is left over" for name in sorted(tensors.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & tensors.keys()):
+        if tuple(tensors[name].shape) != tuple(wanted[name]):
+            wrong.append(f"{name} has shape {tuple(tensors[name].shape)}, the model wants {tuple(wanted[name])}")
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"{path} does not fit the recipe's model: {'; '.join(wrong[:5])}{more}")
+    return tensors
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

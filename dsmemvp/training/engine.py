@@ -1,0 +1,163 @@
+"""Recipe -> a DeepSpeed engine around the model, with the frozen part partitioned while it is built."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from dsmemvp.data.batch import Batch
+from dsmemvp.models.joined import Configs, VisualLanguageModel, add_trainables, build_frozen, loss_sum
+from dsmemvp.models.weights import load_frozen
+from dsmemvp.recipe import Recipe
+from dsmemvp.training.checkpoint import Checkpoint
+from dsmemvp.training.masters import Masters
+from dsmemvp.training.ranks import Ranks
+
+TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def deepspeed_settings(recipe: Recipe, world: int, training: bool = True) -> dict[str, Any]:
+    """The DeepSpeed configuration with every "auto" that the recipe decides filled in; without `training` the batch is
+    whatever the ranks make it. Raises FileNotFoundError or ValueError naming the key."""
+    path = Path(recipe.training.deepspeed)
+    if not path.is_file():
+        raise FileNotFoundError(f"training.deepspeed: {path} does not exist")
+    try:
+        settings = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"training.deepspeed: {path} is not JSON: {error}") from None
+    micro_batch = recipe.training.micro_batch
+    per_step = micro_batch * world
+    global_batch = recipe.training.global_batch if training else per_step
+    if global_batch % per_step:
+        raise ValueError(
+            f"training.global_batch: {global_batch} is not a multiple of training.micro_batch {micro_batch} x"
+            f" {world} ranks"
+        )
+    decided = {
+        "train_batch_size": global_batch,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": global_batch // per_step,
+        "gradient_clipping": recipe.training.gradient_clipping,
+        "bf16": {"enabled": recipe.model.dtype == "bf16"},
+    }
+    for key, value in decided.items():
+        found = settings.get(key, "auto")
+        automatic = found == "auto" or (isinstance(found, dict) and found.get("enabled") == "auto")
+        if not automatic and found != value:
+            raise ValueError(f"training.deepspeed: {path} sets {key} to {found}, the recipe decides {value}; write auto")
+        settings[key] = value
+    return settings
+
+
+@dataclass
+class Trainer:
+    """The model under DeepSpeed. `engine` runs forward, backward and update; `masters` are its float32 values."""
+
+    engine: deepspeed.DeepSpeedEngine
+    model: VisualLanguageModel
+    masters: Masters
+
+    def accumulate(self, batches: list[Batch], scale: float) -> float:
+        """Forward and backward of a step's micro-batches; returns the loss summed over their supervised tokens on this
+        rank. The gradient is that of `scale` x this sum, added over ranks."""
+        # DeepSpeed averages over ranks and micro-steps where a sum is wanted
+        averaged = self.engine.world_size * self.engine.gradient_accumulation_steps()
+        total = torch.zeros((), device=self.engine.device)
+        for i, batch in enumerate(batches):
+            if i > 0:
+                self.engine.step()  # closes the micro-step before; only the last one updates
+            loss = loss_sum(self.engine(batch.to(self.engine.device)), batch.targets.to(self.engine.device))
+            self.engine.backward(loss * (scale * averaged))
+            total += loss.detach()
+        return total.item()
+
+    def update(self, learning_rate: float) -> float:
+        """The optimizer step of the last micro-step; returns the norm of the global gradient. Raises
+        FloatingPointError where it is not finite (nothing is updated then)."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        if norm is None or not self.engine.was_step_applied():
+            raise FloatingPointError("the gradient norm is not finite; nothing was updated")
+        return float(norm)
+
+
+def build_model(recipe: Recipe, configs: Configs, settings: dict[str, Any], device: torch.device) -> VisualLanguageModel:
+    """The whole model with its frozen weights loaded. Under ZeRO-3 each parameter is partitioned as it is made, so no
+    rank ever holds the model."""
+    dtype = TYPES[recipe.model.dtype]
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage == 3:
+        # the type comes from the settings: DeepSpeed 0.19 takes an explicit float32 for bf16 on CPUs
+        context: Any = deepspeed.zero.Init(config_dict_or_path=settings)
+    else:
+        context = nullcontext()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), context:
+            model = build_frozen(recipe, configs)
+    finally:
+        torch.set_default_dtype(before)
+    load_frozen(model, recipe)
+    add_trainables(model, recipe, configs)
+    return model
+
+
+def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks) -> Trainer:
+    """Raises ValueError where the recipe has nothing to train."""
+    settings = deepspeed_settings(recipe, ranks.world)
+    model = build_model(recipe, configs, settings, ranks.device)
+    trainables = model.trainables()
+    if not trainables:
+        raise ValueError("method.name: 'none' has no trainable parameters; it can only be evaluated")
+    # the masters start from these unrounded values; the module computes in the recipe's type
+    initial = {name: p.detach().clone() for name, p in trainables.items()}
+    for parameter in trainables.values():
+        parameter.data = parameter.data.to(ranks.device, TYPES[recipe.model.dtype])
+    optimizer = torch.optim.AdamW(
+        decay_groups(trainables, recipe.training.weight_decay),
+        lr=recipe.training.learning_rate,
+        betas=tuple(recipe.training.betas),
+        fused=ranks.device.type == "cuda",
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    masters = Masters(engine, trainables)
+    masters.set(initial)
+    return Trainer(engine, model, masters)
+
+
+def decay_groups(trainables: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Vectors (biases) are not decayed, everything else is; an empty group is left out, since schedulers choke on it."""
+    groups = [
+        {"params": [p for p in trainables.values() if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainables.values() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_for_inference(
+    recipe: Recipe, configs: Configs, ranks: Ranks, checkpoint: Checkpoint | None
+) -> tuple[VisualLanguageModel, Callable[[Batch], torch.Tensor]]:
+    """The model with a checkpoint's values (None: its initial ones), and its forward, which all ranks must call the
+    same number of times."""
+    settings = deepspeed_settings(recipe, ranks.world, training=False)
+    model = build_model(recipe, configs, settings, ranks.device)
+    trainables = model.trainables()
+    if checkpoint is not None:
+        values = checkpoint.values({name: tuple(p.shape) for name, p in trainables.items()})
+        for name, parameter in trainables.items():
+            parameter.data.copy_(values[name])
+    for parameter in trainables.values():
+        parameter.data = parameter.data.to(ranks.device, TYPES[recipe.model.dtype])
+    engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
+    engine.eval()
+    return model, lambda batch: engine(batch.to(ranks.device))

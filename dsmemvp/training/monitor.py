@@ -1,0 +1,65 @@
+"""What a run says while it runs: TensorBoard and metrics.jsonl in the run's folder, a bar on a terminal or lines in a
+log. Only the first rank speaks."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class Monitor:
+    def __init__(self, folder: Path, active: bool, steps: int, start: int):
+        """`steps` is where the run ends, `start` where it (again) begins."""
+        self._active = active
+        if not active:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty())
+
+    def say(self, text: str) -> None:
+        """One line, now."""
+        if self._active:
+            tqdm.write(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stdout)
+            sys.stdout.flush()
+
+    def advance(self) -> None:
+        if self._active:
+            self._bar.update()
+
+    def record(self, step: int, numbers: dict[str, float], line: str) -> None:
+        """Numbers under their TensorBoard names, and the line for people."""
+        if not self._active:
+            return
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+        self._lines.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._lines.flush()
+        if self._bar.disable:
+            self.say(line)
+        else:
+            self._bar.set_postfix_str(line.partition("  ")[2])
+
+    def close(self) -> None:
+        if self._active:
+            self._bar.close()
+            self._board.close()
+            self._lines.close()
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB: the most this process held on its GPU, or in host memory where it has none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,76 @@
+"""Joining the other ranks, and the few numbers that ranks tell each other.
+
+The launcher sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT (the `deepspeed` launcher does); without
+them this process is the only one.
+"""
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import logger as deepspeed_logger
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a collective waits for a rank; explicit, since DeepSpeed's default has changed between versions."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank is the one that writes files and lines."""
+        return self.rank == 0
+
+    def sums(self, *numbers: float) -> list[float]:
+        """Each number summed over all ranks, in float64."""
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return tensor.tolist()
+
+    def wait(self) -> None:
+        torch.distributed.barrier()
+
+
+def join_ranks() -> Ranks:
+    """Start the process group: nccl where this process has a GPU, gloo on CPUs."""
+    deepspeed_logger.setLevel(logging.ERROR)  # its warnings speak to authors of training loops, not to users
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(_free_port()))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if get_accelerator().device_name() == "cuda":
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        _share_cores()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+    return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def leave_ranks() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _share_cores() -> None:
+    """CPU ranks on one node share its cores, unless the launcher has set OMP_NUM_THREADS."""
+    on_node = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ["WORLD_SIZE"])
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // on_node))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
