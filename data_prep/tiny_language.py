@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.sample import Sample
-from dsmemvp.data.text import LEAD_IN, EncodedText, Tokenizer, encode_for_training, prompt_text
+from dsmemvp.data.text import EncodedText, Tokenizer, encode_for_answer, encode_for_training, prompt_text
 from dsmemvp.models.language import LanguageModel
 from dsmemvp.prompts import VisualPrompt
 from dsmemvp.prompts.interface import State
@@ -41,6 +41,8 @@ class Plan:
 @dataclass(frozen=True)
 class Text:
     encoded: EncodedText
+    known: int
+    """How many tokens are given when the answer is read: those up to "The answer is"."""
     option_ends: tuple[int, ...]
     """The place of each option's last token."""
     right: int
@@ -82,7 +84,7 @@ def train_language(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0 or step + 1 == plan.steps:
-            right = accuracy(model, tokenizer, held_out)
+            right = accuracy(model, held_out)
             report(f"language model: step {step + 1}, loss {loss.item():.3f}, held-out answers right {right:.3f}")
     return model
 
@@ -94,7 +96,9 @@ def encode(tokenizer: Tokenizer, sample: Sample) -> Text:
         until = prompt_text(shorter, captions=False).removesuffix("\nResponse:")
         ends.append(len(tokenizer.encode(until)) - 1)
     right = sample.answer if isinstance(sample.answer, int) else -1
-    return Text(encode_for_training(tokenizer, sample, captions=False, most=10_000), tuple(ends), right)
+    whole = encode_for_training(tokenizer, sample, captions=False, most=10_000)
+    known = encode_for_answer(tokenizer, sample, captions=False, most=10_000).prompt
+    return Text(whole, known, tuple(ends), right)
 
 
 def _new_model(vocabulary: int, plan: Plan) -> LanguageModel:
@@ -139,11 +143,9 @@ def _loss(model: LanguageModel, listener: _Listener, judge: nn.Module, texts: li
 
 
 @torch.no_grad()
-def accuracy(model: LanguageModel, tokenizer: Tokenizer, texts: list[Text]) -> float:
+def accuracy(model: LanguageModel, texts: list[Text]) -> float:
     """How often the answer's first token is the most likely one."""
-    lead_in = len(tokenizer.encode(LEAD_IN)) - 1
-    known = [text.encoded.tokens[: text.encoded.prompt + lead_in] for text in texts]
-    items = [Item(i, EncodedText(tokens, len(tokens), False), None) for i, tokens in enumerate(known)]
+    items = [Item(i, EncodedText(text.encoded.tokens[: text.known], text.known, False), None) for i, text in enumerate(texts)]
     guesses = model(make_batch(items, resolution=1, last_only=True), (), VisualPrompt()).argmax(-1).tolist()
-    wanted = [text.encoded.tokens[len(tokens)] for text, tokens in zip(texts, known, strict=True)]
+    wanted = [text.encoded.tokens[text.known] for text in texts]
     return sum(g == w for g, w in zip(guesses, wanted, strict=True)) / len(texts)

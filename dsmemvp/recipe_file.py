@@ -74,7 +74,9 @@ def _assign(recipe: Recipe, key: str, value: Any, where: str) -> None:
         if depth < len(groups):
             target = getattr(target, group)
     if dataclasses.is_dataclass(getattr(target, name)):
-        raise ValueError(f"{where}: {key} is a group of keys, such as {key}.{dataclasses.fields(getattr(target, name))[0].name}")
+        raise ValueError(
+            f"{where}: {key} is a group of keys, such as {key}.{dataclasses.fields(getattr(target, name))[0].name}"
+        )
     setattr(target, name, _converted(value, get_type_hints(type(target))[name], f"{where}: {key}"))
 
 

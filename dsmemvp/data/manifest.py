@@ -68,7 +68,9 @@ def read_manifest(folder: str | Path) -> Manifest:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is in {FILE} but does not exist")
         if file.stat().st_size != shard.bytes:
-            raise ValueError(f"{file} has {file.stat().st_size} bytes, {FILE} says {shard.bytes}; prepare the data again")
+            raise ValueError(
+                f"{file} has {file.stat().st_size} bytes, {FILE} says {shard.bytes}; prepare the data again"
+            )
     if manifest.samples == 0:
         raise ValueError(f"{path}: no samples in it")
     return manifest

@@ -9,9 +9,7 @@ from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
 
 
-def decode_greedily(
-    forward: Callable[[Batch], torch.Tensor], batch: Batch, slots: int, steps: int
-) -> list[list[int]]:
+def decode_greedily(forward: Callable[[Batch], torch.Tensor], batch: Batch, slots: int, steps: int) -> list[list[int]]:
     """`steps` tokens after each sample of `batch` (made with last_only), [size][steps]. `forward` gives the logits at
     the supervised places."""
     texts = _texts(batch)

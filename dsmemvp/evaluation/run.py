@@ -57,7 +57,9 @@ def evaluate(recipe: Recipe, ranks: Ranks, blind: bool, checkpoint: Path | None 
         results[name] = accuracies(predictions[name])
     if ranks.first:
         epoch = found.epoch if found else 0
-        _write(run, blind, results, predictions, {"epoch": epoch, "samples": manifest.samples, "left_out": len(left_out)})
+        _write(
+            run, blind, results, predictions, {"epoch": epoch, "samples": manifest.samples, "left_out": len(left_out)}
+        )
         print(f"{recipe.name}, epoch {epoch}, {manifest.samples - len(left_out)} samples of {recipe.data.test}")
         print(table(results), flush=True)
         if left_out:

@@ -49,5 +49,8 @@ def vision_config(name: str) -> CLIPVisionConfig:
 def _named(name: str, shapes: dict[str, dict], key: str) -> dict:
     if name not in shapes:
         close = difflib.get_close_matches(name, shapes, n=1)
-        raise ValueError(f"{key}: unknown shape {name!r}; known: {', '.join(shapes)}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        raise ValueError(
+            f"{key}: unknown shape {name!r}; known: {', '.join(shapes)}"
+            + (f"; did you mean {close[0]!r}?" if close else "")
+        )
     return shapes[name]

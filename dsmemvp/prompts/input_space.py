@@ -16,9 +16,7 @@ from dsmemvp.prompts.projector import Projector
 class InputSpace(VisualPrompt):
     sees_images = True
 
-    def __init__(
-        self, sizes: Sizes, hidden: int, rank: int, alpha: float, dropout: float, targets: tuple[str, ...]
-    ):
+    def __init__(self, sizes: Sizes, hidden: int, rank: int, alpha: float, dropout: float, targets: tuple[str, ...]):
         super().__init__()
         self.slots = sizes.image_tokens
         self.projector = Projector(sizes.vision_width, hidden, sizes.language_width)

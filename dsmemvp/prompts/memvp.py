@@ -21,9 +21,7 @@ from dsmemvp.prompts.projector import Projector
 class MemVP(VisualPrompt):
     sees_images = True
 
-    def __init__(
-        self, sizes: Sizes, hidden: int, slots: int, visual_scale: float, output_scale: float, dropout: float
-    ):
+    def __init__(self, sizes: Sizes, hidden: int, slots: int, visual_scale: float, output_scale: float, dropout: float):
         """`slots` is N; raises ValueError where it does not hold the image tokens."""
         super().__init__()
         if slots < sizes.image_tokens:

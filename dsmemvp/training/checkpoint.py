@@ -41,7 +41,9 @@ class Checkpoint:
         return read_trained(self.folder / "optimizer.safetensors", shapes)
 
 
-def save_checkpoint(run: Path, epoch: int, step: int, recipe: dict[str, Any], values: Tensors, moments: Tensors) -> Path:
+def save_checkpoint(
+    run: Path, epoch: int, step: int, recipe: dict[str, Any], values: Tensors, moments: Tensors
+) -> Path:
     """Write one checkpoint, replacing one of the same epoch. Called by one rank."""
     final = run / "checkpoints" / f"epoch-{epoch:04d}"
     partial = final.with_name(f"partial-{final.name}")

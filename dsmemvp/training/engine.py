@@ -51,7 +51,9 @@ def deepspeed_settings(recipe: Recipe, world: int, training: bool = True) -> dic
         found = settings.get(key, "auto")
         automatic = found == "auto" or (isinstance(found, dict) and found.get("enabled") == "auto")
         if not automatic and found != value:
-            raise ValueError(f"training.deepspeed: {path} sets {key} to {found}, the recipe decides {value}; write auto")
+            raise ValueError(
+                f"training.deepspeed: {path} sets {key} to {found}, the recipe decides {value}; write auto"
+            )
         settings[key] = value
     return settings
 
@@ -90,7 +92,9 @@ class Trainer:
         return float(norm)
 
 
-def build_model(recipe: Recipe, configs: Configs, settings: dict[str, Any], device: torch.device) -> VisualLanguageModel:
+def build_model(
+    recipe: Recipe, configs: Configs, settings: dict[str, Any], device: torch.device
+) -> VisualLanguageModel:
     """The whole model with its frozen weights loaded. Under ZeRO-3 each parameter is partitioned as it is made, so no
     rank ever holds the model."""
     dtype = TYPES[recipe.model.dtype]

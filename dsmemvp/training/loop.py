@@ -78,7 +78,9 @@ class _Run:
         share = Share(ranks.rank, ranks.world, training.global_batch, training.micro_batch)
         epochs = range(first_epoch, training.epochs)
         data = self.recipe.data
-        source = training_steps(manifest, self.encoder, share, self.recipe.seed, epochs, data.block_shards, data.workers)
+        source = training_steps(
+            manifest, self.encoder, share, self.recipe.seed, epochs, data.block_shards, data.workers
+        )
         self.watch = GradientWatch(self.trainer.model.trainables())
         window = _Window(time.monotonic())
         for step, batches in enumerate(source, first_epoch * self.per_epoch):

@@ -1,0 +1,63 @@
+"""On every rank: gradients under ZeRO-3 of the recorded batch, of batches without any image, and with recomputation.
+
+Arguments: folder of the imported recording, the shared folder, a DeepSpeed configuration, where to write the findings.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from deepspeed.utils import safe_get_full_grad
+from reference import Recording
+
+from dsmemvp.models.weights import read_configs
+from dsmemvp.training.engine import build_trainer
+from dsmemvp.training.ranks import join_ranks, leave_ranks
+
+
+def main(folder: str, shared: str, settings: str, out: str) -> None:
+    ranks = join_ranks()
+    recording = Recording(Path(shared), Path(folder))
+    recipe = recording.recipe()
+    recipe.training.deepspeed = settings
+    recipe.training.global_batch, recipe.training.micro_batch = ranks.world, 1
+    recipe.training.weight_decay = 0.0
+    trainer = build_trainer(recipe, read_configs(recipe), ranks)
+    held = sum(p.ds_tensor.numel() for p in trainer.model.parameters())
+    whole = sum(p.ds_numel for p in trainer.model.parameters())
+
+    trained = recording.trained()
+    trainer.masters.set(trained)
+    kept = all(torch.equal(value, trained[name]) for name, value in trainer.masters.values().items())
+    findings = {"held": held, "whole": whole, "values_kept": kept, "norm": []}
+
+    # sample 1 has no image: rank 0 of 2 sees only text, rank 1 only images
+    own = {1: [(0, 1, 2)], 2: [(1,), (0, 2)]}[ranks.world][ranks.rank]
+    for name, recompute in (("first", False), ("recomputed", True)):
+        trainer.model.vision.recompute = trainer.model.language.recompute = recompute
+        loss, gradients = step(trainer, ranks, recording.batch(own))
+        findings[f"{name}_loss"] = loss
+        findings[f"{name}_errors"] = {
+            n: float((gradients[n] - g).norm() / g.norm()) for n, g in recording.gradients().items()
+        }
+        findings["norm"].append(trainer.update(0.0))
+        findings[f"{name}_recorded_norm"] = float(torch.stack([g.norm() for g in gradients.values()]).norm())
+
+    # now no rank has an image: whatever sees only images must have a gradient of zero, not its last one
+    _, gradients = step(trainer, ranks, recording.batch((1,)))
+    findings["without_images"] = {n: float(g.abs().max()) for n, g in gradients.items()}
+    trainer.update(0.0)
+    if ranks.first:
+        Path(out).write_text(json.dumps(findings))
+    leave_ranks()
+
+
+def step(trainer, ranks, batch):
+    supervised = ranks.sums(batch.targets.numel())[0]
+    loss = ranks.sums(trainer.accumulate([batch], 1 / supervised))[0] / supervised
+    return loss, {n: safe_get_full_grad(p).clone() for n, p in trainer.model.trainables().items()}
+
+
+if __name__ == "__main__":
+    main(*[argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")])

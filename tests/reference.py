@@ -1,0 +1,54 @@
+"""The recording of the published implementation (memvp_tiny.safetensors) as a recipe, a model and a batch of ours."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.text import EncodedText
+from dsmemvp.models.published import import_published, trained_weights
+from dsmemvp.recipe import Recipe
+
+FILE = Path("reference") / "memvp_tiny.safetensors"
+
+
+class Recording:
+    """`folder` receives the imported weights."""
+
+    def __init__(self, shared: Path, folder: Path):
+        self.tensors = load_file(shared / FILE)
+        self.folder = folder
+        self.images = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(11))
+        self.images[1] = 0  # the text-only sample
+
+    def write(self, shared: Path) -> None:
+        import_published(shared / FILE, self.folder, language_heads=3, vision_heads=2, eps=1e-5)
+
+    def recipe(self) -> Recipe:
+        recipe = Recipe(name="reference", output=str(self.folder))
+        recipe.model.language_model = str(self.folder / "language_model")
+        recipe.model.vision_tower = str(self.folder / "vision_tower")
+        recipe.model.dtype = "fp32"
+        recipe.method.slots, recipe.method.hidden, recipe.method.dropout = 272, 8, 0.0
+        recipe.vision.adapter_dim, recipe.vision.adapter_dropout = 6, 0.0
+        return recipe
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "trained.safetensors")
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """The recorded g.* tensors under our names; the last block's adapter, which has none, marks the last block."""
+        names = {n: n[2:] for n in self.tensors if n.startswith("g.") or "resblocks.2.adapter_mlp" in n}
+        return trained_weights({ours: self.tensors[name] for name, ours in names.items()})
+
+    def batch(self, samples: tuple[int, ...] = (0, 1, 2)):
+        """Our batch of the recorded samples; the text-only one has no image."""
+        items = []
+        for b in samples:
+            tokens, labels = (self.tensors[f"in.{name}"][b].tolist() for name in ("tokens", "labels"))
+            length = max(i for i, token in enumerate(tokens) if token) + 1
+            prompt = next(i for i, label in enumerate(labels) if label)
+            image = self.images[b] if self.tensors["in.indicators"][b] else None
+            items.append(Item(b, EncodedText(tokens[:length], prompt, False), image))
+        return make_batch(items, 224)

@@ -1,0 +1,39 @@
+"""The recorded gradients again, with the model partitioned by ZeRO-3 over one and two ranks."""
+
+import json
+from pathlib import Path
+
+import pytest
+from launch import run_on_ranks, written
+from reference import Recording
+
+PROGRAM = Path(__file__).parent.parent / "programs" / "zero3_parity.py"
+ZERO3 = Path(__file__).parent.parent.parent / "ds_configs" / "zero3.json"
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gradients_under_zero3_are_the_recorded_ones(shared, tmp_path, ranks):
+    recording = Recording(shared, tmp_path)
+    recording.write(shared)
+    settings = json.loads(ZERO3.read_text())
+    # nothing stays resident: every parameter is gathered for use and released
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (tmp_path / "zero3.json").write_text(json.dumps(settings))
+    out = tmp_path / "findings.json"
+    run_on_ranks(PROGRAM, ranks, str(tmp_path), str(shared), str(tmp_path / "zero3.json"), str(out))
+    found = written(out)
+
+    assert found["values_kept"]
+    assert found["whole"] / ranks <= found["held"] < found["whole"] / ranks + 500  # padding
+    for name in ("first", "recomputed"):
+        assert abs(found[f"{name}_loss"] - recording.tensors["out.loss"].item()) < 1e-5
+        assert len(found[f"{name}_errors"]) == 10
+        assert max(found[f"{name}_errors"].values()) < 1e-4, found[f"{name}_errors"]
+    for norm, name in zip(found["norm"], ("first", "recomputed"), strict=True):
+        assert norm == pytest.approx(found[f"{name}_recorded_norm"], rel=1e-4)
+    without = found["without_images"]
+    assert without["method.value_positions"] > 0
+    for name, largest in without.items():
+        if name.startswith(("vision.", "method.projector.")):
+            assert largest == 0, name
