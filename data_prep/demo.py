@@ -40,7 +40,7 @@ SIDE = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the splits' folders")
-    parser.add_argument("--train", type=int, default=2400, help="samples to train on")
+    parser.add_argument("--train", type=int, default=6000, help="samples to train on")
     parser.add_argument("--test", type=int, default=600, help="samples to evaluate on")
     parser.add_argument("--text", type=int, default=12000, help="samples of text for the language model")
     parser.add_argument("--seed", type=int, default=0)

@@ -2,9 +2,9 @@
 
     python -m data_prep.folder --rows train.jsonl --images DIR --out data/mine/train
 
-A row is {"question", "answer", ...}, with "image" (path below DIR) where there is one and "choices" for multiple choice,
-whose answer is the index or the text of the right choice. "context", "caption", "subject", "grade" and whatever else a
-row holds travel along. Images are stored as they are.
+A row is {"question", "answer", ...}, with "image" (path below DIR) where there is one and "choices" for multiple
+choice, whose answer is the index or the text of the right choice. "context", "caption", "subject", "grade" and whatever
+else a row holds travel along. Images are stored as they are.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.shards import Row, write_shards
-from dsmemvp.data.sample import sample_from_row
+from dsmemvp.data.sample import IMAGE_ENDINGS, sample_from_row
 from dsmemvp.data.stream import SampleError
 
 
@@ -35,7 +35,7 @@ def main() -> int:
     try:
         rows = read_rows(given.rows, given.images, skipped if given.on_bad_row == "skip" else None)
         manifest = write_shards(rows, given.out, given.split or given.out.name, given.per_shard)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"data_prep.folder: error: {error}", file=sys.stderr)
         return 1
     print(f"{manifest.samples} samples in {len(manifest.shards)} shards -> {given.out}")
@@ -74,14 +74,15 @@ def _row(line: bytes, where: str, images: Path, number: int) -> Row:
     if not isinstance(fields, dict):
         raise SampleError(where, "is not a JSON object")
     choices, answer = fields.get("choices"), fields.get("answer")
-    if isinstance(choices, list) and isinstance(answer, str):
+    if isinstance(choices, list) and choices and isinstance(answer, str):
         if answer not in choices:
             raise SampleError(where, f"answer {answer!r} is none of its choices")
         fields["answer"] = choices.index(answer)
     fields.setdefault("task", "scienceqa" if choices else "vqa")
     image, ending = _image(fields.pop("image", None), where, images)
     sample_from_row(fields, image, where)
-    key = re.sub(r"[^\w-]+", "_", str(fields.get("id", ""))) or f"{number:09d}"
+    name = fields.get("id")
+    key = re.sub(r"[^\w-]+", "_", "" if name is None else str(name)) or f"{number:09d}"
     return Row(key, fields, image, ending)
 
 
@@ -93,7 +94,10 @@ def _image(name: Any, where: str, images: Path) -> tuple[bytes | None, str]:
         raise SampleError(where, f"image {name!r} lies outside {images}")
     if not path.is_file():
         raise SampleError(where, f"image {path} does not exist")
-    return path.read_bytes(), path.suffix.removeprefix(".")
+    ending = path.suffix.removeprefix(".").lower()
+    if ending not in IMAGE_ENDINGS:
+        raise SampleError(where, f"image {path} does not end in one of {', '.join(IMAGE_ENDINGS)}")
+    return path.read_bytes(), ending
 
 
 if __name__ == "__main__":

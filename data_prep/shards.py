@@ -13,7 +13,7 @@ from typing import Any
 
 from webdataset import TarWriter
 
-from dsmemvp.data.manifest import FILE, Manifest, describe, write_manifest
+from dsmemvp.data.manifest import FILE, Manifest, Shard, describe, write_manifest
 from dsmemvp.data.sample import IMAGE_ENDINGS, sample_from_row
 from dsmemvp.data.stream import SampleError
 
@@ -30,9 +30,11 @@ class Row:
 
 def write_shards(rows: Iterable[Row], folder: Path, split: str, per_shard: int = 512) -> Manifest:
     """Write all rows below `folder`. Raises SampleError for a row that would not be readable."""
+    if per_shard < 1:
+        raise ValueError(f"samples per shard: must be positive, is {per_shard}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).unlink(missing_ok=True)
-    shards = []
+    shards: list[Shard] = []
     remaining = iter(rows)
     while chunk := list(itertools.islice(remaining, per_shard)):
         path = folder / f"{len(shards):06d}.tar"
@@ -42,6 +44,8 @@ def write_shards(rows: Iterable[Row], folder: Path, split: str, per_shard: int =
                 tar.write(_members(row))
         partial.rename(path)
         shards.append(describe(path, len(chunk)))
+    if not shards:
+        raise ValueError(f"{folder}: there is no row to write")
     manifest = Manifest(folder, split, tuple(shards))
     write_manifest(manifest)
     return manifest

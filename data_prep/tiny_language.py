@@ -22,7 +22,7 @@ from dsmemvp.prompts import VisualPrompt
 from dsmemvp.prompts.interface import State
 
 HEAD_DIM = 16
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 4e-3
 ALL_TOKENS = 0.2
 """Weight of the loss on every token beside that on the answers' tokens."""
 
@@ -145,7 +145,8 @@ def _loss(model: LanguageModel, listener: _Listener, judge: nn.Module, texts: li
 @torch.no_grad()
 def accuracy(model: LanguageModel, texts: list[Text]) -> float:
     """How often the answer's first token is the most likely one."""
-    items = [Item(i, EncodedText(text.encoded.tokens[: text.known], text.known, False), None) for i, text in enumerate(texts)]
+    known = [EncodedText(text.encoded.tokens[: text.known], text.known, False) for text in texts]
+    items = [Item(i, encoded, None) for i, encoded in enumerate(known)]
     guesses = model(make_batch(items, resolution=1, last_only=True), (), VisualPrompt()).argmax(-1).tolist()
     wanted = [text.encoded.tokens[text.known] for text in texts]
     return sum(g == w for g, w in zip(guesses, wanted, strict=True)) / len(texts)

@@ -7,10 +7,14 @@ in Hugging Face layout. Test data is never looked at.
 """
 
 import argparse
+import os
+import random
 import re
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -34,35 +38,48 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and perhaps text/")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tokenizer and the two models")
     parser.add_argument("--tokenizer-vocabulary", type=int, default=512)
-    parser.add_argument("--language-width", type=int, default=128)
+    parser.add_argument("--language-width", type=int, default=64)
     parser.add_argument("--language-layers", type=int, default=4)
-    parser.add_argument("--language-steps", type=int, default=400)
+    parser.add_argument("--language-steps", type=int, default=500)
     parser.add_argument("--vision-width", type=int, default=64)
     parser.add_argument("--vision-layers", type=int, default=4, help="the last one is made but never used")
-    parser.add_argument("--vision-steps", type=int, default=500)
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--vision-steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    given.start = START
     train = read_split(given.data / "train")
-    words = picture_words(train)
-    if (given.data / "text").is_dir():
-        texts = read_split(given.data / "text")
-    else:
-        texts = [in_words(sample, words) for sample in train]
-    tokenizer = _tokenizer(texts, given.out / "tokenizer.model", given.tokenizer_vocabulary)
+    _train_tokenizer(given, texts_of(given.data, train))
+    # side by side, each on half of the cores: with layers this small a second thread hardly makes one model faster
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for job in [pool.submit(make_language_model, given), pool.submit(make_vision_tower, given)]:
+            job.result()
+    report(f"written: {given.out}")
 
-    torch.manual_seed(given.seed)
+
+def make_language_model(given: argparse.Namespace) -> None:
+    _settle(given)
+    tokenizer = Tokenizer(given.out / "tokenizer.model")
+    texts = texts_of(given.data, read_split(given.data / "train"))
     plan = Plan(given.language_width, given.language_layers, given.language_steps, seed=given.seed)
-    language = train_language(texts, tokenizer, plan, report)
-    names = {n: n if n.startswith("lm_head.") else f"model.{n}" for n in language.state_dict()}
-    _write(given.out / "language_model", language.config, {names[n]: t for n, t in language.state_dict().items()})
+    model = train_language(texts, tokenizer, plan, report)
+    tensors = {n if n.startswith("lm_head.") else f"model.{n}": t for n, t in model.state_dict().items()}
+    _write(given.out / "language_model", model.config, tensors)
 
-    torch.manual_seed(given.seed)
+
+def make_vision_tower(given: argparse.Namespace) -> None:
+    _settle(given)
+    words = picture_words(read_split(given.data / "train"))
     tower, tensors = train_tower(words, given.vision_width, given.vision_layers, given.vision_steps, report)
     _write(given.out / "vision_tower", tower.config, tensors)
-    report(f"written: {given.out}")
+
+
+def _settle(given: argparse.Namespace) -> None:
+    """In a new process: threads, random numbers, and the time that its lines count from."""
+    global START
+    START = given.start
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+    torch.manual_seed(given.seed)
+    random.seed(given.seed)
 
 
 def report(line: str) -> None:
@@ -102,11 +119,19 @@ def in_words(sample: Sample, words: dict[bytes, tuple[str, ...]]) -> Sample:
     return replace(sample, context=f"{sample.context} {seen}".strip(), caption="", image=None)
 
 
-def _tokenizer(texts: list[Sample], path: Path, vocabulary: int) -> Tokenizer:
+def texts_of(data: Path, train: list[Sample]) -> list[Sample]:
+    """What the language model reads: the split `text`, or else the training samples with their pictures in words."""
+    if (data / "text").is_dir():
+        return read_split(data / "text")
+    words = picture_words(train)
+    return [in_words(sample, words) for sample in train]
+
+
+def _train_tokenizer(given: argparse.Namespace, texts: list[Sample]) -> None:
+    path = given.out / "tokenizer.model"
     if not path.is_file():
-        train_tokenizer((prompt_text(s, False) + target_text(s) for s in texts), path, vocabulary)
-        report(f"tokenizer: {vocabulary} pieces from {len(texts)} texts")
-    return Tokenizer(path)
+        train_tokenizer((prompt_text(s, False) + target_text(s) for s in texts), path, given.tokenizer_vocabulary)
+        report(f"tokenizer: {given.tokenizer_vocabulary} pieces from {len(texts)} texts")
 
 
 def _write(folder: Path, config: PretrainedConfig, tensors: dict[str, torch.Tensor]) -> None:

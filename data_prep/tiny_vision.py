@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.models.vision import Block, VisionTower
 
-RESOLUTION, PATCH = 64, 8
+RESOLUTION, PATCH = 64, 16
 HEAD_DIM = 16
 BATCH = 64
 LEARNING_RATE = 1.5e-3
@@ -48,20 +48,20 @@ def train_tower(
 def _fit(tower: VisionTower, words: dict[bytes, tuple[str, ...]], steps: int, report: Callable[[str], None]) -> None:
     pixels, targets = _tensors(words)
     kept = len(pixels) // 10  # to report on
-    readers = nn.ModuleList(nn.Linear(tower.config.hidden_size, targets.shape[1]) for _ in range(2))
-    parameters = [*tower.parameters(), *readers.parameters()]
+    reader = nn.Linear(tower.config.hidden_size, targets.shape[1])
+    parameters = [*tower.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.05)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 50, 2 * (steps - step) / steps)
         rows = torch.randint(kept, len(pixels), (BATCH,))
         optimizer.zero_grad()
-        loss = _cross_entropy(_read(tower, readers, _moved(pixels[rows])), targets[rows])
+        loss = _cross_entropy(reader(tower(_moved(pixels[rows]))), targets[rows])
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            right = _precision(_read(tower, readers, pixels[:kept]), targets[:kept])
+            right = _precision(reader(tower(pixels[:kept])).mean(1), targets[:kept])
             report(f"vision tower: step {step + 1}, loss {loss.item():.3f}, held-out words right {right:.3f}")
 
 
@@ -85,15 +85,11 @@ def _moved(pixels: torch.Tensor) -> torch.Tensor:
     return wider[:, :, y : y + RESOLUTION, x : x + RESOLUTION]
 
 
-def _read(tower: VisionTower, readers: nn.ModuleList, pixels: torch.Tensor) -> torch.Tensor:
-    """Scores of all words, from the mean and from the strongest of the patches."""
-    features_IPv = tower(pixels)
-    return readers[0](features_IPv.mean(1)) + readers[1](features_IPv).amax(1)
-
-
-def _cross_entropy(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The words said share the probability: words left unsaid are only ever alternatives, not wrong."""
-    return F.cross_entropy(scores, targets / targets.sum(1, keepdim=True))
+def _cross_entropy(scores_IPW: torch.Tensor, targets_IW: torch.Tensor) -> torch.Tensor:
+    """Every patch's features are to tell all of the picture's words. The words said share the probability: words left
+    unsaid are only ever alternatives, not wrong."""
+    shares_IW = targets_IW / targets_IW.sum(1, keepdim=True)
+    return -(scores_IPW.log_softmax(-1).mean(1) * shares_IW).sum(1).mean()
 
 
 @torch.no_grad()

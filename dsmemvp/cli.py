@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 
@@ -11,10 +12,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         given.run(given)
-    except (ValueError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("DSMEMVP_TRACEBACK"):
             raise
-        # one rank speaks for all where all met the same error; a rank alone with its error must not stay silent
+        if os.environ.get("RANK", "0") != "0":
+            # where all ranks met the same error the first one says it, and the launcher ends the others meanwhile;
+            # a rank that is alone with its error must not stay silent
+            time.sleep(3)
         print(f"dsmemvp {given.command}: error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
@@ -29,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     command = _recipe_command(commands, "train", _train, "train a recipe, going on where its run folder stops")
     command = _recipe_command(commands, "evaluate", _evaluate, "score a run's newest checkpoint on data.test")
     command.add_argument("--blind", action="store_true", help="replace every image by none")
-    command.add_argument("--checkpoint", type=Path, help="a checkpoint's folder instead of the run's newest")
+    command.add_argument(
+        "--checkpoint", type=Path, help="a checkpoint's folder, or a file of trained tensors, instead of the newest"
+    )
     _recipe_command(commands, "count", _count, "count parameters from the recipe's shapes, without weights")
 
     command = commands.add_parser("import", help="convert published LLaMA, CLIP and MemVP weights")
@@ -85,7 +91,3 @@ def _import(given: argparse.Namespace) -> None:
 
     for line in import_published(given.source, given.out, given.language_heads, given.vision_heads, given.norm_eps):
         print(line)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,6 +7,8 @@ Add a setting by adding a field with its sentence; add a rule to `Recipe.check`.
 from dataclasses import dataclass, field
 from typing import Literal
 
+PILLOW_PIXELS = 178_956_970
+"""Twice Pillow's Image.MAX_IMAGE_PIXELS, where it raises DecompressionBombError."""
 DTYPES = Literal["bf16", "fp32"]
 
 
@@ -108,8 +110,6 @@ class Training:
     """Steps between two lines in the log and points in TensorBoard."""
     checkpoint_epochs: int = 1
     """Epochs between checkpoints; the last epoch always ends with one."""
-    max_steps: int = 0
-    """Stop after this many optimizer steps of the schedule; 0 runs all epochs."""
 
 
 @dataclass
@@ -142,8 +142,11 @@ class Recipe:
         if not self.name or "/" in self.name:
             raise ValueError("name: give the run a name that can be a folder")
         for key, value in _positive(self):
-            if value <= 0:
+            if not value > 0:  # NaN included
                 raise ValueError(f"{key}: must be positive, is {value}")
+        for key, value in _not_negative(self):
+            if not value >= 0:
+                raise ValueError(f"{key}: must not be negative, is {value}")
         for key, value in _fractions(self):
             if not 0 <= value < 1:
                 raise ValueError(f"{key}: must be at least 0 and below 1, is {value}")
@@ -159,6 +162,10 @@ class Recipe:
                 f"training.global_batch: {self.training.global_batch} is not a multiple of"
                 f" training.micro_batch = {self.training.micro_batch}"
             )
+        if self.vision.max_pixels > PILLOW_PIXELS:
+            raise ValueError(f"vision.max_pixels: Pillow itself refuses images over {PILLOW_PIXELS} pixels")
+        if not self.evaluation.captions:
+            raise ValueError("evaluation.captions: name at least one of false and true")
         if self.method.name == "input_space" and not self.method.lora_targets:
             raise ValueError("method.lora_targets: name at least one linear layer, such as q_proj")
 
@@ -180,6 +187,18 @@ def _positive(recipe: Recipe) -> list[tuple[str, float]]:
         ("method.hidden", m.hidden),
         ("method.slots", m.slots),
         ("method.lora_rank", m.lora_rank),
+    ]
+
+
+def _not_negative(recipe: Recipe) -> list[tuple[str, float]]:
+    t = recipe.training
+    return [
+        ("training.warmup_epochs", t.warmup_epochs),
+        ("training.min_learning_rate", t.min_learning_rate),
+        ("training.weight_decay", t.weight_decay),
+        ("training.gradient_clipping", t.gradient_clipping),
+        ("data.workers", recipe.data.workers),
+        ("vision.adapter_dim", recipe.vision.adapter_dim),
     ]
 
 

@@ -22,7 +22,7 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path} is not YAML: {error}") from None
+        raise ValueError(f"recipe {path} is not YAML: {_problem(error)}") from None
     values: dict[str, tuple[Any, str]] = {}
     if root is not None:
         _flatten(root, "", str(path), values)
@@ -30,7 +30,10 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         key, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"override {override!r}: write key=value, such as training.epochs=3")
-        values[key.strip()] = (yaml.safe_load(text), f"override {override!r}")
+        try:
+            values[key.strip()] = (yaml.safe_load(text), f"override {override!r}")
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"override {override!r}: the value is not YAML: {_problem(error)}") from None
     recipe = Recipe()
     for key, (value, where) in values.items():
         _assign(recipe, key, value, where)
@@ -52,16 +55,30 @@ def _flatten(node: yaml.Node, prefix: str, path: str, into: dict[str, tuple[Any,
     """Nested YAML mappings -> {"training.epochs": (value, "file, line 12")}."""
     line = f"{path}, line {node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
+        here: set[str] = set()
         for key_node, value_node in node.value:
+            at = f"{path}, line {key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ValueError(f"{at}: a key must be a word")
             key = f"{prefix}.{key_node.value}" if prefix else key_node.value
-            if key in into:
-                raise ValueError(f"{path}, line {key_node.start_mark.line + 1}: {key} is given twice")
+            if key in into or key in here:
+                raise ValueError(f"{at}: {key} is given twice")
+            here.add(key)
             _flatten(value_node, key, path, into)
     elif prefix:
-        loader = yaml.SafeLoader("")
-        into[prefix] = (loader.construct_object(node, deep=True), line)
+        try:
+            into[prefix] = (yaml.SafeLoader("").construct_object(node, deep=True), line)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{line}: {prefix}: {_problem(error)}") from None
     else:
         raise ValueError(f"{line}: a recipe is a mapping of keys to values")
+
+
+def _problem(error: Exception) -> str:
+    """An error of the YAML reader in one line."""
+    mark = getattr(error, "problem_mark", None)
+    text = " ".join(str(getattr(error, "problem", None) or error).split())
+    return f"{text} (line {mark.line + 1})" if mark else text
 
 
 def _assign(recipe: Recipe, key: str, value: Any, where: str) -> None:

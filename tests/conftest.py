@@ -1,14 +1,124 @@
-"""Fixtures."""
+"""What many tests share: a tiny tokenizer, shards, random models and a recipe that joins them."""
 
 import os
+import random
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+
+from data_prep.demo import sample
+from data_prep.shards import write_shards
+from data_prep.tokenizer import train_tokenizer
+from dsmemvp.data.sample import sample_from_row
+from dsmemvp.data.text import Tokenizer, prompt_text, target_text
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    folder = Path(os.environ.get("DSMEMVP_SHARED") or Path(__file__).parent.parent.parent / "shared")
+    """The folder of facts and recordings beside the repository."""
+    folder = Path(os.environ.get("DSMEMVP_SHARED") or REPOSITORY.parent / "shared")
     if not folder.is_dir():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{folder} with the reference recording is not here")
+        message = f"{folder} does not exist; give the folder with the published recordings in DSMEMVP_SHARED"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory) -> Path:
+    """A tiny sentencepiece model, trained on the texts of drawn questions."""
+    rng = random.Random("tokenizer of the tests")
+    rows = (sample(rng, f"t{i}", with_picture=i % 2 == 0, draw=False) for i in range(300))
+    samples = [sample_from_row(row.fields, None, row.key) for row in rows]
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    train_tokenizer((prompt_text(s, captions=True) + target_text(s) for s in samples), path, vocabulary=400)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_path) -> Tokenizer:
+    return Tokenizer(tokenizer_path)
+
+
+@pytest.fixture(scope="session")
+def demo_shards(tmp_path_factory) -> Path:
+    """48 drawn questions in 4 shards; every second one has a picture. Do not write into it."""
+    rng = random.Random("shards of the tests")
+    rows = (sample(rng, f"d{i:03d}", with_picture=i % 2 == 0) for i in range(48))
+    folder = tmp_path_factory.mktemp("demo") / "train"
+    write_shards(rows, folder, "train", per_shard=12)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory, tokenizer) -> Path:
+    """A folder with random language_model/ and vision_tower/, written by transformers. Do not write into it."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models")
+    language = LlamaConfig(
+        vocab_size=tokenizer.vocabulary,
+        hidden_size=32,
+        intermediate_size=88,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos,
+        eos_token_id=tokenizer.eos,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        hidden_act="quick_gelu",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(language).save_pretrained(folder / "language_model")
+        CLIPVisionModel(vision).save_pretrained(folder / "vision_tower")
+    return folder
+
+
+@pytest.fixture
+def recipe_path(tmp_path, tokenizer_path, demo_shards, tiny_models) -> Path:
+    """A recipe of all these; its runs go below the test's own folder. Training and test shards are the same."""
+    recipe = {
+        "name": "tiny",
+        "output": str(tmp_path / "runs"),
+        "model": {
+            "language_model": str(tiny_models / "language_model"),
+            "vision_tower": str(tiny_models / "vision_tower"),
+            "tokenizer": str(tokenizer_path),
+            "dtype": "fp32",
+        },
+        "vision": {"adapter_dim": 4},
+        "method": {"name": "memvp", "slots": 24, "hidden": 16, "visual_scale": 0.1, "output_scale": 1.0},
+        "data": {"train": str(demo_shards), "test": str(demo_shards), "max_length": 160, "workers": 0},
+        "training": {
+            "epochs": 2,
+            "warmup_epochs": 1,
+            "learning_rate": 1e-2,
+            "global_batch": 8,
+            "micro_batch": 2,
+            "log_every": 1,
+            "deepspeed": str(REPOSITORY / "ds_configs" / "zero3.json"),
+        },
+        "evaluation": {"batch": 8},
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path

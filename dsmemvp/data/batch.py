@@ -85,16 +85,16 @@ def make_batch(
             targets += tokens[item.text.prompt :]
     images = [item.image for item in items if item.image is not None]
     image_of, seen = [], 0
-    for item in items or [None]:
-        image_of.append(seen if item is not None and item.image is not None else -1)
-        seen += image_of[-1] >= 0
+    for item in items:
+        image_of.append(seen if item.image is not None else -1)
+        seen += item.image is not None
     return Batch(
         tokens=torch.tensor([t for item in items for t in item.text.tokens] or [0]),
         offsets=torch.tensor([0, *lengths]).cumsum(0),
         supervised=torch.tensor(supervised, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         images=torch.stack(images) if images else torch.zeros(0, 3, resolution, resolution),
-        image_of=torch.tensor(image_of),
+        image_of=torch.tensor(image_of or [-1]),
         place=torch.tensor(place or [0]),
         slot_place=torch.tensor(slot_place, dtype=torch.long),
         indices=torch.tensor([item.index for item in items], dtype=torch.long),

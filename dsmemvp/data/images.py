@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dsmemvp.data.stream import SampleError
 
@@ -38,7 +38,7 @@ class ImageTransform:
             with warnings.catch_warnings():
                 # Pillow warns of, and at twice its own limit refuses, what we refuse by the recipe's limit.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(io.BytesIO(encoded))
+                image: Image.Image = Image.open(io.BytesIO(encoded))
             if image.width * image.height > self.max_pixels:
                 size = f"{image.width} x {image.height}"
                 raise SampleError(where, f"image of {size} pixels is over vision.max_pixels = {self.max_pixels}")
@@ -46,8 +46,12 @@ class ImageTransform:
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            elif image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to 8: nearly all white
+                image = Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
             return image.convert("RGB").resize((self.resolution, self.resolution), Image.Resampling.BICUBIC)
         except SampleError:
             raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UnidentifiedImageError:
+            raise SampleError(where, "image cannot be decoded (its format is not known)") from None
+        except Exception as error:  # on damaged files decoders also raise struct.error, TypeError, IndexError, ...
             raise SampleError(where, f"image cannot be decoded ({error})") from None

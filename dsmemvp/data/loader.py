@@ -91,6 +91,10 @@ class Share:
     micro_batch: int
 
 
+Blocks = Callable[[], Iterator[list[order.Place]]]
+"""One pass over the data, block by block."""
+
+
 def training_steps(
     manifest: Manifest, encoder: Encoder, share: Share, seed: int, epochs: range, block_shards: int, workers: int
 ) -> Iterator[list[Batch]]:
@@ -98,7 +102,7 @@ def training_steps(
     global batch of an epoch is dropped. Raises SampleError (also out of a worker)."""
     counts = [shard.samples for shard in manifest.shards]
     steps = order.steps_per_epoch(manifest.samples, share.global_batch)
-    passes = [partial(order.epoch_blocks, counts, seed, epoch, block_shards) for epoch in epochs]
+    passes: list[Blocks] = [partial(order.epoch_blocks, counts, seed, epoch, block_shards) for epoch in epochs]
     return _load(_Steps(manifest, encoder, share, passes, steps), workers)
 
 
@@ -106,7 +110,7 @@ def evaluation_steps(manifest: Manifest, encoder: Encoder, share: Share, workers
     """All samples in file order, one list of micro-batches per step, the same number on every rank: the last may be
     smaller or empty."""
     steps = -(-manifest.samples // share.global_batch)
-    whole = partial(order.file_order, [shard.samples for shard in manifest.shards])
+    whole: Blocks = partial(order.file_order, [shard.samples for shard in manifest.shards])
     return _load(_Steps(manifest, encoder, share, [whole], steps), workers)
 
 
@@ -115,7 +119,7 @@ class _Steps(IterableDataset):
     manifest: Manifest
     encoder: Encoder
     share: Share
-    passes: list[Callable[[], Iterator[list[order.Place]]]]
+    passes: list[Blocks]
     """For each pass over the data, its places block by block."""
     steps: int
     """Global batches in a pass."""

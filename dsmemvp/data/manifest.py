@@ -57,7 +57,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         content = json.loads(path.read_bytes())
         if content["schema"] != SCHEMA:
             raise ValueError(f"{path}: schema {content['schema']}, this version reads {SCHEMA}; prepare the data again")
-        shards = tuple(Shard(**entry) for entry in content["shards"])
+        shards = tuple(_shard(**entry) for entry in content["shards"])
         manifest = Manifest(folder, content["split"], shards)
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a manifest: {error!r}; prepare the data again") from None
@@ -74,3 +74,9 @@ def read_manifest(folder: str | Path) -> Manifest:
     if manifest.samples == 0:
         raise ValueError(f"{path}: no samples in it")
     return manifest
+
+
+def _shard(name: str, samples: int, bytes: int, sha256: str) -> Shard:
+    if type(name) is not str or type(samples) is not int or type(bytes) is not int or min(samples, bytes) < 0:
+        raise TypeError(f"shard {name!r} with {samples!r} samples and {bytes!r} bytes")
+    return Shard(name, samples, bytes, sha256)

@@ -71,13 +71,18 @@ def sample_from_row(row: Any, image: bytes | None, where: str, index: int = 0) -
             raise SampleError(where, f"answer {answer!r} is not the index of one of its {len(choices)} choices")
     elif not isinstance(answer, str) or not answer.strip():
         raise SampleError(where, "has neither choices nor an answer in text")
+    texts = [question, _text(row, "context", where), _text(row, "caption", where), *choices, str(answer)]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:  # JSON can write half a surrogate pair; a tokenizer cannot read it
+        raise SampleError(where, "holds text that is not Unicode (half of a surrogate pair)") from None
     scores = {k: v for k, v in row.items() if k not in ("question", "context", "caption", "choices", "answer")}
     return Sample(
         question=question,
         answer=answer,
         choices=tuple(choices),
-        context=_text(row, "context", where),
-        caption=_text(row, "caption", where),
+        context=texts[1],
+        caption=texts[2],
         image=image,
         scores=scores,
         where=where,

@@ -4,6 +4,8 @@ A shard always yields exactly as many entries as the manifest says: where the fi
 `BadSample`, so that every other sample keeps its place in the order. Nothing here decodes or unpickles.
 """
 
+import functools
+import hashlib
 import itertools
 import tarfile
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from typing import Any
 
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from dsmemvp.data.manifest import Manifest
+from dsmemvp.data.manifest import Manifest, Shard
 from dsmemvp.data.order import Place
 
 
@@ -46,15 +48,36 @@ def read_in_order(manifest: Manifest, block: list[Place]) -> Iterator[EncodedSam
     held: dict[int, list[EncodedSample | BadSample]] = {}
     for shard, index in block:
         if shard not in held:
-            held[shard] = read_shard(manifest.path(shard), manifest.shards[shard].samples, firsts[shard])
+            held[shard] = _read_checked(manifest.path(shard), manifest.shards[shard], firsts[shard])
         yield held[shard][index]
+
+
+def _read_checked(path: Path, shard: Shard, first_index: int) -> list[EncodedSample | BadSample]:
+    why = _difference(path, shard.sha256)
+    if why:
+        return [BadSample(SampleError(str(path), why), first_index + i) for i in range(shard.samples)]
+    return read_shard(path, shard.samples, first_index)
+
+
+@functools.cache
+def _difference(path: Path, sha256: str) -> str:
+    """Why a file is not the one the manifest was written for; empty if it is.
+
+    Checked once in each process: one flipped bit in a tar header loses an image without a word.
+    """
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"cannot be read ({error})"
+    return "" if found == sha256 else "its checksum is not the manifest's; prepare the data again"
 
 
 def read_shard(path: Path, count: int, first_index: int) -> list[EncodedSample | BadSample]:
     """All of one shard, in file order; `count` is what the manifest promises, `first_index` the first's number.
 
-    Samples before a damaged place are good; where the number of samples is not the promised one, none is, since
-    nothing tells which file the manifest was written for.
+    Samples that end before a damaged place are good; where the number of samples is not the promised one, none is,
+    since nothing tells which file the manifest was written for.
     """
     entries: list[EncodedSample | BadSample] = []
     why = ""

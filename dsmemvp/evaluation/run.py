@@ -1,7 +1,7 @@
 """Evaluation of a run on its test shards, the work dealt over all ranks, for captions on and off.
 
-Writes RUN/evaluation.json (RUN/evaluation-blind.json) and predictions as JSON lines beside it; the first rank prints the
-table.
+Writes RUN/evaluation.json (RUN/evaluation-blind.json) and predictions as JSON lines beside it; the first rank prints
+the table.
 """
 
 import json
@@ -24,6 +24,7 @@ from dsmemvp.evaluation.decode import decode_greedily
 from dsmemvp.evaluation.scores import Prediction, accuracies, predict, table
 from dsmemvp.models.weights import read_configs
 from dsmemvp.recipe import Recipe
+from dsmemvp.recipe_file import as_dict
 from dsmemvp.training.checkpoint import newest_checkpoint, read_checkpoint
 from dsmemvp.training.engine import build_for_inference
 from dsmemvp.training.monitor import write_json
@@ -37,10 +38,12 @@ def evaluate(recipe: Recipe, ranks: Ranks, blind: bool, checkpoint: Path | None 
         raise ValueError("data.test: give the folder of shards to evaluate on")
     manifest = read_manifest(recipe.data.test)
     configs = read_configs(recipe)
-    encoder = recipe_encoder(recipe, configs.vision.image_size, configs.language.vocab_size)
+    encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
     found = read_checkpoint(checkpoint) if checkpoint else newest_checkpoint(run)
     if found is None and recipe.method.name != "none":
         raise FileNotFoundError(f"{run / 'checkpoints'} holds no checkpoint; train first, or give --checkpoint")
+    if found is not None:
+        found.check_method(as_dict(recipe))
     model, forward = build_for_inference(recipe, configs, ranks, found)
     encoder = replace(encoder, slots=model.method.slots, answers=True, blind=blind)
     samples, left_out = _samples(manifest, encoder.skip_bad)
@@ -57,13 +60,13 @@ def evaluate(recipe: Recipe, ranks: Ranks, blind: bool, checkpoint: Path | None 
         results[name] = accuracies(predictions[name])
     if ranks.first:
         epoch = found.epoch if found else 0
-        _write(
-            run, blind, results, predictions, {"epoch": epoch, "samples": manifest.samples, "left_out": len(left_out)}
-        )
-        print(f"{recipe.name}, epoch {epoch}, {manifest.samples - len(left_out)} samples of {recipe.data.test}")
+        scored = len(next(iter(predictions.values())))
+        about = {"epoch": epoch, "samples": manifest.samples, "left_out": manifest.samples - scored}
+        _write(run, blind, results, predictions, about)
+        print(f"{recipe.name}, epoch {epoch}, {scored} samples of {recipe.data.test}")
         print(table(results), flush=True)
         if left_out:
-            print(f"{len(left_out)} samples left out:", *sorted(left_out), sep="\n  ", flush=True)
+            print(f"{about['left_out']} samples left out:", *sorted(left_out), sep="\n  ", flush=True)
 
 
 def _samples(manifest: Manifest, skip_bad: bool) -> tuple[dict[int, Sample], set[str]]:
@@ -93,7 +96,7 @@ def _decode_all(
     steps: int,
     name: str,
 ) -> tuple[dict[int, list[int]], set[str]]:
-    """Decoded tokens by the samples' running numbers, from all ranks, and messages of this rank's skipped samples."""
+    """Decoded tokens by the samples' running numbers, and messages of the skipped samples, both from all ranks."""
     share = Share(ranks.rank, ranks.world, recipe.evaluation.batch * ranks.world, recipe.evaluation.batch)
     # a row per sample; each rank fills its own rows with token + 1, and the sum over ranks is everybody's
     rows = torch.zeros(manifest.samples, steps, dtype=torch.int64, device=ranks.device)
@@ -102,14 +105,15 @@ def _decode_all(
     total = -(-manifest.samples // share.global_batch)
     quiet = not (ranks.first and sys.stderr.isatty())
     with torch.inference_mode():
-        for batches in tqdm(source, total=total, desc=name, unit="batch", disable=quiet):
+        for batches in tqdm(ranks.in_step(source), total=total, desc=name, unit="batch", disable=quiet):
             for batch in batches:
                 decoded = decode_greedily(forward, batch, encoder.slots, steps)
                 for index, tokens in zip(batch.indices.tolist(), decoded, strict=True):
                     rows[index] = torch.tensor(tokens) + 1
                 skipped.update(batch.skipped)
     torch.distributed.all_reduce(rows)
-    return {i: [t - 1 for t in row] for i, row in enumerate(rows.tolist()) if row[0] > 0}, skipped
+    decoded_rows = {i: [t - 1 for t in row] for i, row in enumerate(rows.tolist()) if row[0] > 0}
+    return decoded_rows, set(ranks.gather(sorted(skipped)))
 
 
 def _write(

@@ -1,8 +1,8 @@
 """From decoded text to scores. Pure functions.
 
-ScienceQA's protocol as published (MemVP, eval.py:33-100, the same classes as ScienceQA's own tools/evaluate_acc.py): the
-first capital letter of the decoded text; a letter that is not among the choices is wrong. Open answers are compared
-after lower-casing, up to the first full stop.
+ScienceQA's protocol as published (MemVP, eval.py:33-100, the same classes as ScienceQA's own tools/evaluate_acc.py):
+the first capital letter of the decoded text; a letter that is not among the choices is wrong. Open answers are compared
+after lower-casing, up to the first full stop that is no decimal point.
 """
 
 import re
@@ -33,7 +33,8 @@ def predict(sample: Sample, decoded: str) -> Prediction:
     """Read the answer out of the text that the model decoded after "The answer is"."""
     name = str(sample.scores.get("id", sample.index))
     if not sample.choices:
-        answer, predicted = (text.partition(".")[0].strip().lower() for text in (str(sample.answer), decoded))
+        texts = (str(sample.answer), decoded)
+        answer, predicted = (re.split(r"\.(?!\d)", text, maxsplit=1)[0].strip().lower() for text in texts)
     else:
         letter = re.search("[A-Z]", decoded)
         valid = letter is not None and ord(letter[0]) - ord("A") < len(sample.choices)
@@ -46,11 +47,12 @@ def classes_of(sample: Sample) -> tuple[str, ...]:
     classes = []
     if (subject := sample.scores.get("subject")) in SUBJECTS:
         classes.append(SUBJECTS[subject])
-    if sample.context:
+    hint = bool(sample.context.strip())
+    if hint:
         classes.append("TXT")
     if sample.image is not None:
         classes.append("IMG")
-    if not sample.context and sample.image is None:
+    if not hint and sample.image is None:
         classes.append("NO")
     grade = re.fullmatch(r"(?:grade)?(\d+)", str(sample.scores.get("grade", "")))
     if grade and 1 <= int(grade[1]) <= 12:

@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.data.batch import Batch
 from dsmemvp.models.language import LanguageModel
-from dsmemvp.models.vision import VisionTower
+from dsmemvp.models.vision import VisionTower, image_tokens, square
 from dsmemvp.prompts import Sizes, VisualPrompt, build_method
 from dsmemvp.recipe import Recipe
 
@@ -24,9 +24,13 @@ class Configs:
     vision: CLIPVisionConfig
 
     @property
+    def resolution(self) -> int:
+        """Height and width of the vision tower's input."""
+        return square(self.vision.image_size)
+
+    @property
     def sizes(self) -> Sizes:
-        tokens = (self.vision.image_size // self.vision.patch_size) ** 2
-        return Sizes(tokens, self.vision.hidden_size, self.language.hidden_size)
+        return Sizes(image_tokens(self.vision), self.vision.hidden_size, self.language.hidden_size)
 
 
 class VisualLanguageModel(nn.Module):

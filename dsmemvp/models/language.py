@@ -4,6 +4,8 @@ its points (prompts/interface.py). With no method the logits are transformers' o
 Parameter names are transformers' without the leading "model.". B samples, L places, d width, S supervised places.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import LlamaConfig
@@ -57,7 +59,7 @@ class LanguageModel(nn.Module):
         config._attn_implementation = "sdpa"
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers: Any = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:

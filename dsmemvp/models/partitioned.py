@@ -4,12 +4,15 @@ A partitioned parameter keeps on each rank `ds_tensor`: a flat run of ceil(numel
 last rank's padded. This file is all that models/ knows of DeepSpeed.
 """
 
+from typing import Any
+
 import torch
-from torch import distributed, nn
+from torch import distributed
 
 
-def element_range(parameter: nn.Parameter) -> tuple[int, int]:
-    """The elements [start, stop) of the flattened tensor that this process holds."""
+def element_range(parameter: Any) -> tuple[int, int]:
+    """The elements [start, stop) of the flattened tensor that this process holds; `parameter` is an nn.Parameter,
+    which ZeRO-3 may have given its attributes."""
     if not hasattr(parameter, "ds_tensor"):
         return 0, parameter.numel()
     size = parameter.ds_tensor.ds_numel
@@ -17,7 +20,7 @@ def element_range(parameter: nn.Parameter) -> tuple[int, int]:
     return start, min(start + size, parameter.ds_numel)
 
 
-def fill(parameter: nn.Parameter, values: torch.Tensor) -> None:
+def fill(parameter: Any, values: torch.Tensor) -> None:
     """Set the elements of `element_range`; `values` is flat, of any floating type."""
     with torch.no_grad():
         held = parameter.ds_tensor.data if hasattr(parameter, "ds_tensor") else parameter.data.view(-1)

@@ -4,11 +4,13 @@ with the published bottleneck adapters beside every block's MLP (MemVP, clip/mod
 Built from transformers' CLIP parts under their names. I images, P patches, v width.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig
-from transformers.models.clip.modeling_clip import CLIPAttention, CLIPMLP, CLIPVisionEmbeddings
+from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPVisionEmbeddings
 
 from dsmemvp.models.recompute import run_layer
 from dsmemvp.recipe import Vision
@@ -47,6 +49,18 @@ class Block(nn.Module):
         return hidden + out
 
 
+def square(side: object) -> int:
+    """A configuration's size that must be one number. Raises ValueError."""
+    if not isinstance(side, int):
+        raise ValueError(f"model.vision_tower: config.json gives a size of {side}, only square images are supported")
+    return side
+
+
+def image_tokens(config: CLIPVisionConfig) -> int:
+    """P, the number of patches."""
+    return (square(config.image_size) // square(config.patch_size)) ** 2
+
+
 class VisionTower(nn.Module):
     """pixels [I, 3, R, R] -> features [I, P, v]. The last block of the published tower is neither built nor loaded."""
 
@@ -56,13 +70,9 @@ class VisionTower(nn.Module):
         self.config = config
         self.embeddings = CLIPVisionEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers - 1))
+        self.layers: Any = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers - 1))
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.recompute = False
-
-    @property
-    def image_tokens(self) -> int:
-        return (self.config.image_size // self.config.patch_size) ** 2
 
     def add_adapters(self, vision: Vision) -> None:
         """Trainable adapters in every block; none where `vision.adapter_dim` is 0."""

@@ -7,6 +7,7 @@ A partitioned parameter takes only its own range of elements; nothing is sent be
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -54,7 +55,7 @@ def configs_of_shapes(recipe: Recipe) -> Configs:
     return Configs(language_config(recipe.model.language_shape), vision_config(recipe.model.vision_shape))
 
 
-def _folder_config(folder: str, key: str, kind: type):
+def _folder_config(folder: str, key: str, kind: Any) -> Any:
     if not folder:
         return None
     path = Path(folder) / "config.json"
@@ -141,7 +142,7 @@ def _language_name(name: str, module: nn.Module) -> str | None:
     return name.removeprefix("model.")
 
 
-def _vision_name(name: str, module: nn.Module) -> str | None:
+def _vision_name(name: str, module: Any) -> str | None:
     """Files of whole CLIP models hold the text tower too; the last vision block is not used (models/vision.py)."""
     if name.startswith(("text_model.", "text_projection.", "visual_projection.", "logit_scale")):
         return None

@@ -35,7 +35,7 @@ class MemVP(VisualPrompt):
         self.visual_scale, self.output_scale, self.dropout = visual_scale, output_scale, dropout
 
     def forward(self, features: torch.Tensor | None, batch: Batch) -> State:
-        """-> (K, V in float32, which gather the gradient; K, V in the compute type, which are multiplied), [B, N, d]."""
+        """-> (K, V in float32, which gather the gradient, and K, V in the compute type, to multiply), [B, N, d]."""
         assert features is not None
         visual_IPd = self.projector(features).float() * self.visual_scale
         has_image_B = batch.image_of >= 0
@@ -66,5 +66,5 @@ class _SharedMemory(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx, key_gradient, value_gradient):  # type: ignore[override]
+    def backward(ctx, key_gradient, value_gradient):
         return key_gradient.float(), value_gradient.float(), None, None

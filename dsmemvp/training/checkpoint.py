@@ -11,7 +11,7 @@ taken for a checkpoint. Nothing frozen is stored and nothing is unpickled.
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,34 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    folder: Path
-    epoch: int
+    trained: Path
+    """The file of trained tensors."""
+    epoch: int = 0
     """Finished passes over the data."""
-    step: int
+    step: int = 0
     """Updates made."""
-    recipe: dict[str, Any]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """What it was trained with; empty for a file from elsewhere."""
+
+    def check_method(self, recipe: dict[str, Any]) -> None:
+        """A checkpoint goes only with the method it was trained with: shapes alone would let other scales pass. Raises
+        ValueError naming the key."""
+        for group in ("method", "vision") if self.recipe else ():
+            for key, value in recipe[group].items():
+                if self.recipe[group].get(key) != value:
+                    raise ValueError(
+                        f"{group}.{key}: is {value}, but {self.trained.parent} was trained with"
+                        f" {self.recipe[group].get(key)}; take another name for the run or the old value"
+                    )
 
     def values(self, wanted: dict[str, tuple[int, ...]]) -> Tensors:
         """The trained tensors; `wanted` is name -> shape of the model's. Raises ValueError."""
-        return read_trained(self.folder / "trained.safetensors", wanted)
+        return read_trained(self.trained, wanted)
 
     def moments(self, wanted: dict[str, tuple[int, ...]]) -> Tensors:
+        """Adam's moments, named after their tensors. Raises ValueError."""
         shapes = {f"{name}.{m}": shape for name, shape in wanted.items() for m in ("exp_avg", "exp_avg_sq")}
-        return read_trained(self.folder / "optimizer.safetensors", shapes)
+        return read_trained(self.trained.with_name("optimizer.safetensors"), shapes)
 
 
 def save_checkpoint(
@@ -68,7 +82,10 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Raises FileNotFoundError or ValueError."""
+    """A checkpoint's folder, or a single safetensors file of trained tensors, such as `dsmemvp import` writes. Raises
+    FileNotFoundError or ValueError."""
+    if folder.is_file():
+        return Checkpoint(folder)
     path = folder / "state.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {folder} is not a checkpoint")
@@ -76,7 +93,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         state = json.loads(path.read_bytes())
         if state["format"] != FORMAT:
             raise ValueError(f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}")
-        return Checkpoint(folder, state["epoch"], state["step"], state["recipe"])
+        return Checkpoint(folder / "trained.safetensors", state["epoch"], state["step"], state["recipe"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a checkpoint's state ({error!r})") from None
 

@@ -92,8 +92,11 @@ class Trainer:
         return float(norm)
 
 
+Load = Callable[[VisualLanguageModel, Recipe], None]
+
+
 def build_model(
-    recipe: Recipe, configs: Configs, settings: dict[str, Any], device: torch.device
+    recipe: Recipe, configs: Configs, settings: dict[str, Any], device: torch.device, load: Load = load_frozen
 ) -> VisualLanguageModel:
     """The whole model with its frozen weights loaded. Under ZeRO-3 each parameter is partitioned as it is made, so no
     rank ever holds the model."""
@@ -111,15 +114,15 @@ def build_model(
             model = build_frozen(recipe, configs)
     finally:
         torch.set_default_dtype(before)
-    load_frozen(model, recipe)
+    load(model, recipe)
     add_trainables(model, recipe, configs)
     return model
 
 
-def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks) -> Trainer:
-    """Raises ValueError where the recipe has nothing to train."""
+def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks, load: Load = load_frozen) -> Trainer:
+    """`load` fills the frozen weights. Raises ValueError where the recipe has nothing to train."""
     settings = deepspeed_settings(recipe, ranks.world)
-    model = build_model(recipe, configs, settings, ranks.device)
+    model = build_model(recipe, configs, settings, ranks.device, load)
     trainables = model.trainables()
     if not trainables:
         raise ValueError("method.name: 'none' has no trainable parameters; it can only be evaluated")
@@ -130,7 +133,7 @@ def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks) -> Trainer:
     optimizer = torch.optim.AdamW(
         decay_groups(trainables, recipe.training.weight_decay),
         lr=recipe.training.learning_rate,
-        betas=tuple(recipe.training.betas),
+        betas=(recipe.training.betas[0], recipe.training.betas[1]),
         fused=ranks.device.type == "cuda",
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
@@ -140,7 +143,7 @@ def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks) -> Trainer:
 
 
 def decay_groups(trainables: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Vectors (biases) are not decayed, everything else is; an empty group is left out, since schedulers choke on it."""
+    """Vectors (biases) are not decayed, everything else is. An empty group is left out: schedulers choke on it."""
     groups = [
         {"params": [p for p in trainables.values() if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainables.values() if p.dim() <= 1], "weight_decay": 0.0},

@@ -19,10 +19,10 @@ class GradientWatch:
         return mark
 
     def check_all_received(self, ranks: Ranks) -> None:
-        """Raises RuntimeError on every rank, naming the parameters that had none on this or another rank."""
+        """Raises ValueError on every rank, naming the parameters that had none on this or another rank."""
         for hook in self._hooks:
             hook.remove()
         received = ranks.sums(*(float(name in self._seen) for name in self._names))
         without = [name for name, ranks_with in zip(self._names, received, strict=True) if ranks_with < ranks.world]
         if without:
-            raise RuntimeError(f"step 1: no gradient reached {', '.join(without)}; the method does not use them")
+            raise ValueError(f"step 1: no gradient reached {', '.join(without)}; the method does not use them")

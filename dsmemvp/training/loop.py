@@ -1,5 +1,6 @@
 """The training run: batches -> steps -> checkpoints, the same on every rank."""
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from dsmemvp.data.order import steps_per_epoch
 from dsmemvp.models.weights import read_configs
 from dsmemvp.recipe import Recipe
 from dsmemvp.recipe_file import as_dict
-from dsmemvp.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from dsmemvp.training.checkpoint import newest_checkpoint, save_checkpoint
 from dsmemvp.training.engine import Trainer, build_trainer
 from dsmemvp.training.gradients import GradientWatch
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
@@ -33,13 +34,13 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
     configs = read_configs(recipe)
     checkpoint = newest_checkpoint(run)
     if checkpoint is not None:
-        _check_same_model(recipe, checkpoint)
-    encoder = recipe_encoder(recipe, configs.vision.image_size, configs.language.vocab_size)
+        checkpoint.check_method(as_dict(recipe))
+    encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
     trainer = build_trainer(recipe, configs, ranks)
     encoder = replace(encoder, slots=trainer.model.method.slots)
     first = 0
     if checkpoint is not None:
-        shapes = {name: tuple(t.shape) for name, t in trainer.masters.values().items()}
+        shapes = trainer.masters.shapes()
         trainer.masters.set(checkpoint.values(shapes))
         trainer.masters.set_moments(checkpoint.moments(shapes), checkpoint.step)
         first = checkpoint.epoch
@@ -47,7 +48,7 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
     monitor = Monitor(run, ranks.first, epochs * per_epoch, first * per_epoch)
     if ranks.first:
         write_json(run / "recipe.json", as_dict(recipe))
-    trained = sum(t.numel() for t in trainer.masters.values().values())
+    trained = sum(math.prod(shape) for shape in trainer.masters.shapes().values())
     monitor.say(
         f"{recipe.name}: {trained:,} trained parameters, {manifest.samples} samples, {per_epoch} steps per epoch,"
         f" {epochs} epochs, {ranks.world} ranks on {ranks.device.type}"
@@ -83,7 +84,7 @@ class _Run:
         )
         self.watch = GradientWatch(self.trainer.model.trainables())
         window = _Window(time.monotonic())
-        for step, batches in enumerate(source, first_epoch * self.per_epoch):
+        for step, batches in enumerate(ranks.in_step(source), first_epoch * self.per_epoch):
             self._step(step, batches, window)
             if (step + 1) % training.log_every == 0:
                 self._log(step, window)
@@ -103,7 +104,7 @@ class _Run:
         if supervised == 0:
             raise ValueError(f"step {step + 1}: no sample of the global batch could be used; see data.on_bad_sample")
         loss = ranks.sums(trainer.accumulate(batches, 1 / supervised))[0] / supervised
-        if not loss - loss == 0:  # NaN or infinite
+        if not math.isfinite(loss):
             raise FloatingPointError(
                 f"step {step + 1}: the loss is {loss}; nothing was updated. The last checkpoint is good; lower"
                 " training.learning_rate or look at the samples of this step"
@@ -155,13 +156,14 @@ class _Run:
         self.ranks.wait()
 
     def _report(self) -> None:
-        """What was left out or shortened on this rank's samples, and over all ranks."""
+        """What was left out or shortened, over all ranks."""
         skipped, cut = self.ranks.sums(len(self.skipped), self.cut)
+        messages = self.ranks.gather(sorted(set(self.skipped)))
         if cut:
             self.monitor.say(f"{cut:.0f} contexts were cut to data.max_length = {self.recipe.data.max_length} tokens")
         if skipped:
-            self.monitor.say(f"{skipped:.0f} times a sample was left out (all ranks, all epochs); rank 0 left out:")
-            for message in sorted(set(self.skipped)):
+            self.monitor.say(f"{skipped:.0f} times a sample was left out:")
+            for message in sorted(set(messages)):
                 self.monitor.say(f"  {message}")
 
 
@@ -182,18 +184,6 @@ class _Window:
         self.samples += samples
         self.tokens += tokens
         self.steps += 1
-
-
-def _check_same_model(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """A checkpoint goes on only with the method it was trained with."""
-    now = as_dict(recipe)
-    for group in ("method", "vision"):
-        for key, value in now[group].items():
-            if checkpoint.recipe[group].get(key) != value:
-                raise ValueError(
-                    f"{group}.{key}: is {value}, but {checkpoint.folder} was trained with"
-                    f" {checkpoint.recipe[group].get(key)}; take another name for the run or the old value"
-                )
 
 
 def _missing(key: str) -> str:

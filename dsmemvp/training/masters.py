@@ -4,6 +4,8 @@ Under ZeRO-3 the optimizer works on flat float32 partitions of ceil(numel / rank
 last rank; the module computes on 16-bit copies, which stay stale unless they are set together with the masters.
 """
 
+from typing import Any
+
 import deepspeed
 import torch
 from deepspeed.utils import (
@@ -27,6 +29,10 @@ class Masters:
         if engine.zero_optimization_stage() != 3:
             raise ValueError("training.deepspeed: only ZeRO stage 3 is supported")
         self._engine, self._trainables = engine, trainables
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the whole tensors; no communication."""
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._trainables.items()}
 
     def values(self) -> Tensors:
         """Whole float32 tensors on the CPU."""
@@ -59,7 +65,7 @@ class Masters:
                 safe_set_local_optimizer_state(parameter, _local(parameter, moments[f"{name}.{moment}"]), moment)
 
 
-def _local(parameter: nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
+def _local(parameter: Any, whole: torch.Tensor) -> torch.Tensor:
     """This rank's padded partition of a whole tensor."""
     start, stop = element_range(parameter)
     held = parameter.ds_tensor

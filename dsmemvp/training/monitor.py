@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 class Monitor:
     def __init__(self, folder: Path, active: bool, steps: int, start: int):
-        """`steps` is where the run ends, `start` where it (again) begins."""
+        """`steps` is where the run ends, `start` where it (again) begins: what was recorded of later steps, before the
+        run was cut off, is dropped."""
         self._active = active
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._board = SummaryWriter(str(folder / "tensorboard"))
-        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._lines = _reopen(folder / "metrics.jsonl", start)
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty())
 
     def say(self, text: str) -> None:
@@ -52,6 +53,15 @@ class Monitor:
             self._bar.close()
             self._board.close()
             self._lines.close()
+
+
+def _reopen(path: Path, last_step: int) -> TextIO:
+    """The file of JSON lines, open to append after `last_step`."""
+    old = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    file = path.open("w", encoding="utf-8")
+    # a run that was killed may have left half a line
+    file.writelines(line for line in old if line.endswith("}\n") and json.loads(line)["step"] <= last_step)
+    return file
 
 
 def peak_memory(device: torch.device) -> float:

@@ -4,17 +4,24 @@ The launcher sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT (the
 them this process is the only one.
 """
 
+import contextlib
+import io
+import json
 import logging
 import os
 import socket
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 
+T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for a rank; explicit, since DeepSpeed's default has changed between versions."""
 
@@ -36,6 +43,27 @@ class Ranks:
         torch.distributed.all_reduce(tensor)
         return tensor.tolist()
 
+    def gather(self, texts: list[str]) -> list[str]:
+        """The texts of all ranks, rank by rank. They travel as JSON: nothing that others send is unpickled."""
+        own = torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8, device=self.device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
+        torch.distributed.all_gather(sizes, torch.tensor([own.numel()], device=self.device))
+        longest = int(max(size.item() for size in sizes))
+        padded = [torch.zeros(longest, dtype=torch.uint8, device=self.device) for _ in range(self.world)]
+        torch.distributed.all_gather(padded, torch.nn.functional.pad(own, (0, longest - own.numel())))
+        rows = [bytes(p[: int(s.item())].tolist()) for p, s in zip(padded, sizes, strict=True)]
+        return [text for row in rows for text in json.loads(row)]
+
+    def in_step(self, source: Iterator[T]) -> Iterator[T]:
+        """`source`, item by item on all ranks; where it raises ValueError on one, all raise with that message, so that
+        no rank is left waiting in a collective for one that has gone."""
+        for item in _caught(source):
+            own = str(item) if isinstance(item, ValueError) else ""
+            if self.sums(bool(own))[0]:
+                raise ValueError(next(message for message in self.gather([own]) if message))
+            assert not isinstance(item, ValueError)
+            yield item
+
     def wait(self) -> None:
         torch.distributed.barrier()
 
@@ -54,8 +82,18 @@ def join_ranks() -> Ranks:
         device = torch.device("cpu")
         _share_cores()
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+    with contextlib.redirect_stdout(sys.stderr if "DSMEMVP_DEBUG" in os.environ else io.StringIO()):
+        # on CPUs DeepSpeed builds a collective with the C++ compiler, once on a machine, and prints that it did
+        deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def _caught(source: Iterator[T]) -> Iterator[T | ValueError]:
+    """The items of `source`, the last one being the ValueError it raised, if it did."""
+    try:
+        yield from source
+    except ValueError as error:
+        yield error
 
 
 def leave_ranks() -> None:

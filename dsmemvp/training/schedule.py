@@ -1,4 +1,7 @@
-"""The learning rate as a function of the step: linear warm-up from zero, then half a cosine (MemVP, util/lr_sched.py)."""
+"""The learning rate as a function of the step: linear warm-up from zero, then half a cosine.
+
+As published: MemVP, util/lr_sched.py:5-9.
+"""
 
 import math
 

@@ -4,6 +4,7 @@ Arguments: folder of the imported recording, the shared folder, a DeepSpeed conf
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def main(folder: str, shared: str, settings: str, out: str) -> None:
     if ranks.first:
         Path(out).write_text(json.dumps(findings))
     leave_ranks()
+    os._exit(0)  # as dsmemvp/__main__.py does, and why
 
 
 def step(trainer, ranks, batch):

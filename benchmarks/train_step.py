@@ -1,0 +1,186 @@
+"""One training step of memvp beside input_space, on the same samples, through the engine that runs use.
+
+    python benchmarks/train_step.py --shape tiny          two CPU cores
+    python benchmarks/train_step.py --shape 7b            one CUDA GPU, random weights
+
+Prints a Markdown table: samples/s, tokens through the language model per sample, share of the matrix-product peak
+that is measured in the same run, peak memory. FLOPs are counted at 4N: 2N forward and 2N backward per token of a frozen
+model that gradients pass through, for the language model and the vision tower; recomputation is not credited. Each
+method runs in processes of its own, in turn, and the better of its rounds counts.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.text import EncodedText
+from dsmemvp.models.weights import configs_of_shapes
+from dsmemvp.recipe import Recipe
+from dsmemvp.recipe_file import read_recipe
+
+ROOT = Path(__file__).parent.parent
+METHODS = ("memvp", "input_space")
+
+
+@dataclass(frozen=True)
+class Shape:
+    language: str
+    vision: str
+    slots: int
+    micro_batch: int
+    steps: int
+
+
+SHAPES = {
+    "tiny": Shape("llama-tiny", "clip-tiny", slots=80, micro_batch=8, steps=10),
+    "7b": Shape("llama-7b", "clip-vit-l-14", slots=320, micro_batch=16, steps=10),
+    "13b": Shape("llama-13b", "clip-vit-l-14", slots=400, micro_batch=16, steps=10),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--micro-batch", type=int, help="samples per forward (default: by shape)")
+    parser.add_argument("--tokens", type=int, default=160, help="mean text tokens; ScienceQA's samples have 100 to 200")
+    parser.add_argument(
+        "--images", type=float, default=0.49, help="share of samples with an image; ScienceQA's is 0.49"
+    )
+    parser.add_argument("--recompute", choices=("none", "full"), default="none")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", choices=METHODS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only:
+        print(json.dumps(measure(given.only, given)))
+        return
+    rounds = [{m: _in_own_process(m) for m in METHODS} for _ in range(given.rounds)]
+    best = {m: max((r[m] for r in rounds), key=lambda found: found["samples_per_second"]) for m in METHODS}
+    print(f"shape {given.shape}, {best['memvp']['about']}, recompute {given.recompute}")
+    print("| method | samples/s | ratio | tokens/sample | share of peak | peak memory GiB |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for method, found in best.items():
+        ratio = found["samples_per_second"] / best["input_space"]["samples_per_second"]
+        print(
+            f"| {method} | {found['samples_per_second']:.2f} | {ratio:.2f} | {found['tokens_per_sample']:.0f}"
+            f" | {100 * found['flops'] / found['peak']:.1f} % | {found['memory']:.2f} |"
+        )
+
+
+def _in_own_process(method: str) -> dict:
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", method]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(method: str, given: argparse.Namespace) -> dict:
+    from dsmemvp.training.engine import TYPES, build_trainer
+    from dsmemvp.training.monitor import peak_memory
+    from dsmemvp.training.ranks import join_ranks, leave_ranks
+
+    shape, ranks = SHAPES[given.shape], join_ranks()
+    micro_batch = given.micro_batch or shape.micro_batch
+    recipe = _recipe(method, shape, micro_batch, given.recompute)
+    configs = configs_of_shapes(recipe)
+    trainer = build_trainer(recipe, configs, ranks, load=_keep_random)
+    batches = _batches(configs, trainer.model.method.slots, micro_batch, given)
+    for batch in batches[:2]:  # the first steps allocate and record the order of gathers
+        _step(trainer, batch)
+    _settle(ranks.device)
+    start = time.perf_counter()
+    for step in range(shape.steps):
+        _step(trainer, batches[step % len(batches)])
+    _settle(ranks.device)
+    seconds = time.perf_counter() - start
+    done = [batches[step % len(batches)] for step in range(shape.steps)]
+    tokens = sum(b.place.numel() + b.slot_place.numel() for b in done)
+    patches = sum(max(1, b.images.shape[0]) for b in done) * (configs.sizes.image_tokens + 1)
+    language, vision = (_numel(part) for part in (trainer.model.language, trainer.model.vision))
+    found = {
+        "samples_per_second": micro_batch * shape.steps / seconds,
+        "tokens_per_sample": tokens / (micro_batch * shape.steps),
+        "flops": 4 * (language * tokens + vision * patches) / seconds,
+        "memory": peak_memory(ranks.device),
+        "peak": matrix_product_peak(ranks.device, TYPES[recipe.model.dtype]),
+        "about": f"{micro_batch} samples per step, {_hardware(ranks.device)}, {recipe.model.dtype}",
+    }
+    leave_ranks()
+    return found
+
+
+def _step(trainer, batch: Batch) -> None:
+    trainer.accumulate([batch], 1 / batch.targets.numel())
+    trainer.update(1e-4)
+
+
+def _recipe(method: str, shape: Shape, micro_batch: int, recompute: str) -> Recipe:
+    settings = [f"model.language_shape={shape.language}", f"model.vision_shape={shape.vision}", f"method.name={method}"]
+    settings += [f"method.slots={shape.slots}", f"training.global_batch={micro_batch}"]
+    settings += [f"training.micro_batch={micro_batch}", f"training.recompute={recompute}"]
+    settings += ["model.dtype=bf16", f"training.deepspeed={ROOT / 'ds_configs' / 'zero3.json'}"]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as empty:
+        empty.write("name: benchmark\n")
+        empty.flush()
+        return read_recipe(empty.name, settings)
+
+
+def _keep_random(model, recipe: Recipe) -> None:
+    """Speed does not depend on the values of frozen weights: those of construction are kept."""
+
+
+def _batches(configs, slots: int, micro_batch: int, given: argparse.Namespace) -> list[Batch]:
+    """A few micro-batches of random tokens and pixels, the same samples for every method."""
+    rng = random.Random(0)
+    side = configs.resolution
+    batches = []
+    for _ in range(4):
+        items = []
+        for index in range(micro_batch):
+            length = rng.randint(given.tokens * 5 // 8, given.tokens * 11 // 8)
+            tokens = [rng.randrange(3, configs.language.vocab_size) for _ in range(length)]
+            image = torch.randn(3, side, side) if rng.random() < given.images else None
+            items.append(Item(index, EncodedText(tokens, length - 7, False), image))
+        batches.append(make_batch(items, side, slots))
+    return batches
+
+
+def matrix_product_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product, the best of several."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(8):
+        _settle(device)
+        start = time.perf_counter()
+        for _ in range(3):
+            a @ b
+        _settle(device)
+        best = max(best, 3 * 2 * n**3 / (time.perf_counter() - start))
+    return best
+
+
+def _numel(module) -> int:
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters() if not p.requires_grad)
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Frozen weights from Hugging Face folders: all of them, in their shapes, or an error that lists what is wrong."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
+
+from dsmemvp.models.joined import build_frozen
+from dsmemvp.models.partitioned import element_range, fill
+from dsmemvp.models.weights import load_frozen, read_configs
+from dsmemvp.recipe import Recipe
+
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Recipe:
+    recipe = Recipe(name="x")
+    recipe.model.language_model = str(tmp_path / "language")
+    recipe.model.vision_tower = str(tmp_path / "vision")
+    LlamaForCausalLM(LlamaConfig(vocab_size=40, **SIZES)).save_pretrained(tmp_path / "language")
+    vision = CLIPVisionConfig(image_size=16, patch_size=8, **SIZES)
+    # a whole CLIP model, as OpenAI's are published: the text tower in it is passed over
+    whole = CLIPConfig(text_config={"vocab_size": 40, **SIZES}, vision_config=vision.to_dict())
+    CLIPModel(whole).save_pretrained(tmp_path / "vision")
+    return recipe
+
+
+def _load(recipe: Recipe):
+    model = build_frozen(recipe, read_configs(recipe))
+    load_frozen(model, recipe)
+    return model
+
+
+def test_every_frozen_tensor_is_the_files(recipe, tmp_path):
+    model = _load(recipe)
+    stored = load_file(tmp_path / "language" / "model.safetensors")
+    ours = model.language.state_dict()
+    assert len(ours) == len(stored)
+    assert all(torch.equal(ours[name.removeprefix("model.")], t) for name, t in stored.items())
+    stored = load_file(tmp_path / "vision" / "model.safetensors")
+    for name, parameter in model.vision.named_parameters():
+        theirs = name.replace("layers.", "encoder.layers.") if name.startswith("layers.") else name
+        assert torch.equal(parameter, stored[f"vision_model.{theirs}"]), name
+
+
+def test_a_folder_in_several_files_is_read(recipe, tmp_path):
+    whole = _load(recipe).language.state_dict()
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "language")
+    (tmp_path / "language" / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path / "language", max_shard_size="8KB")
+    assert (tmp_path / "language" / "model.safetensors.index.json").exists()
+    again = _load(recipe).language.state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_tied_embeddings_are_one_tensor(recipe, tmp_path):
+    config = LlamaConfig(vocab_size=40, tie_word_embeddings=True, **SIZES)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "language")
+    model = _load(recipe)
+    assert model.language.lm_head.weight is model.language.embed_tokens.weight
+
+
+def _rewrite(folder, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_missing_and_left_over_tensors_are_listed(recipe, tmp_path):
+    def change(tensors):
+        tensors["model.layers.9.extra"] = tensors.pop("model.norm.weight")
+
+    _rewrite(tmp_path / "language", change)
+    with pytest.raises(ValueError, match=r"missing: norm\.weight; left over: layers\.9\.extra"):
+        _load(recipe)
+
+
+def test_a_misshapen_tensor_is_named(recipe, tmp_path):
+    _rewrite(tmp_path / "language", lambda t: t.update({"model.norm.weight": torch.ones(17)}))
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has shape \(17,\), the model wants \(16,\)"):
+        _load(recipe)
+
+
+def test_a_truncated_file_and_a_missing_one_are_named(recipe, tmp_path):
+    path = tmp_path / "language" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.language_model: .* is not a readable safetensors file"):
+        _load(recipe)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has neither model\.safetensors nor"):
+        _load(recipe)
+
+
+def test_the_wrong_kind_of_model_is_refused(recipe, tmp_path):
+    (tmp_path / "language" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="is a 'gpt2' model, not 'llama'"):
+        read_configs(recipe)
+
+
+def test_a_folder_of_another_shape_than_the_recipe_names_is_refused(recipe):
+    recipe.model.language_shape = "llama-7b"
+    with pytest.raises(ValueError, match=r"model\.language_shape: .* hidden_size 16 instead of 4096"):
+        read_configs(recipe)
+
+
+def test_an_unknown_shape_is_refused_with_the_nearest():
+    recipe = Recipe(name="x")
+    recipe.model.language_shape, recipe.model.vision_shape = "llama7b", "clip-vit-l-14"
+    with pytest.raises(ValueError, match=r"did you mean .llama-7b.\?"):
+        read_configs(recipe)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    recipe = Recipe(name="x")
+    recipe.model.language_model = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"model\.language_model: .*nowhere/config\.json does not exist"):
+        read_configs(recipe)
+
+
+def test_a_plain_parameter_is_filled_whole():
+    parameter = nn.Parameter(torch.zeros(2, 3, dtype=torch.bfloat16))
+    assert element_range(parameter) == (0, 6)
+    fill(parameter, torch.arange(6.0))
+    assert torch.equal(parameter.detach().float(), torch.arange(6.0).view(2, 3))

@@ -1,0 +1,115 @@
+"""The commands: what a user can mend ends in one line on stderr and exit code 1, without a traceback."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dsmemvp import cli
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command in this process, as its only rank, and returns (exit code, stdout, stderr)."""
+    import torch
+
+    from dsmemvp.training import loop, ranks  # noqa: F401  deepspeed's import may print
+
+    monkeypatch.setattr(ranks, "join_ranks", lambda: ranks.Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.delenv("DSMEMVP_TRACEBACK", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+
+    def command(*arguments):
+        capsys.readouterr()
+        code = cli.main([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def is_one_line(result, name, *parts) -> bool:
+    code, out, err = result
+    assert code == 1 and out == ""
+    assert err.startswith(f"dsmemvp {name}: error: ") and err.endswith("\n") and err.count("\n") == 1
+    for part in parts:
+        assert part in err
+    return True
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "count"])
+def test_a_missing_recipe_ends_in_one_line(command, tmp_path, name):
+    assert is_one_line(command(name, tmp_path / "none.yaml"), name, "none.yaml does not exist")
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "count"])
+def test_an_unknown_key_ends_in_one_line(command, recipe_path, name):
+    recipe_path.write_text(recipe_path.read_text() + "trainin:\n  epochs: 3\n")
+    line = recipe_path.read_text().splitlines().index("trainin:") + 2
+    wanted = (f"tiny.yaml, line {line}", "unknown key 'trainin.epochs'", "did you mean 'training.epochs'?")
+    assert is_one_line(command(name, recipe_path), name, *wanted)
+
+
+def test_a_recipe_that_is_not_yaml_ends_in_one_line(command, tmp_path):
+    (tmp_path / "r.yaml").write_text("name: [\n")
+    assert is_one_line(command("count", tmp_path / "r.yaml"), "count", "r.yaml is not YAML")
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("data.train=", "data.train: "),
+        ("data.train=nowhere", "nowhere/dataset.json does not exist"),
+        ("model.language_model=nowhere", "model.language_model: nowhere/config.json does not exist"),
+        ("model.vision_tower=nowhere", "model.vision_tower: nowhere/config.json does not exist"),
+        ("model.tokenizer=nowhere.model", "tokenizer nowhere.model does not exist"),
+        ("training.global_batch=4000", "training.global_batch: 4000 is more than the 48 samples"),
+        ("training.epochs=x", "training.epochs: must be a whole number"),
+        ("training.epochs", "write key=value"),
+    ],
+)
+def test_what_training_lacks_ends_in_one_line(command, recipe_path, override, part):
+    assert is_one_line(command("train", recipe_path, override), "train", part)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("data.test=", "data.test: "),
+        ("data.test=nowhere", "nowhere/dataset.json does not exist"),
+        ("model.language_model=nowhere", "model.language_model: nowhere/config.json does not exist"),
+        ("seed=0", "checkpoints holds no checkpoint"),
+    ],
+)
+def test_what_evaluation_lacks_ends_in_one_line(command, recipe_path, override, part):
+    assert is_one_line(command("evaluate", recipe_path, override), "evaluate", part)
+
+
+def test_a_damaged_shard_is_told_before_training(command, recipe_path, tmp_path, demo_shards):
+    import shutil
+
+    copy = shutil.copytree(demo_shards, tmp_path / "copy")
+    (copy / "000002.tar").write_bytes((copy / "000002.tar").read_bytes()[:-512])
+    assert is_one_line(command("train", recipe_path, f"data.train={copy}"), "train", "000002.tar has ", "bytes")
+
+
+def test_the_traceback_is_there_for_who_asks(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("DSMEMVP_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        command("count", tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["train"], ["import", "x"]])
+def test_a_wrong_command_line_is_explained_with_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2 and "usage: dsmemvp" in capsys.readouterr().err
+
+
+def test_a_process_that_cannot_train_writes_one_line_and_leaves_with_exit_code_1(recipe_path):
+    """The real thing, up to where ranks would be joined (which may build DeepSpeed's extension for a minute)."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "DSMEMVP_TRACEBACK")}
+    environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "dsmemvp", "train", recipe_path, "training.epoch=3"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert is_one_line((done.returncode, done.stdout, done.stderr), "train", "unknown key 'training.epoch'")

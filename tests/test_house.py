@@ -1,0 +1,42 @@
+"""The order of the rooms: imports inside the package point only backwards along the pipeline."""
+
+import ast
+from pathlib import Path
+
+import dsmemvp
+
+ROOT = Path(dsmemvp.__file__).parent
+ORDER = ["recipe", "recipe_file", "data", "prompts", "models", "training", "evaluation", "cli", "__main__"]
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imported_rooms(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "dsmemvp":
+            modules |= {f"dsmemvp.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.add(node.module)
+    return {m.split(".")[1] for m in modules if m.startswith("dsmemvp.")}
+
+
+def test_imports_point_only_backwards():
+    files = [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]
+    assert len(files) > 30
+    for path in files:
+        later = ORDER[ORDER.index(_room(path)) + 1 :]
+        assert not _imported_rooms(path) & set(later), path
+
+
+def test_only_the_training_room_imports_deepspeed():
+    for path in ROOT.rglob("*.py"):
+        if _room(path) not in ("training", "__init__"):
+            tree = ast.parse(path.read_text())
+            names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+            names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+            assert not any(name.split(".")[0] == "deepspeed" for name in names), path
