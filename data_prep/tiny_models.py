@@ -12,6 +12,7 @@ import random
 import re
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -30,7 +31,7 @@ from dsmemvp.data.sample import Sample, read_sample
 from dsmemvp.data.stream import BadSample, read_in_order
 from dsmemvp.data.text import Tokenizer, prompt_text, target_text
 
-START = time.monotonic()
+Report = Callable[[str], None]
 
 
 def main() -> None:
@@ -46,9 +47,10 @@ def main() -> None:
     parser.add_argument("--vision-steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    given.start = START
+    given.start = time.monotonic()
+    report = reporter(given.start)
     train = read_split(given.data / "train")
-    _train_tokenizer(given, texts_of(given.data, train))
+    _train_tokenizer(given, texts_of(given.data, train), report)
     # side by side, each on half of the cores: with layers this small a second thread hardly makes one model faster
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for job in [pool.submit(make_language_model, given), pool.submit(make_vision_tower, given)]:
@@ -61,7 +63,7 @@ def make_language_model(given: argparse.Namespace) -> None:
     tokenizer = Tokenizer(given.out / "tokenizer.model")
     texts = texts_of(given.data, read_split(given.data / "train"))
     plan = Plan(given.language_width, given.language_layers, given.language_steps, seed=given.seed)
-    model = train_language(texts, tokenizer, plan, report)
+    model = train_language(texts, tokenizer, plan, reporter(given.start))
     tensors = {n if n.startswith("lm_head.") else f"model.{n}": t for n, t in model.state_dict().items()}
     _write(given.out / "language_model", model.config, tensors)
 
@@ -69,21 +71,22 @@ def make_language_model(given: argparse.Namespace) -> None:
 def make_vision_tower(given: argparse.Namespace) -> None:
     _settle(given)
     words = picture_words(read_split(given.data / "train"))
-    tower, tensors = train_tower(words, given.vision_width, given.vision_layers, given.vision_steps, report)
+    tower, tensors = train_tower(
+        words, given.vision_width, given.vision_layers, given.vision_steps, reporter(given.start)
+    )
     _write(given.out / "vision_tower", tower.config, tensors)
 
 
 def _settle(given: argparse.Namespace) -> None:
-    """In a new process: threads, random numbers, and the time that its lines count from."""
-    global START
-    START = given.start
+    """Threads and random numbers of a new process."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
     torch.manual_seed(given.seed)
     random.seed(given.seed)
 
 
-def report(line: str) -> None:
-    print(f"[{time.monotonic() - START:6.1f} s] {line}", flush=True)
+def reporter(start: float) -> Report:
+    """Prints lines with the seconds since `start`."""
+    return lambda line: print(f"[{time.monotonic() - start:6.1f} s] {line}", flush=True)
 
 
 def read_split(folder: Path) -> list[Sample]:
@@ -106,7 +109,7 @@ def picture_words(samples: list[Sample]) -> dict[bytes, tuple[str, ...]]:
         if sample.image is not None:
             text = sample.caption or (sample.answer if isinstance(sample.answer, str) else "")
             said[sample.image].update(re.findall(r"\w+", text.lower()))
-    number = defaultdict(int)
+    number: dict[str, int] = defaultdict(int)
     for words in said.values():
         for word in words:
             number[word] += 1
@@ -127,7 +130,7 @@ def texts_of(data: Path, train: list[Sample]) -> list[Sample]:
     return [in_words(sample, words) for sample in train]
 
 
-def _train_tokenizer(given: argparse.Namespace, texts: list[Sample]) -> None:
+def _train_tokenizer(given: argparse.Namespace, texts: list[Sample], report: Report) -> None:
     path = given.out / "tokenizer.model"
     if not path.is_file():
         train_tokenizer((prompt_text(s, False) + target_text(s) for s in texts), path, given.tokenizer_vocabulary)

@@ -53,11 +53,13 @@ def evaluate(recipe: Recipe, ranks: Ranks, blind: bool, checkpoint: Path | None 
     for captions in recipe.evaluation.captions:
         name = f"captions {'on' if captions else 'off'}" + (", blind" if blind else "")
         encoder = replace(encoder, captions=captions)
-        decoded, skipped = _decode_all(recipe, ranks, manifest, encoder, forward, steps, name)
+        decoded, skipped, cut = _decode_all(recipe, ranks, manifest, encoder, forward, steps, name)
         tokenizer = Tokenizer(recipe.model.tokenizer)
         predictions[name] = [predict(samples[i], tokenizer.decode(t)) for i, t in decoded.items() if i in samples]
         left_out |= skipped
         results[name] = accuracies(predictions[name])
+        if cut and ranks.first:
+            print(f"{name}: {cut} contexts were cut to data.max_length = {recipe.data.max_length} tokens")
     if ranks.first:
         epoch = found.epoch if found else 0
         scored = len(next(iter(predictions.values())))
@@ -95,25 +97,28 @@ def _decode_all(
     forward: Callable[[Batch], torch.Tensor],
     steps: int,
     name: str,
-) -> tuple[dict[int, list[int]], set[str]]:
-    """Decoded tokens by the samples' running numbers, and messages of the skipped samples, both from all ranks."""
+) -> tuple[dict[int, list[int]], set[str], int]:
+    """From all ranks: decoded tokens by the samples' running numbers, messages of the skipped samples, and how many
+    contexts were cut."""
     share = Share(ranks.rank, ranks.world, recipe.evaluation.batch * ranks.world, recipe.evaluation.batch)
     # a row per sample; each rank fills its own rows with token + 1, and the sum over ranks is everybody's
     rows = torch.zeros(manifest.samples, steps, dtype=torch.int64, device=ranks.device)
     skipped: set[str] = set()
+    cut = 0
     source = evaluation_steps(manifest, encoder, share, recipe.data.workers)
     total = -(-manifest.samples // share.global_batch)
     quiet = not (ranks.first and sys.stderr.isatty())
-    with torch.inference_mode():
+    with torch.no_grad():
         for batches in tqdm(ranks.in_step(source), total=total, desc=name, unit="batch", disable=quiet):
             for batch in batches:
                 decoded = decode_greedily(forward, batch, encoder.slots, steps)
                 for index, tokens in zip(batch.indices.tolist(), decoded, strict=True):
                     rows[index] = torch.tensor(tokens) + 1
                 skipped.update(batch.skipped)
+                cut += batch.cut
     torch.distributed.all_reduce(rows)
     decoded_rows = {i: [t - 1 for t in row] for i, row in enumerate(rows.tolist()) if row[0] > 0}
-    return decoded_rows, set(ranks.gather(sorted(skipped)))
+    return decoded_rows, set(ranks.gather(sorted(skipped))), int(ranks.sums(cut)[0])
 
 
 def _write(

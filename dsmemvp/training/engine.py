@@ -75,7 +75,8 @@ class Trainer:
         for i, batch in enumerate(batches):
             if i > 0:
                 self.engine.step()  # closes the micro-step before; only the last one updates
-            loss = loss_sum(self.engine(batch.to(self.engine.device)), batch.targets.to(self.engine.device))
+            batch = batch.to(self.engine.device)
+            loss = loss_sum(self.engine(batch), batch.targets)
             self.engine.backward(loss * (scale * averaged))
             total += loss.detach()
         return total.item()

@@ -72,6 +72,8 @@ def join_ranks() -> Ranks:
     """Start the process group: nccl where this process has a GPU, gloo on CPUs."""
     deepspeed_logger.setLevel(logging.ERROR)  # its warnings speak to authors of training loops, not to users
     if "RANK" not in os.environ:
+        if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1 or int(os.environ.get("SLURM_PROCID", "0")) > 0:
+            raise ValueError("srun and mpirun are not supported yet; start several ranks with the deepspeed launcher")
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT=str(_free_port()))
     local = int(os.environ.get("LOCAL_RANK", "0"))
