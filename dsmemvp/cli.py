@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Errors that a user can mend end in one line on stderr and exit code 1."""
+    """Run one command. Errors that a user can mend end in one line on stderr and exit code 1; with DSMEMVP_TRACEBACK
+    set, in their traceback."""
     given = _parser().parse_args(arguments)
     try:
         given.run(given)

@@ -19,7 +19,8 @@ def launch(program: Path | list[str], ranks: int, *arguments: str, timeout: int 
     beside = Path(sys.executable).parent
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment["PATH"] = f"{beside}:{environment['PATH']}"
-    environment["PYTHONPATH"] = str(Path(__file__).parent)
+    # programs import helpers from tests/, and the package from this tree even where another one is installed
+    environment["PYTHONPATH"] = f"{Path(__file__).parent}:{Path(__file__).parent.parent}"
     what = [str(program)] if isinstance(program, Path) else program
     command = [str(beside / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(_free_port())]
     command += ["--log_level", "error", *what, *arguments]

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -84,7 +83,7 @@ def join_ranks() -> Ranks:
         device = torch.device("cpu")
         _share_cores()
     backend = "nccl" if device.type == "cuda" else "gloo"
-    with contextlib.redirect_stdout(sys.stderr if "DSMEMVP_DEBUG" in os.environ else io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()):
         # on CPUs DeepSpeed builds a collective with the C++ compiler, once on a machine, and prints that it did
         deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
