@@ -35,7 +35,7 @@ class Plan:
     batch: int = 32
     seed: int = 0
     held_out: int = 300
-    """Texts kept aside to report the accuracy on."""
+    """Texts kept aside to report the accuracy on, at most a tenth of them."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def train_language(
     rng = random.Random(plan.seed)
     samples = rng.sample(samples, len(samples))
     texts = [encode(tokenizer, sample) for sample in samples]
-    held_out, texts = texts[: plan.held_out], texts[plan.held_out :]
+    kept = min(plan.held_out, len(texts) // 10)
+    held_out, texts = texts[:kept], texts[kept:]
     model = _new_model(tokenizer.vocabulary, plan)
     listener = _Listener(plan.layers // 2)
     judge = nn.Sequential(nn.RMSNorm(plan.width), nn.Linear(plan.width, 1))
@@ -79,7 +80,7 @@ def train_language(
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 50, 2 * (plan.steps - step) / plan.steps)
         optimizer.zero_grad()
-        loss = _loss(model, listener, judge, rng.sample(texts, plan.batch))
+        loss = _loss(model, listener, judge, rng.sample(texts, min(plan.batch, len(texts))))
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

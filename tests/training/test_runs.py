@@ -117,3 +117,15 @@ def _spoil_an_image(folder: Path) -> str:
     manifest = read_manifest(folder)
     write_manifest(replace(manifest, shards=(describe(path, manifest.shards[0].samples), *manifest.shards[1:])))
     return member.name.removesuffix(".png")
+
+
+@pytest.mark.ranks
+def test_a_loss_that_is_not_finite_stops_both_ranks_before_the_update(recipe_path, tmp_path):
+    settings = ["training.learning_rate=1e30", "training.epochs=1", "training.warmup_epochs=0"]
+    done = launch(MODULE, 2, "train", str(recipe_path), f"output={tmp_path}", "name=run", *settings)
+    assert done.returncode != 0
+    assert "step 2: the loss is nan; nothing was updated" in done.stdout
+    assert done.stdout.count("nothing was updated") == 1  # one rank speaks for both
+    assert "Traceback" not in done.stdout
+    assert list(_losses(tmp_path)) == [1]
+    assert not (tmp_path / "run" / "checkpoints").exists()
