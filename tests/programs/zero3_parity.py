@@ -35,6 +35,7 @@ def main(folder: str, shared: str, settings: str, out: str) -> None:
 
     # sample 1 has no image: rank 0 of 2 sees only text, rank 1 only images
     own = {1: [(0, 1, 2)], 2: [(1,), (0, 2)]}[ranks.world][ranks.rank]
+    findings["features_error"], findings["logits_error"] = forward_errors(trainer, ranks, recording, own)
     for name, recompute in (("first", False), ("recomputed", True)):
         trainer.model.vision.recompute = trainer.model.language.recompute = recompute
         loss, gradients = step(trainer, ranks, recording.batch(own))
@@ -53,6 +54,22 @@ def main(folder: str, shared: str, settings: str, out: str) -> None:
         Path(out).write_text(json.dumps(findings))
     leave_ranks()
     os._exit(0)  # as dsmemvp/__main__.py does, and why
+
+
+def forward_errors(trainer, ranks, recording, own: tuple[int, ...]) -> tuple[float, float]:
+    """Largest difference of features and logits from the recorded ones, over all ranks."""
+    batch, features = recording.batch(own), []
+    hook = trainer.model.vision.register_forward_hook(lambda module, inputs, output: features.append(output))
+    with torch.no_grad():
+        logits = trainer.engine(batch)
+    hook.remove()
+    with_image = [b for b in own if recording.tensors["in.indicators"][b]]
+    recorded = recording.tensors["out.features"][with_image]
+    of_features = (features[0][: len(with_image)] - recorded).abs().flatten().tolist()
+    places = [(b, place - row * batch.length) for row, b in enumerate(own) for place in batch.supervised.tolist()]
+    recorded = torch.stack([recording.tensors["out.logits"][b, at] for b, at in places if 0 <= at < batch.length])
+    largest = [max(of_features, default=0.0), float((logits - recorded).abs().max())]
+    return tuple(max(map(float, ranks.gather([str(error)]))) for error in largest)
 
 
 def step(trainer, ranks, batch):

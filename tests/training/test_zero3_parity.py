@@ -26,6 +26,8 @@ def test_gradients_under_zero3_are_the_recorded_ones(shared, tmp_path, ranks):
 
     assert found["values_kept"]
     assert found["whole"] / ranks <= found["held"] < found["whole"] / ranks + 500  # padding
+    assert 0 < found["features_error"] < 1e-5
+    assert 0 < found["logits_error"] < 1e-5
     for name in ("first", "recomputed"):
         assert abs(found[f"{name}_loss"] - recording.tensors["out.loss"].item()) < 1e-5
         assert len(found[f"{name}_errors"]) == 10
