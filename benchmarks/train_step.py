@@ -11,21 +11,22 @@ method runs in processes of its own, in turn, and the better of its rounds count
 
 import argparse
 import json
+import math
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
+from dsmemvp.models.partitioned import whole_shape
 from dsmemvp.models.weights import configs_of_shapes
-from dsmemvp.recipe import Recipe
-from dsmemvp.recipe_file import read_recipe
+from dsmemvp.recipe import Method, Model, Recipe, Training
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("memvp", "input_space")
@@ -121,15 +122,15 @@ def _step(trainer, batch: Batch) -> None:
     trainer.update(1e-4)
 
 
-def _recipe(method: str, shape: Shape, micro_batch: int, recompute: str) -> Recipe:
-    settings = [f"model.language_shape={shape.language}", f"model.vision_shape={shape.vision}", f"method.name={method}"]
-    settings += [f"method.slots={shape.slots}", f"training.global_batch={micro_batch}"]
-    settings += [f"training.micro_batch={micro_batch}", f"training.recompute={recompute}"]
-    settings += ["model.dtype=bf16", f"training.deepspeed={ROOT / 'ds_configs' / 'zero3.json'}"]
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as empty:
-        empty.write("name: benchmark\n")
-        empty.flush()
-        return read_recipe(empty.name, settings)
+def _recipe(method: Any, shape: Shape, micro_batch: int, recompute: Any) -> Recipe:
+    training = Training(
+        global_batch=micro_batch,
+        micro_batch=micro_batch,
+        recompute=recompute,
+        deepspeed=str(ROOT / "ds_configs" / "zero3.json"),
+    )
+    model = Model(language_shape=shape.language, vision_shape=shape.vision, dtype="bf16")
+    return Recipe("benchmark", model=model, method=Method(method, slots=shape.slots), training=training)
 
 
 def _keep_random(model, recipe: Recipe) -> None:
@@ -168,7 +169,7 @@ def matrix_product_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _numel(module) -> int:
-    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters() if not p.requires_grad)
+    return sum(math.prod(whole_shape(p)) for p in module.parameters() if not p.requires_grad)
 
 
 def _settle(device: torch.device) -> None:

@@ -8,6 +8,7 @@ place; questions without a picture are answered from a hint or from knowledge.
 import argparse
 import io
 import random
+from math import cos, pi, sin
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -123,8 +124,6 @@ def draw_picture(rng: random.Random, colour: str, shape: str, place: str) -> byt
 
 def _star(pen: ImageDraw.ImageDraw, x: float, y: float, radius: float, fill: tuple) -> None:
     """Five points: every second corner of a decagon drawn in."""
-    from math import cos, pi, sin
-
     corners = []
     for i in range(10):
         r = radius if i % 2 == 0 else radius * 0.45

@@ -49,8 +49,7 @@ def main() -> None:
     given = parser.parse_args()
     given.start = time.monotonic()
     report = reporter(given.start)
-    train = read_split(given.data / "train")
-    _train_tokenizer(given, texts_of(given.data, train), report)
+    _train_tokenizer(given, report)
     # side by side, each on half of the cores: with layers this small a second thread hardly makes one model faster
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for job in [pool.submit(make_language_model, given), pool.submit(make_vision_tower, given)]:
@@ -61,7 +60,7 @@ def main() -> None:
 def make_language_model(given: argparse.Namespace) -> None:
     _settle(given)
     tokenizer = Tokenizer(given.out / "tokenizer.model")
-    texts = texts_of(given.data, read_split(given.data / "train"))
+    texts = texts_of(given.data)
     plan = Plan(given.language_width, given.language_layers, given.language_steps, seed=given.seed)
     model = train_language(texts, tokenizer, plan, reporter(given.start))
     tensors = {n if n.startswith("lm_head.") else f"model.{n}": t for n, t in model.state_dict().items()}
@@ -122,17 +121,19 @@ def in_words(sample: Sample, words: dict[bytes, tuple[str, ...]]) -> Sample:
     return replace(sample, context=f"{sample.context} {seen}".strip(), caption="", image=None)
 
 
-def texts_of(data: Path, train: list[Sample]) -> list[Sample]:
+def texts_of(data: Path) -> list[Sample]:
     """What the language model reads: the split `text`, or else the training samples with their pictures in words."""
     if (data / "text").is_dir():
         return read_split(data / "text")
+    train = read_split(data / "train")
     words = picture_words(train)
     return [in_words(sample, words) for sample in train]
 
 
-def _train_tokenizer(given: argparse.Namespace, texts: list[Sample], report: Report) -> None:
+def _train_tokenizer(given: argparse.Namespace, report: Report) -> None:
     path = given.out / "tokenizer.model"
     if not path.is_file():
+        texts = texts_of(given.data)
         train_tokenizer((prompt_text(s, False) + target_text(s) for s in texts), path, given.tokenizer_vocabulary)
         report(f"tokenizer: {given.tokenizer_vocabulary} pieces from {len(texts)} texts")
 

@@ -43,8 +43,8 @@ class Encoder:
     def item(self, tokenizer: Tokenizer, sample: Sample) -> Item:
         encode = encode_for_answer if self.answers else encode_for_training
         text = encode(tokenizer, sample, self.captions, self.max_length)
-        wanted = sample.image is not None and not self.blind
-        image = self.image(sample.image, sample.where) if wanted and sample.image is not None else None
+        encoded = None if self.blind else sample.image
+        image = self.image(encoded, sample.where) if encoded is not None else None
         return Item(sample.index, text, image)
 
     def items(self, tokenizer: Tokenizer, entries: list[EncodedSample | BadSample]) -> tuple[list[Item], list[str]]:

@@ -49,12 +49,12 @@ def evaluate(recipe: Recipe, ranks: Ranks, blind: bool, checkpoint: Path | None 
     samples, left_out = _samples(manifest, encoder.skip_bad)
     steps = recipe.evaluation.max_new_tokens if any(not s.choices for s in samples.values()) else 1
 
+    tokenizer = Tokenizer(recipe.model.tokenizer)
     results, predictions = {}, {}
     for captions in recipe.evaluation.captions:
         name = f"captions {'on' if captions else 'off'}" + (", blind" if blind else "")
         encoder = replace(encoder, captions=captions)
         decoded, skipped, cut = _decode_all(recipe, ranks, manifest, encoder, forward, steps, name)
-        tokenizer = Tokenizer(recipe.model.tokenizer)
         predictions[name] = [predict(samples[i], tokenizer.decode(t)) for i, t in decoded.items() if i in samples]
         left_out |= skipped
         results[name] = accuracies(predictions[name])

@@ -10,6 +10,11 @@ import torch
 from torch import distributed
 
 
+def whole_shape(parameter: Any) -> tuple[int, ...]:
+    """The shape of the whole tensor, of which this process may hold a part; no communication."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def element_range(parameter: Any) -> tuple[int, int]:
     """The elements [start, stop) of the flattened tensor that this process holds; `parameter` is an nn.Parameter,
     which ZeRO-3 may have given its attributes."""

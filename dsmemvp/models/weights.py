@@ -5,7 +5,6 @@ A partitioned parameter takes only its own range of elements; nothing is sent be
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.models.joined import Configs, VisualLanguageModel
-from dsmemvp.models.partitioned import element_range, fill
+from dsmemvp.models.partitioned import element_range, fill, whole_shape
 from dsmemvp.models.shapes import language_config, vision_config
 from dsmemvp.recipe import Recipe
 
@@ -108,7 +107,7 @@ def load_folder(module: nn.Module, folder: str, key: str, our_name, tied: bool =
 def _fill_from(tensors, name: str, parameter: nn.Parameter, where: str) -> None:
     stored = tensors.get_slice(name)
     shape, (start, stop) = tuple(stored.get_shape()), element_range(parameter)
-    wanted = tuple(getattr(parameter, "ds_shape", parameter.shape))
+    wanted = whole_shape(parameter)
     if shape != wanted:
         raise ValueError(f"{where}: {name} has shape {shape}, the model wants {wanted}")
     row = max(1, torch.Size(shape[1:]).numel())
@@ -147,7 +146,7 @@ def _vision_name(name: str, module: Any) -> str | None:
     if name.startswith(("text_model.", "text_projection.", "visual_projection.", "logit_scale")):
         return None
     name = name.removeprefix("vision_model.").removeprefix("encoder.")
-    if name.startswith(f"layers.{len(module.layers)}.") or re.fullmatch("embeddings.position_ids", name):
+    if name.startswith(f"layers.{len(module.layers)}.") or name == "embeddings.position_ids":
         return None
     return name
 

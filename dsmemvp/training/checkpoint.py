@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 FORMAT = 1
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What Adam keeps of each tensor."""
 Tensors = dict[str, torch.Tensor]
 
 
@@ -51,7 +53,7 @@ class Checkpoint:
 
     def moments(self, wanted: dict[str, tuple[int, ...]]) -> Tensors:
         """Adam's moments, named after their tensors. Raises ValueError."""
-        shapes = {f"{name}.{m}": shape for name, shape in wanted.items() for m in ("exp_avg", "exp_avg_sq")}
+        shapes = {f"{name}.{m}": shape for name, shape in wanted.items() for m in MOMENTS}
         return read_trained(self.trained.with_name("optimizer.safetensors"), shapes)
 
 

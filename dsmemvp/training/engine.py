@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ def deepspeed_settings(recipe: Recipe, world: int, training: bool = True) -> dic
         settings = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"training.deepspeed: {path} is not JSON: {error}") from None
+    if settings.get("zero_optimization", {}).get("stage") != 3:
+        raise ValueError(f"training.deepspeed: {path}: only ZeRO stage 3 is supported")
     micro_batch = recipe.training.micro_batch
     per_step = micro_batch * world
     global_batch = recipe.training.global_batch if training else per_step
@@ -99,19 +100,13 @@ Load = Callable[[VisualLanguageModel, Recipe], None]
 def build_model(
     recipe: Recipe, configs: Configs, settings: dict[str, Any], device: torch.device, load: Load = load_frozen
 ) -> VisualLanguageModel:
-    """The whole model with its frozen weights loaded. Under ZeRO-3 each parameter is partitioned as it is made, so no
-    rank ever holds the model."""
-    dtype = TYPES[recipe.model.dtype]
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
-    if stage == 3:
-        # the type comes from the settings: DeepSpeed 0.19 takes an explicit float32 for bf16 on CPUs
-        context: Any = deepspeed.zero.Init(config_dict_or_path=settings)
-    else:
-        context = nullcontext()
+    """The whole model with its frozen weights loaded. Each parameter is partitioned as it is made, so no rank ever
+    holds the model."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(TYPES[recipe.model.dtype])
     try:
-        with torch.device(device), context:
+        # the type comes from the settings: DeepSpeed 0.19 takes an explicit float32 for bf16 on CPUs
+        with torch.device(device), deepspeed.zero.Init(config_dict_or_path=settings):
             model = build_frozen(recipe, configs)
     finally:
         torch.set_default_dtype(before)
@@ -129,8 +124,7 @@ def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks, load: Load = l
         raise ValueError("method.name: 'none' has no trainable parameters; it can only be evaluated")
     # the masters start from these unrounded values; the module computes in the recipe's type
     initial = {name: p.detach().clone() for name, p in trainables.items()}
-    for parameter in trainables.values():
-        parameter.data = parameter.data.to(ranks.device, TYPES[recipe.model.dtype])
+    _cast(trainables, ranks.device, TYPES[recipe.model.dtype])
     optimizer = torch.optim.AdamW(
         decay_groups(trainables, recipe.training.weight_decay),
         lr=recipe.training.learning_rate,
@@ -141,6 +135,12 @@ def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks, load: Load = l
     masters = Masters(engine, trainables)
     masters.set(initial)
     return Trainer(engine, model, masters)
+
+
+def _cast(trainables: dict[str, nn.Parameter], device: torch.device, dtype: torch.dtype) -> None:
+    """To where and in which type the frozen part is: DeepSpeed's gathers want one type."""
+    for parameter in trainables.values():
+        parameter.data = parameter.data.to(device, dtype)
 
 
 def decay_groups(trainables: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -164,8 +164,7 @@ def build_for_inference(
         values = checkpoint.values({name: tuple(p.shape) for name, p in trainables.items()})
         for name, parameter in trainables.items():
             parameter.data.copy_(values[name])
-    for parameter in trainables.values():
-        parameter.data = parameter.data.to(ranks.device, TYPES[recipe.model.dtype])
+    _cast(trainables, ranks.device, TYPES[recipe.model.dtype])
     engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
     engine.eval()
     return model, lambda batch: engine(batch.to(ranks.device))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from dsmemvp.data.batch import Batch
 from dsmemvp.data.loader import Encoder, Share, recipe_encoder, training_steps
-from dsmemvp.data.manifest import read_manifest
+from dsmemvp.data.manifest import Manifest, read_manifest
 from dsmemvp.data.order import steps_per_epoch
+from dsmemvp.models.partitioned import whole_shape
 from dsmemvp.models.weights import read_configs
 from dsmemvp.recipe import Recipe
 from dsmemvp.recipe_file import as_dict
@@ -74,7 +75,7 @@ class _Run:
     skipped: list[str] = field(default_factory=list)
     cut: int = 0
 
-    def steps(self, first_epoch: int, manifest) -> None:
+    def steps(self, first_epoch: int, manifest: Manifest) -> None:
         training, ranks = self.recipe.training, self.ranks
         share = Share(ranks.rank, ranks.world, training.global_batch, training.micro_batch)
         epochs = range(first_epoch, training.epochs)
@@ -124,7 +125,7 @@ class _Run:
 
     def _log(self, step: int, window: "_Window") -> None:
         seconds = time.monotonic() - window.start
-        language = sum(getattr(p, "ds_numel", p.numel()) for p in self.trainer.model.language.parameters())
+        language = sum(math.prod(whole_shape(p)) for p in self.trainer.model.language.parameters())
         numbers = {
             "train/loss": window.loss / window.steps,
             "train/learning_rate": window.rate,

@@ -16,23 +16,19 @@ from deepspeed.utils import (
 )
 from torch import nn
 
-from dsmemvp.models.partitioned import element_range, fill
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-Tensors = dict[str, torch.Tensor]
+from dsmemvp.models.partitioned import element_range, fill, whole_shape
+from dsmemvp.training.checkpoint import MOMENTS, Tensors
 
 
 class Masters:
     """Get is a collective: all ranks must call it. Setting must come before the first forward or after an update."""
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine, trainables: dict[str, nn.Parameter]):
-        if engine.zero_optimization_stage() != 3:
-            raise ValueError("training.deepspeed: only ZeRO stage 3 is supported")
         self._engine, self._trainables = engine, trainables
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the whole tensors; no communication."""
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._trainables.items()}
+        return {name: whole_shape(p) for name, p in self._trainables.items()}
 
     def values(self) -> Tensors:
         """Whole float32 tensors on the CPU."""

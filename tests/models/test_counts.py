@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaForCausalLM
 
 from dsmemvp.models.joined import count
@@ -24,8 +25,6 @@ def test_the_recipes_have_the_published_numbers_of_parameters(name, trainable, f
 
 @pytest.mark.parametrize("shape", LANGUAGE)
 def test_every_named_shape_has_as_many_parameters_as_transformers_makes(shape):
-    import torch
-
     recipe = read_recipe(RECIPES / "scienceqa-7b.yaml", [f"model.language_shape={shape}"])
     with torch.device("meta"):
         theirs = LlamaForCausalLM(language_config(shape))

@@ -1,5 +1,6 @@
 """MemVP's branch against its formula in float64, and how its memory's gradient is summed."""
 
+import pytest
 import torch
 
 from dsmemvp.data.batch import Item, make_batch
@@ -100,7 +101,5 @@ def test_dropout_acts_on_slots_in_training_only():
 
 
 def test_too_few_slots_for_the_image_tokens_are_refused():
-    import pytest
-
     with pytest.raises(ValueError, match=r"method.slots: 4 slots cannot hold the 5 image tokens"):
         MemVP(Sizes(PATCHES, 6, WIDTH), 4, 4, LAMBDA, S, 0.0)
