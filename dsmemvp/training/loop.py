@@ -17,7 +17,7 @@ from dsmemvp.training.checkpoint import newest_checkpoint, save_checkpoint
 from dsmemvp.training.engine import Trainer, build_trainer
 from dsmemvp.training.gradients import GradientWatch
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
-from dsmemvp.training.ranks import Ranks
+from dsmemvp.training.ranks import Ranks, seed_dropout
 from dsmemvp.training.schedule import learning_rate
 
 
@@ -45,6 +45,7 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
         trainer.masters.set(checkpoint.values(shapes))
         trainer.masters.set_moments(checkpoint.moments(shapes), checkpoint.step)
         first = checkpoint.epoch
+    seed_dropout(recipe.seed, ranks.rank, first)
     epochs = recipe.training.epochs
     monitor = Monitor(run, ranks.first, epochs * per_epoch, first * per_epoch)
     if ranks.first:

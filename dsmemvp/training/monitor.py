@@ -58,10 +58,13 @@ class Monitor:
 def _reopen(path: Path, last_step: int) -> TextIO:
     """The file of JSON lines, open to append after `last_step`."""
     old = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    file = path.open("w", encoding="utf-8")
     # a run that was killed may have left half a line
-    file.writelines(line for line in old if line.endswith("}\n") and json.loads(line)["step"] <= last_step)
-    return file
+    kept = [line for line in old if line.endswith("}\n") and json.loads(line)["step"] <= last_step]
+    if kept != old:
+        partial = path.with_name(f"partial-{path.name}")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
+    return path.open("a", encoding="utf-8")
 
 
 def peak_memory(device: torch.device) -> float:

@@ -5,6 +5,7 @@ them this process is the only one.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -95,6 +96,12 @@ def _caught(source: Iterator[T]) -> Iterator[T | ValueError]:
         yield from source
     except ValueError as error:
         yield error
+
+
+def seed_dropout(seed: int, rank: int, epoch: int) -> None:
+    """Dropout's masks follow from the recipe's seed, differ between ranks, and go on anew where a run goes on."""
+    digest = hashlib.sha256(f"dsmemvp dropout {seed} {rank} {epoch}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
 def leave_ranks() -> None:

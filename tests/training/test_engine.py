@@ -43,6 +43,14 @@ def test_a_configuration_that_contradicts_the_recipe_is_refused(tmp_path):
         deepspeed_settings(_recipe(deepspeed=str(tmp_path / "other.json")), world=1)
 
 
+def test_another_stage_is_refused_before_anything_is_loaded(tmp_path):
+    settings = json.loads(ZERO3.read_text())
+    settings["zero_optimization"]["stage"] = 2
+    (tmp_path / "two.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"two\.json: only ZeRO stage 3 is supported"):
+        deepspeed_settings(_recipe(deepspeed=str(tmp_path / "two.json")), world=1)
+
+
 def test_missing_and_unreadable_configurations_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"training\.deepspeed"):
         deepspeed_settings(_recipe(deepspeed="nowhere.json"), world=1)
