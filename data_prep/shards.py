@@ -1,4 +1,4 @@
-"""Writing shards: rows in, tar files and their manifest out; the same rows give the same bytes.
+"""Writing shards: rows in, tar files, their indexes and their manifest out; the same rows give the same bytes.
 
 A shard is written under a temporary name and renamed when it is whole; the manifest comes last, so that a folder with
 a manifest is complete.
@@ -13,9 +13,10 @@ from typing import Any
 
 from webdataset import TarWriter
 
-from dsmemvp.data.manifest import FILE, Manifest, Shard, describe, write_manifest
-from dsmemvp.data.sample import IMAGE_ENDINGS, sample_from_row
-from dsmemvp.data.stream import SampleError
+from dsmemvp.data.durable import flush
+from dsmemvp.data.index import index_shard
+from dsmemvp.data.manifest import FILE, Manifest, Shard, write_manifest
+from dsmemvp.data.sample import IMAGE_ENDINGS, SampleError, sample_from_row
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Row:
 
 
 def write_shards(rows: Iterable[Row], folder: Path, split: str, per_shard: int = 512) -> Manifest:
-    """Write all rows below `folder`. Raises SampleError for a row that would not be readable."""
+    """Write all rows below `folder` from this process. Raises SampleError for a row that would not be readable."""
     if per_shard < 1:
         raise ValueError(f"samples per shard: must be positive, is {per_shard}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,18 +38,31 @@ def write_shards(rows: Iterable[Row], folder: Path, split: str, per_shard: int =
     shards: list[Shard] = []
     remaining = iter(rows)
     while chunk := list(itertools.islice(remaining, per_shard)):
-        path = folder / f"{len(shards):06d}.tar"
-        partial = path.with_suffix(".tar.partial")
-        with TarWriter(str(partial), mtime=0, user="dsmemvp", group="dsmemvp") as tar:
-            for row in chunk:
-                tar.write(_members(row))
-        partial.rename(path)
-        shards.append(describe(path, len(chunk)))
+        shards.append(write_shard(chunk, folder / shard_name(len(shards))))
     if not shards:
         raise ValueError(f"{folder}: there is no row to write")
     manifest = Manifest(folder, split, tuple(shards))
     write_manifest(manifest)
     return manifest
+
+
+def shard_name(number: int) -> str:
+    return f"{number:06d}.tar"
+
+
+def write_shard(rows: Iterable[Row], path: Path) -> Shard:
+    """Write one shard and its index; both are whole or not there. Raises SampleError or OSError."""
+    partial = path.with_suffix(".tar.partial")
+    try:
+        with TarWriter(str(partial), mtime=0, user="dsmemvp", group="dsmemvp") as tar:
+            for row in rows:
+                tar.write(_members(row))
+        flush(partial)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # on a full disk it would keep the next attempt from its space
+        raise
+    partial.rename(path)
+    return index_shard(path)
 
 
 def _members(row: Row) -> dict[str, Any]:

@@ -26,9 +26,8 @@ from data_prep.tiny_language import Plan, train_language
 from data_prep.tiny_vision import train_tower
 from data_prep.tokenizer import train_tokenizer
 from dsmemvp.data.manifest import read_manifest
-from dsmemvp.data.order import file_order
-from dsmemvp.data.sample import Sample, read_sample
-from dsmemvp.data.stream import BadSample, read_in_order
+from dsmemvp.data.sample import BadSample, Sample, read_sample
+from dsmemvp.data.stream import read_all
 from dsmemvp.data.text import Tokenizer, prompt_text, target_text
 
 Report = Callable[[str], None]
@@ -90,13 +89,11 @@ def reporter(start: float) -> Report:
 
 def read_split(folder: Path) -> list[Sample]:
     """All samples of a folder of shards. Raises SampleError at the first bad one."""
-    manifest = read_manifest(folder)
     samples = []
-    for block in file_order([shard.samples for shard in manifest.shards]):
-        for entry in read_in_order(manifest, block):
-            if isinstance(entry, BadSample):
-                raise entry.error
-            samples.append(read_sample(entry))
+    for entry in read_all(read_manifest(folder)):
+        if isinstance(entry, BadSample):
+            raise entry.error
+        samples.append(read_sample(entry))
     return samples
 
 

@@ -1,10 +1,50 @@
-"""A sentencepiece tokenizer with LLaMA's conventions (BPE, byte fallback, unk 0, BOS 1, EOS 2), trained on texts."""
+"""A sentencepiece tokenizer with LLaMA's conventions (BPE, byte fallback, unk 0, BOS 1, EOS 2), trained on texts.
 
+    python -m data_prep.tokenizer --data data/mine/train --out data/mine/tokenizer.model --vocabulary 8000
+
+trains one on the texts of shards, prompts and targets as a model sees them. A published LLaMA brings its own; this is
+for models made from scratch.
+"""
+
+import argparse
 import io
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
+
+from data_prep.progress import say
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of shards")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("--vocabulary", type=int, required=True, help="number of pieces; 259 are taken from the start")
+    given = parser.parse_args()
+    try:
+        train_tokenizer(texts_of(given.data), given.out, given.vocabulary)
+    except (ValueError, OSError) as error:
+        say("tokenizer", f"error: {error}", error=True)
+        return 1
+    print(f"{given.vocabulary} pieces -> {given.out}")
+    return 0
+
+
+def texts_of(folders: Iterable[Path]) -> Iterator[str]:
+    """The text of every sample. Raises SampleError at the first bad one."""
+    from dsmemvp.data.manifest import read_manifest
+    from dsmemvp.data.sample import BadSample, read_sample
+    from dsmemvp.data.stream import read_all
+    from dsmemvp.data.text import prompt_text, target_text
+
+    for folder in folders:
+        for entry in read_all(read_manifest(folder)):
+            if isinstance(entry, BadSample):
+                raise entry.error
+            sample = read_sample(entry)
+            yield prompt_text(sample, captions=True) + target_text(sample)
 
 
 def train_tokenizer(texts: Iterable[str], path: Path, vocabulary: int) -> None:
@@ -34,3 +74,7 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocabulary: int) -> None:
         raise ValueError(f"the tokenizer cannot be trained ({error})") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.getvalue())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,7 +10,7 @@ from pathlib import Path
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Errors that a user can mend end in one line on stderr and exit code 1; with DSMEMVP_TRACEBACK
     set, in their traceback."""
-    given = _parser().parse_args(arguments)
+    given = _parsed(arguments)
     try:
         given.run(given)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -20,9 +20,25 @@ def main(arguments: list[str] | None = None) -> int:
             # where all ranks met the same error the first one says it, and the launcher ends the others meanwhile;
             # a rank that is alone with its error must not stay silent
             time.sleep(3)
-        print(f"dsmemvp {given.command}: error: {error}", file=sys.stderr, flush=True)
+        print(f"dsmemvp {_name(given)}: error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
+
+
+def _parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """argparse takes the overrides before an option only; those behind one are found among what it leaves over."""
+    parser = _parser()
+    given, rest = parser.parse_known_args(arguments)
+    wrong = [text for text in rest if text.startswith("-") or "overrides" not in given]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:
+        given.overrides = [*given.overrides, *rest]
+    return given
+
+
+def _name(given: argparse.Namespace) -> str:
+    return f"{given.command} {given.look}" if given.command == "data" else given.command
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,6 +54,24 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, help="a checkpoint's folder, or a file of trained tensors, instead of the newest"
     )
     _recipe_command(commands, "count", _count, "count parameters from the recipe's shapes, without weights")
+
+    command = commands.add_parser("index", help="make or check the manifest of a folder of WebDataset shards")
+    command.set_defaults(run=_index)
+    command.add_argument("folder", type=Path, help="folder of .tar shards, of any origin")
+    command.add_argument("--check", action="store_true", help="read everything again and compare; write nothing")
+    command.add_argument("--split", default="", help="name of the split (default: the folder's name)")
+    command.add_argument("--processes", type=int, default=0, help="how many shards at a time (default: one per core)")
+
+    data = commands.add_parser("data", help="look at a recipe's data: show, check")
+    looks = data.add_subparsers(dest="look", required=True)
+    look = _recipe_command(looks, "show", _show, "print a few samples as the model will see them")
+    look.add_argument("--samples", type=int, default=8, help="the first so many that a run will see")
+    look.add_argument("--numbers", type=int, nargs="+", default=[], help="these running numbers instead")
+    look.add_argument("--test", action="store_true", help="of data.test")
+    look.add_argument("--sheet", type=Path, default=Path("samples.png"), help="file for their pictures")
+    look = _recipe_command(looks, "check", _check, "decode and tokenise every sample of every shard")
+    look.add_argument("--ranks", type=int, default=1, help="number of ranks to work out the balance for")
+    look.add_argument("--processes", type=int, default=0, help="how many shards at a time (default: one per core)")
 
     command = commands.add_parser("import", help="convert published LLaMA, CLIP and MemVP weights")
     command.set_defaults(run=_import)
@@ -85,6 +119,35 @@ def _count(given: argparse.Namespace) -> None:
     recipe = read_recipe(given.recipe, given.overrides)
     trainable, frozen = count(recipe, configs_of_shapes(recipe))
     print(f"{trainable:,} trainable parameters\n{frozen:,} frozen parameters in the language model")
+
+
+def _index(given: argparse.Namespace) -> None:
+    from dsmemvp.data_tools.index_folder import check_folder, index_folder
+
+    if given.check:
+        lines = check_folder(given.folder, given.processes)
+    else:
+        lines = index_folder(given.folder, given.split, given.processes)
+    print(*lines, sep="\n")
+
+
+def _show(given: argparse.Namespace) -> None:
+    from dsmemvp.data_tools.show import show
+    from dsmemvp.recipe_file import read_recipe
+
+    recipe = read_recipe(given.recipe, given.overrides)
+    print(*show(recipe, given.samples, given.numbers, given.test, given.sheet), sep="\n")
+
+
+def _check(given: argparse.Namespace) -> None:
+    from dsmemvp.data_tools.check import check
+    from dsmemvp.recipe_file import read_recipe
+
+    recipe = read_recipe(given.recipe, given.overrides)
+    lines, bad = check(recipe, given.ranks, given.processes)
+    print(*lines, sep="\n", flush=True)
+    if bad and recipe.data.on_bad_sample == "fail":
+        raise ValueError(f"{bad} samples cannot be used; mend them, or leave them out with data.on_bad_sample=skip")
 
 
 def _import(given: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ A recipe is one YAML file of the same shape as `Recipe`. `recipe_file.py` reads 
 Add a setting by adding a field with its sentence; add a rule to `Recipe.check`.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -66,8 +67,11 @@ class Method:
 
 @dataclass
 class Data:
-    train: str = ""
-    """Folder of WebDataset shards with a dataset.json manifest, to train on."""
+    train: list[str] = field(default_factory=list)
+    """Folders of WebDataset shards with a dataset.json manifest, to train on; a single one may stand without brackets.
+    Also a URL, or `pipe:` and a command with {name} in it for the file name."""
+    passes: list[float] = field(default_factory=list)
+    """How often each folder of `train` is gone through in one epoch; none given: once each."""
     test: str = ""
     """Folder of shards to evaluate on."""
     captions: bool = False
@@ -76,10 +80,23 @@ class Data:
     """Most text tokens in a sample, target included; the context of a longer one is cut."""
     on_bad_sample: Literal["fail", "skip"] = "fail"
     """What a sample that cannot be used does: end the run, or be left out, counted and reported at the end."""
+    most_bad_in_a_row: int = 100
+    """Where bad samples are left out, as many one after another end the run: then it is not the samples."""
     block_shards: int = 16
-    """Samples are shuffled within blocks of this many shards; a reader holds one block of encoded samples."""
+    """Samples are shuffled within blocks of this many shards."""
+    last_batch: Literal["drop", "repeat"] = "drop"
+    """What becomes of an epoch's last samples when they are no whole global batch: left out (others in each epoch), or
+    completed with the first samples of the same epoch."""
     workers: int = 1
     """Processes per rank that read and decode."""
+    record_order: bool = False
+    """Write the samples of every global batch to RUN/order.jsonl, to check or to find what a step has seen."""
+    cache: str = ""
+    """Folder on a local disk for shards of remote locations; may be shared by all processes of a node."""
+    cache_gib: float = 100.0
+    """Size that this cache is kept to."""
+    allow_pipe: bool = False
+    """Allow `pipe:` locations, which run a shell command."""
 
 
 @dataclass
@@ -110,6 +127,11 @@ class Training:
     """Steps between two lines in the log and points in TensorBoard."""
     checkpoint_epochs: int = 1
     """Epochs between checkpoints; the last epoch always ends with one."""
+    checkpoint_steps: int = 0
+    """Steps between further checkpoints within an epoch; 0 for none."""
+    stop_at_step: int = 0
+    """End with a checkpoint after this step of the run, which the same command without it goes on from; 0 for the
+    recipe's whole length. Schedule and order are those of the whole run."""
 
 
 @dataclass
@@ -142,7 +164,7 @@ class Recipe:
         if not self.name or "/" in self.name:
             raise ValueError("name: give the run a name that can be a folder")
         for key, value in _positive(self):
-            if not value > 0:  # NaN included
+            if not 0 < value < math.inf:  # NaN is neither
                 raise ValueError(f"{key}: must be positive, is {value}")
         for key, value in _not_negative(self):
             if not value >= 0:
@@ -161,6 +183,10 @@ class Recipe:
             raise ValueError(
                 f"training.global_batch: {self.training.global_batch} is not a multiple of"
                 f" training.micro_batch = {self.training.micro_batch}"
+            )
+        if self.data.passes and len(self.data.passes) != len(self.data.train):
+            raise ValueError(
+                f"data.passes: {len(self.data.passes)} numbers for the {len(self.data.train)} folders of data.train"
             )
         if self.vision.max_pixels > PILLOW_PIXELS:
             raise ValueError(f"vision.max_pixels: Pillow itself refuses images over {PILLOW_PIXELS} pixels")
@@ -183,6 +209,9 @@ def _positive(recipe: Recipe) -> list[tuple[str, float]]:
         ("evaluation.max_new_tokens", recipe.evaluation.max_new_tokens),
         ("data.max_length", recipe.data.max_length),
         ("data.block_shards", recipe.data.block_shards),
+        ("data.most_bad_in_a_row", recipe.data.most_bad_in_a_row),
+        ("data.cache_gib", recipe.data.cache_gib),
+        *(("data.passes", passes) for passes in recipe.data.passes),
         ("vision.max_pixels", recipe.vision.max_pixels),
         ("method.hidden", m.hidden),
         ("method.slots", m.slots),
@@ -197,6 +226,8 @@ def _not_negative(recipe: Recipe) -> list[tuple[str, float]]:
         ("training.min_learning_rate", t.min_learning_rate),
         ("training.weight_decay", t.weight_decay),
         ("training.gradient_clipping", t.gradient_clipping),
+        ("training.checkpoint_steps", t.checkpoint_steps),
+        ("training.stop_at_step", t.stop_at_step),
         ("data.workers", recipe.data.workers),
         ("vision.adapter_dim", recipe.vision.adapter_dim),
     ]

@@ -123,6 +123,8 @@ def _converted(value: Any, wanted: Any, where: str) -> Any:
             raise ValueError(f"{where}: must be one of {', '.join(map(str, get_args(wanted)))}, not {value!r}")
         return value
     if origin is list:
+        if isinstance(value, str) and get_args(wanted) == (str,):
+            value = [value] if value else []
         if not isinstance(value, list):
             raise ValueError(f"{where}: must be a list, not {value!r}")
         return [_converted(v, get_args(wanted)[0], where) for v in value]
@@ -134,6 +136,8 @@ def _converted(value: Any, wanted: Any, where: str) -> Any:
             pass
     elif type(value) is wanted:
         return value
+    elif wanted is str and value is None:  # `data.test=`
+        return ""
     raise ValueError(f"{where}: must be {_NAMES[wanted]}, not {value!r}")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image
 
 from data_prep.shards import Row, write_shards
-from dsmemvp.data.manifest import Manifest, describe, write_manifest
+from dsmemvp.data.index import index_shard
+from dsmemvp.data.manifest import Manifest, write_manifest
 from dsmemvp.data.sample import Sample
 
 
@@ -62,9 +63,8 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
     return path
 
 
-def manifest_of(*shards: tuple[Path, int]) -> Manifest:
-    """Writes the manifest for shard files and the number of samples each is said to hold."""
-    folder = shards[0][0].parent
-    manifest = Manifest(folder, "train", tuple(describe(path, samples) for path, samples in shards))
+def manifest_of(*paths: Path) -> Manifest:
+    """Indexes shard files and writes their manifest."""
+    manifest = Manifest(paths[0].parent, "train", tuple(index_shard(path) for path in paths))
     write_manifest(manifest)
     return manifest

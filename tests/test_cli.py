@@ -113,3 +113,10 @@ def test_a_process_that_cannot_train_writes_one_line_and_leaves_with_exit_code_1
     command = [sys.executable, "-m", "dsmemvp", "train", recipe_path, "training.epoch=3"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert is_one_line((done.returncode, done.stdout, done.stderr), "train", "unknown key 'training.epoch'")
+
+
+def test_overrides_may_stand_before_and_behind_an_option(command, recipe_path):
+    wanted = ("override 'method.slot=3'", "did you mean 'method.slots'?")
+    assert is_one_line(command("evaluate", recipe_path, "seed=1", "--blind", "method.slot=3"), "evaluate", *wanted)
+    with pytest.raises(SystemExit):
+        command("evaluate", recipe_path, "--blind", "--no-such-option")

@@ -6,7 +6,18 @@ from pathlib import Path
 import dsmemvp
 
 ROOT = Path(dsmemvp.__file__).parent
-ORDER = ["recipe", "recipe_file", "data", "prompts", "models", "training", "evaluation", "cli", "__main__"]
+ORDER = [
+    "recipe",
+    "recipe_file",
+    "data",
+    "prompts",
+    "models",
+    "data_tools",
+    "training",
+    "evaluation",
+    "cli",
+    "__main__",
+]
 
 
 def _room(path: Path) -> str:

@@ -67,7 +67,43 @@ def test_an_override_wins_over_the_file_and_the_last_override_wins(read):
 def test_overrides_are_read_as_yaml(read):
     r = read("", "evaluation.captions=[true]", "data.captions=true", "data.train=some/folder", "method.dropout=0")
     assert r.evaluation.captions == [True] and r.data.captions is True
-    assert r.data.train == "some/folder" and r.method.dropout == 0.0
+    assert r.data.train == ["some/folder"] and r.method.dropout == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "folders"),
+    [
+        ("data: {train: a}", ["a"]),
+        ("data: {train: [a]}", ["a"]),
+        ("data: {train: [a, 'pipe:cat b/{name}']}", ["a", "pipe:cat b/{name}"]),
+        ("data: {train: http://host/a}", ["http://host/a"]),
+        ("", []),
+    ],
+)
+def test_training_data_are_one_folder_or_several(read, text, folders):
+    assert read(text).data.train == folders
+
+
+def test_what_a_recipe_says_of_its_data_arrives(read):
+    r = read(
+        "data: {train: [a, b], passes: [1, 0.5], last_batch: repeat, most_bad_in_a_row: 7, record_order: true,"
+        " cache: /tmp/x, cache_gib: 1.5, allow_pipe: true}\ntraining: {checkpoint_steps: 50, stop_at_step: 70}"
+    )
+    assert (r.data.train, r.data.passes, r.data.last_batch) == (["a", "b"], [1.0, 0.5], "repeat")
+    assert (r.data.most_bad_in_a_row, r.data.record_order, r.data.allow_pipe) == (7, True, True)
+    assert (r.data.cache, r.data.cache_gib) == ("/tmp/x", 1.5)
+    assert (r.training.checkpoint_steps, r.training.stop_at_step) == (50, 70)
+
+
+def test_nothing_risky_or_lossy_is_on_unless_a_recipe_says_so(read):
+    r = read("")
+    assert (r.data.allow_pipe, r.data.on_bad_sample, r.data.cache) == (False, "fail", "")
+    assert (r.training.checkpoint_steps, r.training.stop_at_step) == (0, 0)
+
+
+def test_lists_are_given_as_overrides_too(read):
+    assert read("", "data.train=[a,b]", "data.passes=[1,2]").data.passes == [1.0, 2.0]
+    assert read("data: {train: [a, b]}", "data.train=c").data.train == ["c"]
 
 
 @pytest.mark.parametrize("text", ["9e-3", "0.009", "9.0e-3", "'9e-3'"])
@@ -107,8 +143,17 @@ def test_a_recipe_written_down_reads_back_the_same(read, tmp_path):
         ("training: {betas: 0.9}", ["training.betas: must be a list, not 0.9"]),
         ("training: {betas: [0.9, x]}", ["training.betas: must be a number, not 'x'"]),
         ("evaluation: {captions: [1]}", ["evaluation.captions: must be true or false, not 1"]),
-        ("data: {train: 7}", ["data.train: must be text, not 7"]),
-        ("data: {train: [a]}", ["data.train: must be text"]),
+        ("data: {train: 7}", ["data.train: must be a list, not 7"]),
+        ("data: {train: [a, 7]}", ["data.train: must be text, not 7"]),
+        ("data: {train: {a: 1}}", ["line 2", "unknown key 'data.train.a'"]),
+        ("data: {test: [a]}", ["data.test: must be text"]),
+        ("data: {passes: 2}", ["data.passes: must be a list, not 2"]),
+        ("data: {passes: [x]}", ["data.passes: must be a number, not 'x'"]),
+        ("data: {train: a, last_batch: keep}", ["data.last_batch: must be one of drop, repeat, not 'keep'"]),
+        ("data: {record_order: 1}", ["data.record_order: must be true or false, not 1"]),
+        ("data: {allow_pipe: 'yes'}", ["data.allow_pipe: must be true or false, not 'yes'"]),
+        ("data: {most_bad_in_a_row: 2.5}", ["data.most_bad_in_a_row: must be a whole number"]),
+        ("training: {checkpoint_steps: many}", ["training.checkpoint_steps: must be a whole number"]),
         ("model: {dtype: fp16}", ["line 2", "model.dtype: must be one of bf16, fp32, not 'fp16'"]),
         ("model: {dtype: [fp32]}", ["model.dtype: must be one of bf16, fp32"]),
         ("? [a]\n: 1", ["line 2", "a key must be a word"]),
@@ -149,12 +194,13 @@ POSITIVE = [
         for k in ("epochs", "learning_rate", "global_batch", "micro_batch", "log_every", "checkpoint_epochs")
     ),
     *(f"evaluation.{k}" for k in ("batch", "max_new_tokens")),
-    *(f"data.{k}" for k in ("max_length", "block_shards")),
+    *(f"data.{k}" for k in ("max_length", "block_shards", "most_bad_in_a_row", "cache_gib")),
     "vision.max_pixels",
     *(f"method.{k}" for k in ("hidden", "slots", "lora_rank")),
 ]
 NOT_NEGATIVE = [
     *(f"training.{k}" for k in ("warmup_epochs", "min_learning_rate", "weight_decay", "gradient_clipping")),
+    *(f"training.{k}" for k in ("checkpoint_steps", "stop_at_step")),
     "data.workers",
     "vision.adapter_dim",
 ]
@@ -192,6 +238,12 @@ def test_a_dropout_outside_its_range_is_refused_by_name(read, key, value):
         ("training: {learning_rate: nan}", "training.learning_rate: must be positive"),
         ("training: {epochs: 2, warmup_epochs: 2.5}", "training.warmup_epochs: 2.5 is more than training.epochs = 2"),
         ("training: {global_batch: 10, micro_batch: 4}", "training.global_batch: 10 is not a multiple"),
+        ("data: {train: [a, b], passes: [1]}", "data.passes: 1 numbers for the 2 folders of data.train"),
+        ("data: {train: a, passes: [1, 2]}", "data.passes: 2 numbers for the 1 folders of data.train"),
+        ("data: {train: [a, b], passes: [1, 0]}", "data.passes: must be positive, is 0"),
+        ("data: {train: [a, b], passes: [1, -2]}", "data.passes: must be positive, is -2"),
+        ("data: {train: [a], passes: [nan]}", "data.passes: must be positive, is nan"),
+        ("data: {train: [a], passes: [.inf]}", "data.passes: must be positive, is inf"),
         ("method: {name: input_space, lora_targets: []}", "method.lora_targets: name at least one linear layer"),
     ],
 )

@@ -8,10 +8,12 @@ counted there. Right padding: under a causal mask no real token ever sees a padd
 Shapes: T tokens in the pack, B samples, L padded length, S supervised tokens, I images, R resolution.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 
+from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText
 
 
@@ -22,6 +24,17 @@ class Item:
     index: int
     text: EncodedText
     image: torch.Tensor | None
+    sample: Sample | None = None
+    """Its fields, where they are needed for scoring."""
+
+
+class Skip(NamedTuple):
+    """A sample that was left out. It took its place all the same."""
+
+    position: int
+    """Place in the global batch."""
+    message: str
+    """File, key and reason."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +61,21 @@ class Batch:
     """L"""
     cut: int = 0
     """How many samples had their context shortened."""
-    skipped: tuple[str, ...] = field(default=())
-    """Messages of the samples that were left out."""
+    skipped: tuple[Skip, ...] = ()
+    """Samples that were left out."""
+    dealt: tuple[tuple[int, int], ...] = ()
+    """(place in the global batch, running number) of all samples dealt to this batch, those left out included."""
+    samples: tuple[Sample, ...] = ()
+    """The samples' fields, where they are needed for scoring."""
 
     @property
     def size(self) -> int:
         return self.image_of.shape[0]
+
+    @property
+    def cost(self) -> int:
+        """Places computed when the batch is laid out padded: B x L."""
+        return self.size * self.length
 
     def to(self, device: torch.device) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -61,9 +83,7 @@ class Batch:
         return replace(self, **moved)
 
 
-def make_batch(
-    items: list[Item], resolution: int, slots: int = 0, skipped: tuple[str, ...] = (), last_only: bool = False
-) -> Batch:
+def make_batch(items: list[Item], resolution: int, slots: int = 0, last_only: bool = False) -> Batch:
     """Pack items. `last_only` supervises only the last token's place (with target 0): for reading an answer.
 
     An empty list is a batch that computes on one lone BOS-like token and trains nothing: every rank must run the same
@@ -100,5 +120,5 @@ def make_batch(
         indices=torch.tensor([item.index for item in items], dtype=torch.long),
         length=length,
         cut=sum(item.text.cut for item in items),
-        skipped=skipped,
+        samples=tuple(item.sample for item in items if item.sample is not None),
     )

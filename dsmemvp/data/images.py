@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dsmemvp.data.stream import SampleError
+from dsmemvp.data.sample import SampleError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""What is decoded. Pillow knows many more, among them PostScript, for which it runs another program."""
 STATISTICS = {
     # mean and deviation of R, G, B in [0, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -29,29 +31,47 @@ class ImageTransform:
 
     def __call__(self, encoded: bytes, where: str) -> torch.Tensor:
         """-> float32 [3, resolution, resolution]. Raises SampleError."""
-        pixels = np.asarray(self._resized(encoded, where), dtype=np.float32) / 255.0
+        image = squashed(encoded, where, self.resolution, self.max_pixels)
+        pixels = np.asarray(image, dtype=np.float32) / 255.0
         mean, deviation = (np.array(s, dtype=np.float32) for s in STATISTICS[self.statistics])
         return torch.from_numpy(((pixels - mean) / deviation).transpose(2, 0, 1).copy())
 
-    def _resized(self, encoded: bytes, where: str) -> Image.Image:
-        try:
-            with warnings.catch_warnings():
-                # Pillow warns of, and at twice its own limit refuses, what we refuse by the recipe's limit.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image: Image.Image = Image.open(io.BytesIO(encoded))
-            if image.width * image.height > self.max_pixels:
-                size = f"{image.width} x {image.height}"
-                raise SampleError(where, f"image of {size} pixels is over vision.max_pixels = {self.max_pixels}")
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            elif image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to 8: nearly all white
-                image = Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
-            return image.convert("RGB").resize((self.resolution, self.resolution), Image.Resampling.BICUBIC)
-        except SampleError:
-            raise
-        except UnidentifiedImageError:
-            raise SampleError(where, "image cannot be decoded (its format is not known)") from None
-        except Exception as error:  # on damaged files decoders also raise struct.error, TypeError, IndexError, ...
-            raise SampleError(where, f"image cannot be decoded ({error})") from None
+
+def squashed(encoded: bytes, where: str, resolution: int, max_pixels: int) -> Image.Image:
+    """A picture in any format as RGB, upright, on white where it is transparent, squashed to resolution x resolution
+    (bicubic, no crop). Raises SampleError."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of pixel counts that we refuse by the recipe's limit, and of damage in what we do not need.
+            warnings.simplefilter("ignore")
+            return _squashed(encoded, where, resolution, max_pixels)
+    except SampleError:
+        raise
+    except UnidentifiedImageError:
+        raise SampleError(where, "image cannot be decoded (its format is not known)") from None
+    except Exception as error:  # on damaged files decoders also raise struct.error, TypeError, IndexError, ...
+        raise SampleError(where, f"image cannot be decoded ({error})") from None
+
+
+def _squashed(encoded: bytes, where: str, resolution: int, max_pixels: int) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    if image.width * image.height > max_pixels:
+        size = f"{image.width} x {image.height}"
+        raise SampleError(where, f"image of {size} pixels is over vision.max_pixels = {max_pixels}")
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise SampleError(where, "image has pixels of 32 bits, of which nothing says how bright they are")
+    if image.mode.startswith("I;16"):
+        image = _of_eight_bits(image)
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB").resize((resolution, resolution), Image.Resampling.BICUBIC)
+
+
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey on white; Pillow's own conversion clips: nearly all white."""
+    deep = np.asarray(image, dtype=np.uint16)
+    grey = (deep >> 8).astype(np.uint8)
+    transparent = image.info.get("transparency")  # one grey value in a PNG
+    return Image.fromarray(grey if transparent is None else np.where(deep == transparent, np.uint8(255), grey))

@@ -1,27 +1,31 @@
 """Shards -> this rank's micro-batches, in worker processes.
 
-Global batch g of an epoch is the g-th run of `global_batch` samples of the order; rank r takes every world-th of
-them. Worker w makes the global batches w, w + workers, ..., so their number changes nothing. A sample that is left
-out still takes its place.
+The order says which samples form a global batch, the dealing which of them are this rank's; worker w makes the global
+batches w, w + workers, ... of those to come, so the number of workers changes nothing, and prefetched batches need no
+state: a run goes on at any step by asking for that step. Encoded bytes are read ahead, decoding comes last.
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dsmemvp.data import order
-from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.batch import Batch, Item, Skip, make_batch
+from dsmemvp.data.dealing import Weight, deal
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.manifest import Manifest
-from dsmemvp.data.sample import Sample, read_sample
-from dsmemvp.data.stream import BadSample, EncodedSample, SampleError, read_in_order
+from dsmemvp.data.order import Order, Place, file_order
+from dsmemvp.data.sample import BadSample, EncodedSample, Sample, SampleError, read_sample
+from dsmemvp.data.stream import Reader
 from dsmemvp.data.text import Tokenizer, encode_for_answer, encode_for_training
 from dsmemvp.recipe import Recipe
+
+READ_AHEAD = 64 << 20
+"""Bytes of encoded samples that a worker reads in one pass over the shards it needs; what bounds its memory."""
+CHARACTERS = 4
+"""Of text per token, roughly: to weigh places reserved in the sequence against text."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +49,25 @@ class Encoder:
         text = encode(tokenizer, sample, self.captions, self.max_length)
         encoded = None if self.blind else sample.image
         image = self.image(encoded, sample.where) if encoded is not None else None
-        return Item(sample.index, text, image)
+        fields = replace(sample, image=b"" if sample.image is not None else None) if self.answers else None
+        return Item(sample.index, text, image, fields)
 
-    def items(self, tokenizer: Tokenizer, entries: list[EncodedSample | BadSample]) -> tuple[list[Item], list[str]]:
-        """Items of the good entries and messages of the others; raises SampleError at the first bad one if the
-        recipe does not allow skipping."""
-        good, skipped = [], []
-        for entry in entries:
+    def batch(self, tokenizer: Tokenizer, entries: "Sequence[tuple[int, EncodedSample | BadSample]]") -> Batch:
+        """A micro-batch of (place in the global batch, sample). Raises SampleError at the first bad one if the recipe
+        does not allow skipping."""
+        items, skipped = [], []
+        for position, entry in entries:
             try:
                 if isinstance(entry, BadSample):
                     raise entry.error
-                good.append(self.item(tokenizer, read_sample(entry)))
+                items.append(self.item(tokenizer, read_sample(entry)))
             except SampleError as error:
                 if not self.skip_bad:
                     raise
-                skipped.append(str(error))
-        return good, skipped
+                skipped.append(Skip(position, str(error)))
+        batch = make_batch(items, self.image.resolution, self.slots, last_only=self.answers)
+        dealt = tuple((position, entry.index) for position, entry in entries)
+        return replace(batch, skipped=tuple(skipped), dealt=dealt)
 
 
 def recipe_encoder(recipe: Recipe, resolution: int, vocabulary: int) -> Encoder:
@@ -87,73 +94,92 @@ class Share:
 
     rank: int
     world: int
-    global_batch: int
     micro_batch: int
 
 
-Blocks = Callable[[], Iterator[list[order.Place]]]
-"""One pass over the data, block by block."""
-
-
 def training_steps(
-    manifest: Manifest, encoder: Encoder, share: Share, seed: int, epochs: range, block_shards: int, workers: int
+    manifests: Sequence[Manifest], order: Order, encoder: Encoder, share: Share, steps: range, workers: int
 ) -> Iterator[list[Batch]]:
-    """This rank's micro-batches of every global batch of `epochs`: one list per optimizer step. The last partial
-    global batch of an epoch is dropped. Raises SampleError (also out of a worker)."""
-    counts = [shard.samples for shard in manifest.shards]
-    steps = order.steps_per_epoch(manifest.samples, share.global_batch)
-    passes: list[Blocks] = [partial(order.epoch_blocks, counts, seed, epoch, block_shards) for epoch in epochs]
-    return _load(_Steps(manifest, encoder, share, passes, steps), workers)
+    """This rank's micro-batches of the global batches `steps`, counted from the start of the run: one list per
+    optimizer step. Raises SampleError, ValueError or OSError (also out of a worker)."""
+    return _load(_Steps(manifests, encoder, share, order.batch, steps, order.near_shards), workers)
 
 
 def evaluation_steps(manifest: Manifest, encoder: Encoder, share: Share, workers: int) -> Iterator[list[Batch]]:
-    """All samples in file order, one list of micro-batches per step, the same number on every rank: the last may be
+    """All samples in file order, one micro-batch per step, the same number of steps on every rank: the last may be
     smaller or empty."""
-    steps = -(-manifest.samples // share.global_batch)
-    whole: Blocks = partial(order.file_order, [shard.samples for shard in manifest.shards])
-    return _load(_Steps(manifest, encoder, share, [whole], steps), workers)
+    places, size = file_order(manifest.counts), share.world * share.micro_batch
+    steps = range(-(-len(places) // size))
+    return _load(_Steps([manifest], encoder, share, _Slices(places, size), steps, 2), workers)
+
+
+@dataclass(frozen=True)
+class _Slices:
+    places: list[Place]
+    size: int
+
+    def __call__(self, step: int) -> list[Place]:
+        return self.places[step * self.size : (step + 1) * self.size]
+
+
+MicroBatch = list[tuple[int, Place]]
+"""(place in the global batch, sample)"""
 
 
 @dataclass
 class _Steps(IterableDataset):
-    manifest: Manifest
+    manifests: Sequence[Manifest]
     encoder: Encoder
     share: Share
-    passes: list[Blocks]
-    """For each pass over the data, its places block by block."""
-    steps: int
-    """Global batches in a pass."""
+    batch: Callable[[int], list[Place]]
+    steps: range
+    near_shards: int
+    """How many shards the samples of neighbouring steps lie in."""
 
-    def __iter__(self) -> Iterator[list[Batch] | SampleError]:
+    def __iter__(self) -> "Iterator[list[Batch] | ValueError | OSError]":
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         tokenizer = Tokenizer(self.encoder.tokenizer_path)
+        reader = Reader(self.manifests, self.near_shards)
         try:
-            for step, entries in enumerate(self._global_batches()):
-                if step % workers == worker:
-                    yield self._batches(tokenizer, entries[self.share.rank :: self.share.world])
-        except SampleError as error:
+            for window in self._windows(reader, self.steps[worker::workers]):
+                found = reader.read(place for step in window for part in step for _, place in part)
+                for step in window:
+                    yield [self.encoder.batch(tokenizer, [(i, found[place]) for i, place in part]) for part in step]
+        except (ValueError, OSError) as error:
             yield error  # an exception raised in a worker reaches the main process wrapped in a traceback
 
-    def _global_batches(self) -> Iterator[list[EncodedSample | BadSample]]:
-        for blocks in self.passes:
-            entries = (entry for block in blocks() for entry in read_in_order(self.manifest, block))
-            for _ in range(self.steps):
-                yield list(islice(entries, self.share.global_batch))
+    def _windows(self, reader: Reader, steps: Iterable[int]) -> Iterator[list[list[MicroBatch]]]:
+        """Steps that are read together. The first is one alone, for an early start; they grow to READ_AHEAD bytes, so
+        that each pass goes forward through the shards of a block."""
+        window, size, most = [], 0, 1
+        for step in steps:
+            own = self._own(reader, step)
+            window.append(own)
+            size += sum(member.size for part in own for _, place in part for member in reader.entry(place).members)
+            if size >= most:
+                yield window
+                window, size, most = [], 0, min(READ_AHEAD, max(1 << 20, 2 * most))
+        if window:
+            yield window
 
-    def _batches(self, tokenizer: Tokenizer, entries: list[EncodedSample | BadSample]) -> list[Batch]:
-        batches = []
-        size = self.share.micro_batch
-        for start in range(0, self.share.global_batch // self.share.world, size):
-            items, skipped = self.encoder.items(tokenizer, entries[start : start + size])
-            resolution = self.encoder.image.resolution
-            batches.append(
-                make_batch(items, resolution, self.encoder.slots, tuple(skipped), last_only=self.encoder.answers)
-            )
-        return batches
+    def _own(self, reader: Reader, step: int) -> list[MicroBatch]:
+        """This rank's micro-batches of a global batch."""
+        places = self.batch(step)
+        weights = [self._weight(reader, place) for place in places]
+        dealt = deal(weights, self.share.world, self.share.micro_batch)[self.share.rank]
+        return [[(i, places[i]) for i in part] for part in dealt]
+
+    def _weight(self, reader: Reader, place: Place) -> Weight:
+        entry = reader.entry(place)
+        image = entry.has_image and not self.encoder.blind
+        return Weight(entry.length + image * self.encoder.slots * CHARACTERS, image)
 
 
 def _load(dataset: _Steps, workers: int) -> Iterator[list[Batch]]:
+    if workers:
+        # the server imports this module once; the workers of all loaders are forked from it
+        multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -164,7 +190,7 @@ def _load(dataset: _Steps, workers: int) -> Iterator[list[Batch]]:
         worker_init_fn=_one_thread,
     )
     for step in loader:
-        if isinstance(step, SampleError):
+        if isinstance(step, Exception):
             raise step
         yield step
 

@@ -1,16 +1,48 @@
 """A sample's fields, checked once on the way in; everything later may rely on them.
 
 The json member of a shard holds: question, choices and answer (the index of the right choice), or no choices and an
-open answer in text; optional context, caption, subject, grade, split. At most one image member lies beside it.
+open answer in text; optional context, caption, task, subject, grade, split. At most one image member lies beside it.
+Shards of pictures and their captions, as img2dataset writes them, have a json member with a caption and no question,
+or a txt member alone: the question is then to describe the image.
 """
 
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsmemvp.data.stream import EncodedSample, SampleError
+IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
+TEXT_ENDINGS = ("json", "txt")
+"""The first of these that a sample has is read."""
+DESCRIBE = "Describe the image."
+"""The question of a sample that is a caption."""
+UNREADABLE = (ValueError, RecursionError)
+"""What reading JSON raises: no UTF-8, no JSON, a number of thousands of digits (ValueError), or nested too deep."""
+FREE_TASKS = ("caption", "conversation")
+"""Tasks whose answer is a text of its own, not the end of "The answer is"."""
 
-IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
+
+class SampleError(ValueError):
+    """A sample that cannot be used: `SampleError(where, why)`, where `where` names file and key."""
+
+    def __str__(self) -> str:
+        # a file's or sample's name may be no Unicode; this goes to logs and files
+        return ": ".join(map(str, self.args)).encode("utf-8", "backslashreplace").decode()
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """One sample's members by their ending ("json", "png", ...), and where it came from."""
+
+    members: dict[str, bytes]
+    where: str
+    index: int
+    """Running number in the data, shard by shard as the manifests list them."""
+
+
+@dataclass(frozen=True)
+class BadSample:
+    error: SampleError
+    index: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +63,11 @@ class Sample:
     """Running number in the data set."""
 
     @property
+    def free(self) -> bool:
+        """Whether the answer stands by itself."""
+        return not self.choices and self.scores.get("task") in FREE_TASKS
+
+    @property
     def letter(self) -> str:
         """A, B, ... of the right choice."""
         assert isinstance(self.answer, int)
@@ -40,17 +77,42 @@ class Sample:
 def read_sample(encoded: EncodedSample) -> Sample:
     """Check the members and fields of one sample. Raises SampleError."""
     where = encoded.where
-    if "json" not in encoded.members:
+    texts = [ending for ending in TEXT_ENDINGS if ending in encoded.members]
+    if not texts:
         raise SampleError(where, f"has no json member, only {', '.join(sorted(encoded.members)) or 'nothing'}")
     images = [ending for ending in encoded.members if ending in IMAGE_ENDINGS]
     if len(images) > 1:
         raise SampleError(where, f"has {len(images)} image members, at most one is allowed: {', '.join(images)}")
     try:
-        row = json.loads(encoded.members["json"].decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SampleError(where, f"json member cannot be read ({error})") from None
+        row = _row(texts[0], encoded.members[texts[0]])
+    except UNREADABLE as error:
+        raise SampleError(where, f"{texts[0]} member cannot be read ({error})") from None
     image = encoded.members[images[0]] if images else None
     return sample_from_row(row, image, where, encoded.index)
+
+
+def text_length(ending: str, member: bytes) -> int:
+    """Characters that a model would see of a text member; 0 where it cannot be read."""
+    try:
+        row = _row(ending, member)
+    except UNREADABLE:
+        return 0
+    if not isinstance(row, dict):
+        return 0
+    choices = row.get("choices")
+    seen = [row.get("question"), row.get("context"), *(choices if isinstance(choices, list) else [])]
+    seen += [] if choices else [row.get("answer")]
+    return sum(len(text) for text in seen if isinstance(text, str))
+
+
+def _row(ending: str, member: bytes) -> Any:
+    text = member.decode("utf-8")
+    row = {"caption": text} if ending == "txt" else json.loads(text)
+    asked = isinstance(row, dict) and row.keys() & {"question", "choices", "answer"}
+    if isinstance(row, dict) and not asked and isinstance(row.get("caption"), str):
+        row = {**row, "question": DESCRIBE, "answer": row["caption"].strip(), "task": "caption"}
+        del row["caption"]
+    return row
 
 
 def sample_from_row(row: Any, image: bytes | None, where: str, index: int = 0) -> Sample:

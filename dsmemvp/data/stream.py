@@ -1,109 +1,100 @@
-"""Shards -> encoded samples, in a given order, through webdataset's tar reader.
+"""Shards -> encoded samples at given places, read forwards through each shard by its index.
 
-A shard always yields exactly as many entries as the manifest says: where the file does not hold up, the entry is a
-`BadSample`, so that every other sample keeps its place in the order. Nothing here decodes or unpickles.
+Only the wanted bytes are read, and only they are checked (by the index's CRC-32), so a rank touches nothing of the
+others' samples and a run can start anywhere. A sample that does not hold up is a `BadSample`, so that every other one
+keeps its place in the order. A file that cannot be read at all is an error of the system and ends the run, however bad
+samples are treated: it says nothing about the sample. Nothing here decodes, and nothing is ever unpickled.
 """
 
-import functools
-import hashlib
 import itertools
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from webdataset.tariterators import group_by_keys, tar_file_iterator
-
-from dsmemvp.data.manifest import Manifest, Shard
-from dsmemvp.data.order import Place
-
-
-class SampleError(ValueError):
-    """A sample that cannot be used: `SampleError(where, why)`, where `where` names file and key."""
-
-    def __str__(self) -> str:
-        return ": ".join(map(str, self.args))
+from dsmemvp.data.index import Entry, read_index
+from dsmemvp.data.manifest import Manifest
+from dsmemvp.data.order import Place, file_order
+from dsmemvp.data.sample import BadSample, EncodedSample, SampleError
 
 
-@dataclass(frozen=True)
-class EncodedSample:
-    """One sample's tar members by their ending ("json", "png", ...), and where it came from."""
+class Reader:
+    """Reads samples of several data sets. It holds the indexes of the shards it used last, and nothing of the data."""
 
-    members: dict[str, bytes]
-    where: str
-    index: int
-    """Running number in the data set, in manifest order."""
+    def __init__(self, manifests: Sequence[Manifest], indexes: int):
+        """`indexes` is how many shards' indexes are kept: as many as a pass over the data is within at one time."""
+        self._manifests, self._most = manifests, indexes
+        self._indexes: OrderedDict[tuple[int, int], list[Entry]] = OrderedDict()
+        self._firsts = first_numbers(manifests)
 
+    def entry(self, place: Place) -> Entry:
+        """What the index says of a sample."""
+        key = place[:2]
+        if key not in self._indexes:
+            self._indexes[key] = read_index(self._manifests[place.source], place.shard)
+            if len(self._indexes) > self._most:
+                self._indexes.popitem(last=False)
+        self._indexes.move_to_end(key)
+        return self._indexes[key][place.sample]
 
-@dataclass(frozen=True)
-class BadSample:
-    error: SampleError
-    index: int
+    def number(self, place: Place) -> int:
+        """The sample's running number in the data."""
+        return self._firsts[place.source][place.shard] + place.sample
 
-
-def read_in_order(manifest: Manifest, block: list[Place]) -> Iterator[EncodedSample | BadSample]:
-    """The entries of `block` in its order. Each shard named in it is read once and held until the block ends."""
-    firsts = [0, *itertools.accumulate(shard.samples for shard in manifest.shards)]
-    held: dict[int, list[EncodedSample | BadSample]] = {}
-    for shard, index in block:
-        if shard not in held:
-            held[shard] = _read_checked(manifest.path(shard), manifest.shards[shard], firsts[shard])
-        yield held[shard][index]
-
-
-def _read_checked(path: Path, shard: Shard, first_index: int) -> list[EncodedSample | BadSample]:
-    why = _difference(path, shard.sha256)
-    if why:
-        return [BadSample(SampleError(str(path), why), first_index + i) for i in range(shard.samples)]
-    return read_shard(path, shard.samples, first_index)
-
-
-@functools.cache
-def _difference(path: Path, sha256: str) -> str:
-    """Why a file is not the one the manifest was written for; empty if it is.
-
-    Checked once in each process: one flipped bit in a tar header loses an image without a word.
-    """
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        return f"cannot be read ({error})"
-    return "" if found == sha256 else "its checksum is not the manifest's; prepare the data again"
+    def read(self, places: Iterable[Place]) -> dict[Place, EncodedSample | BadSample]:
+        """The samples at `places`, every shard gone through once and forwards. Raises OSError."""
+        found: dict[Place, EncodedSample | BadSample] = {}
+        for (source, shard), group in itertools.groupby(sorted(set(places)), key=lambda place: place[:2]):
+            path, descriptor = _open(self._manifests[source], shard)
+            try:
+                for place in group:
+                    entry = self.entry(place)
+                    where, number = f"{path}, sample {entry.key}", self.number(place)
+                    try:
+                        found[place] = EncodedSample(_members(descriptor, entry, where), where, number)
+                    except SampleError as error:
+                        found[place] = BadSample(error, number)
+            finally:
+                os.close(descriptor)
+        return found
 
 
-def read_shard(path: Path, count: int, first_index: int) -> list[EncodedSample | BadSample]:
-    """All of one shard, in file order; `count` is what the manifest promises, `first_index` the first's number.
-
-    Samples that end before a damaged place are good; where the number of samples is not the promised one, none is,
-    since nothing tells which file the manifest was written for.
-    """
-    entries: list[EncodedSample | BadSample] = []
-    why = ""
-    try:
-        for members in _members(path):
-            where = f"{path}, sample {members.pop('__key__')}"
-            entries.append(EncodedSample(members, where, first_index + len(entries)))
-    except (tarfile.TarError, EOFError) as error:
-        why = f"not a readable tar file ({error})"
-    except OSError as error:
-        why = f"cannot be read ({error})"
-    except ValueError as error:
-        why = str(error.args[0])
-    if len(entries) != count and not why:
-        why = f"holds {len(entries)} samples, the manifest says {count}; prepare the data again"
-        entries = []
-    bad = (BadSample(SampleError(str(path), why), first_index + i) for i in range(len(entries), count))
-    return [*entries[:count], *bad]
+def first_numbers(manifests: Sequence[Manifest]) -> list[list[int]]:
+    """[data set][shard]: the running number of the shard's first sample over all data sets."""
+    counts = itertools.chain([0], *(manifest.counts for manifest in manifests))
+    ends = itertools.accumulate(counts)
+    return [[next(ends) for _ in manifest.shards] for manifest in manifests]
 
 
-def _members(path: Path) -> Iterator[dict[str, Any]]:
-    """webdataset's grouping of tar members into samples; "__key__" holds the key, endings are lower case."""
-    with path.open("rb") as file:
-        if path.stat().st_size < tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("shorter than one tar block")
-        files = (dict(member, __url__="") for member in tar_file_iterator(file))
-        for sample in group_by_keys(files):
-            del sample["__url__"]
-            yield sample
+def read_all(manifest: Manifest) -> Iterator[EncodedSample | BadSample]:
+    """Every sample of a data set in file order, a shard at a time."""
+    reader = Reader([manifest], indexes=1)
+    for _, places in itertools.groupby(file_order(manifest.counts), key=lambda place: place.shard):
+        yield from reader.read(places).values()
+
+
+def _open(manifest: Manifest, shard: int) -> tuple[Path, int]:
+    for attempt in itertools.count():
+        path = manifest.local(shard)
+        try:
+            return path, os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # of a remote shard: another process has just made room
+            if manifest.remote is None or attempt == 3:
+                raise
+    raise AssertionError("the loop ends by returning or raising")
+
+
+def _members(descriptor: int, entry: Entry, where: str) -> dict[str, bytes]:
+    if entry.problem:
+        raise SampleError(where, entry.problem)
+    members, crc32 = {}, 0
+    for member in entry.members:
+        content = os.pread(descriptor, member.size, member.offset)
+        if len(content) < member.size:
+            raise SampleError(where, "the file ends before it; fetch or prepare the shard again")
+        crc32 = zlib.crc32(content, crc32)
+        members[member.ending] = content
+    if crc32 != entry.crc32:
+        raise SampleError(where, "its checksum is not the index's; fetch or prepare the shard again")
+    return members

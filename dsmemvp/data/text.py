@@ -2,8 +2,10 @@
 
     Question: {question}\\nContext: {context or N/A}\\nOptions: (A) .. (B) ..\\nResponse:The answer is {letter}.
 
-The target follows "Response:" without a space (facts of the published code: util/base_prompt.py of MemVP).
-Length is kept by cutting the context from its end; question and options are never cut.
+The target follows "Response:" without a space (facts of the published code: util/base_prompt.py of MemVP). The answer
+of a free task (a caption, a turn of a conversation) follows in the same place, without "The answer is" and full stop.
+Length is kept by cutting the context from its end, a conversation's from its beginning (the last turns stay); question
+and options are never cut.
 """
 
 import re
@@ -12,8 +14,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from dsmemvp.data.sample import Sample
-from dsmemvp.data.stream import SampleError
+from dsmemvp.data.sample import Sample, SampleError
 
 LEAD_IN = "The answer is"
 
@@ -64,7 +65,14 @@ def prompt_text(sample: Sample, captions: bool) -> str:
 
 
 def target_text(sample: Sample) -> str:
+    if sample.free:
+        return str(sample.answer).strip()
     return f"{LEAD_IN} {sample.letter if sample.choices else sample.answer}."
+
+
+def lead_in(sample: Sample) -> str:
+    """What stands between the prompt and what a model is asked to write."""
+    return "" if sample.free else LEAD_IN
 
 
 def encode_for_training(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:
@@ -82,10 +90,10 @@ def encode_for_training(tokenizer: Tokenizer, sample: Sample, captions: bool, mo
 
 
 def encode_for_answer(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:
-    """Prompt + "The answer is", for a model to go on from."""
+    """Prompt + "The answer is" where the task has it, for a model to go on from."""
 
     def encode(sample: Sample) -> tuple[list[int], list[int]]:
-        tokens = tokenizer.encode(prompt_text(sample, captions) + LEAD_IN)
+        tokens = tokenizer.encode(prompt_text(sample, captions) + lead_in(sample))
         return tokens, tokens
 
     (_, whole), cut = _fitted(encode, sample, captions, most)
@@ -102,7 +110,8 @@ def _fitted(encode, sample: Sample, captions: bool, most: int):
     fitting = None
     while low < high:
         middle = (low + high) // 2
-        shorter = replace(sample, context=" ".join(words[:middle]), caption="")
+        kept = words[len(words) - middle :] if sample.scores.get("task") == "conversation" else words[:middle]
+        shorter = replace(sample, context=" ".join(kept), caption="")
         encoded = encode(shorter)
         if len(encoded[1]) <= most:
             fitting, low = encoded, middle + 1

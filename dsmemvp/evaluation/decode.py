@@ -1,7 +1,6 @@
 """Greedy decoding of a few tokens, in step with the other ranks (under ZeRO-3 every rank must run every forward)."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
@@ -36,5 +35,4 @@ def _longer(batch: Batch, texts: list[list[int]], slots: int) -> Batch:
         Item(indices[b], EncodedText(text, len(text), False), batch.images[rows[b]] if rows[b] >= 0 else None)
         for b, text in enumerate(texts)
     ]
-    longer = make_batch(items, batch.images.shape[-1], slots, last_only=True)
-    return replace(longer, cut=batch.cut, skipped=batch.skipped)
+    return make_batch(items, batch.images.shape[-1], slots, last_only=True)

@@ -1,5 +1,10 @@
-"""What a run says while it runs: TensorBoard and metrics.jsonl in the run's folder, a bar on a terminal or lines in a
-log. Only the first rank speaks."""
+"""What a run says while it runs: TensorBoard and files of JSON lines in the run's folder, a bar on a terminal or lines
+in a log. Only the first rank speaks.
+
+    metrics.jsonl   the numbers of TensorBoard      skipped.jsonl   samples left out      order.jsonl   samples seen
+
+Every line has its "step", so that a run that goes on from an earlier step drops what it is about to write again.
+"""
 
 import json
 import resource
@@ -12,6 +17,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from dsmemvp.data.durable import replace_file
+
 
 class Monitor:
     def __init__(self, folder: Path, active: bool, steps: int, start: int):
@@ -22,7 +29,10 @@ class Monitor:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
-        self._lines = _reopen(folder / "metrics.jsonl", start)
+        self._folder = folder
+        for path in folder.glob("*.jsonl"):
+            _drop_later(path, start)
+        self._files: dict[str, TextIO] = {}
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty())
 
     def say(self, text: str) -> None:
@@ -41,30 +51,48 @@ class Monitor:
             return
         for name, value in numbers.items():
             self._board.add_scalar(name, value, step)
-        self._lines.write(json.dumps({"step": step, **numbers}) + "\n")
-        self._lines.flush()
+        self.write("metrics", {"step": step, **numbers})
         if self._bar.disable:
             self.say(line)
         else:
             self._bar.set_postfix_str(line.partition("  ")[2])
 
+    def write(self, name: str, row: dict[str, Any]) -> None:
+        """A line for NAME.jsonl; `row` has the "step" it belongs to."""
+        if not self._active:
+            return
+        if name not in self._files:
+            self._files[name] = (self._folder / f"{name}.jsonl").open("a", encoding="utf-8")
+        self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._files[name].flush()
+
+    def written(self, name: str) -> list[dict[str, Any]]:
+        """All lines of NAME.jsonl so far; none on other ranks than the first."""
+        path = self._folder / f"{name}.jsonl" if self._active else None
+        return _rows(path.read_text(encoding="utf-8")) if path and path.exists() else []
+
     def close(self) -> None:
         if self._active:
             self._bar.close()
             self._board.close()
-            self._lines.close()
+            for file in self._files.values():
+                file.close()
 
 
-def _reopen(path: Path, last_step: int) -> TextIO:
-    """The file of JSON lines, open to append after `last_step`."""
-    old = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    # a run that was killed may have left half a line
-    kept = [line for line in old if line.endswith("}\n") and json.loads(line)["step"] <= last_step]
-    if kept != old:
-        partial = path.with_name(f"partial-{path.name}")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(path)
-    return path.open("a", encoding="utf-8")
+def _drop_later(path: Path, last_step: int) -> None:
+    """Take out the lines of later steps than `last_step`, and half a line that a killed run may have left. Files whose
+    lines have no step are not a run's record and stay as they are."""
+    old = path.read_text(encoding="utf-8")
+    rows = _rows(old)
+    if not all("step" in row for row in rows):
+        return
+    new = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["step"] <= last_step)
+    if new != old:
+        replace_file(path, new.encode())
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
 
 
 def peak_memory(device: torch.device) -> float:

@@ -43,6 +43,13 @@ class Ranks:
         torch.distributed.all_reduce(tensor)
         return tensor.tolist()
 
+    def table(self, *numbers: float) -> list[list[float]]:
+        """The numbers of every rank, in float64: [rank][number]. All ranks give the same number of them."""
+        own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        rows = [torch.empty_like(own) for _ in range(self.world)]
+        torch.distributed.all_gather(rows, own)
+        return torch.stack(rows).tolist()
+
     def gather(self, texts: list[str]) -> list[str]:
         """The texts of all ranks, rank by rank. They travel as JSON: nothing that others send is unpickled."""
         own = torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8, device=self.device)
@@ -55,13 +62,13 @@ class Ranks:
         return [text for row in rows for text in json.loads(row)]
 
     def in_step(self, source: Iterator[T]) -> Iterator[T]:
-        """`source`, item by item on all ranks; where it raises ValueError on one, all raise with that message, so that
-        no rank is left waiting in a collective for one that has gone."""
+        """`source`, item by item on all ranks; where it raises ValueError or OSError on one, all raise with that
+        message, so that no rank is left waiting in a collective for one that has gone."""
         for item in _caught(source):
-            own = str(item) if isinstance(item, ValueError) else ""
+            own = str(item) if isinstance(item, Exception) else ""
             if self.sums(bool(own))[0]:
                 raise ValueError(next(message for message in self.gather([own]) if message))
-            assert not isinstance(item, ValueError)
+            assert not isinstance(item, Exception)
             yield item
 
     def wait(self) -> None:
@@ -90,17 +97,18 @@ def join_ranks() -> Ranks:
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
-def _caught(source: Iterator[T]) -> Iterator[T | ValueError]:
-    """The items of `source`, the last one being the ValueError it raised, if it did."""
+def _caught(source: Iterator[T]) -> Iterator[T | ValueError | OSError]:
+    """The items of `source`, the last one being the error it raised, if it did."""
     try:
         yield from source
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         yield error
 
 
-def seed_dropout(seed: int, rank: int, epoch: int) -> None:
-    """Dropout's masks follow from the recipe's seed, differ between ranks, and go on anew where a run goes on."""
-    digest = hashlib.sha256(f"dsmemvp dropout {seed} {rank} {epoch}".encode()).digest()
+def seed_dropout(seed: int, rank: int, step: int) -> None:
+    """Dropout's masks follow from the recipe's seed, the rank and the step, so that a run that goes on draws those of
+    one that was never interrupted."""
+    digest = hashlib.sha256(f"dsmemvp dropout {seed} {rank} {step}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 

@@ -1,9 +1,12 @@
 """A batch packed and the same batch padded: every token, slot and target in its place."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from making import sample
 
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item, Skip, make_batch
 from dsmemvp.data.text import EncodedText
 
 R = 4
@@ -36,7 +39,8 @@ def test_packed_tokens_stand_one_sample_after_another(items):
     assert batch.tokens.tolist() == [1, 11, 12, 13, 14, 1, 21, 22, 23, 24, 25, 26, 27, 1, 31, 32]
     assert batch.offsets.tolist() == [0, 5, 13, 16]
     assert batch.indices.tolist() == [10, 20, 30]
-    assert (batch.size, batch.length, batch.cut, batch.skipped) == (3, 8, 1, ())
+    assert (batch.size, batch.length, batch.cut, batch.cost) == (3, 8, 1, 24)
+    assert batch.skipped == batch.dealt == batch.samples == ()
 
 
 def test_without_slots_the_padded_rows_are_the_texts_filled_up_on_the_right(items):
@@ -110,11 +114,11 @@ def test_a_batch_without_images_has_none_of_the_right_size():
 
 @pytest.mark.parametrize("last_only", [False, True])
 def test_an_empty_batch_computes_on_one_token_and_trains_nothing(last_only):
-    batch = make_batch([], R, slots=3, skipped=("x: broken",), last_only=last_only)
+    batch = make_batch([], R, slots=3, last_only=last_only)
     assert batch.tokens.tolist() == [0] and batch.offsets.tolist() == [0, 1] and batch.place.tolist() == [0]
     assert batch.supervised.tolist() == [] and batch.targets.tolist() == [] and batch.indices.tolist() == []
     assert batch.images.shape == (0, 3, R, R) and batch.image_of.tolist() == [-1]
-    assert (batch.size, batch.length, batch.skipped) == (1, 1, ("x: broken",))
+    assert (batch.size, batch.length, batch.cost, batch.samples) == (1, 1, 1, ())
 
 
 def test_every_tensor_of_numbers_is_int64_also_where_it_is_empty(items):
@@ -124,6 +128,17 @@ def test_every_tensor_of_numbers_is_int64_also_where_it_is_empty(items):
 
 
 def test_a_batch_moves_as_a_whole(items):
-    moved = make_batch(items, R, 2, skipped=("x",)).to(torch.device("meta"))
+    notes = {"skipped": (Skip(3, "x"),), "dealt": ((0, 10), (3, 99))}
+    moved = replace(make_batch(items, R, 2), **notes).to(torch.device("meta"))
     assert {t.device.type for t in vars(moved).values() if isinstance(t, torch.Tensor)} == {"meta"}
-    assert moved.length == 8 and moved.cut == 1 and moved.skipped == ("x",)
+    assert (moved.length, moved.cut, moved.skipped, moved.dealt) == (8, 1, notes["skipped"], notes["dealt"])
+
+
+def test_the_cost_is_what_the_padded_batch_holds(items):
+    assert make_batch(items, R, slots=6).cost == 3 * 11
+    assert make_batch(items[:1], R).cost == 5
+
+
+def test_the_samples_ride_along_where_they_are_given(items):
+    known = replace(items[1], sample=sample())
+    assert make_batch([items[0], known], R).samples == (sample(),)

@@ -1,5 +1,6 @@
 """Encoded images of every kind -> pixels, against numpy and Pillow used directly."""
 
+import io
 import random
 import struct
 import zlib
@@ -7,11 +8,12 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from making import encoded, picture
+from making import as_json, encoded, fields, manifest_of, picture, write_tar
 from PIL import Image
 
 from dsmemvp.data.images import ImageTransform
-from dsmemvp.data.stream import SampleError
+from dsmemvp.data.sample import SampleError, read_sample
+from dsmemvp.data.stream import read_all
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
@@ -72,6 +74,7 @@ def test_a_wide_image_is_squashed_and_nothing_is_cropped():
         (picture(mode="RGB", colour=RED, transparency=WHITE), RED),
         (picture("GIF", mode="L", colour=128), GREY),
         (picture("BMP", colour=RED), RED),
+        (picture("TIFF", colour=RED), RED),
         (picture("WEBP", colour=RED, lossless=True), RED),
     ],
 )
@@ -89,7 +92,21 @@ def test_a_palette_with_a_transparent_entry_becomes_rgb_on_white():
 
 def test_sixteen_bit_grey_keeps_its_brightness():
     image = Image.fromarray(np.full((4, 4), 128 * 256 + 77, dtype=np.uint16))
-    assert is_colour(transform()(encoded(image), "here"), GREY)
+    for format in ("PNG", "TIFF"):
+        assert is_colour(transform()(encoded(image, format), "here"), GREY)
+
+
+def test_sixteen_bit_grey_with_a_transparent_value_is_white_there_and_keeps_its_brightness_elsewhere():
+    stored = np.full((8, 8), 128 * 256 + 77, dtype=np.uint16)
+    stored[:, :4] = 3000
+    found = colours(transform()(encoded(Image.fromarray(stored), transparency=3000), "here"))
+    assert np.allclose(found[:, :4], 255, atol=0.01) and np.allclose(found[:, 4:], 128, atol=0.01)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_of_32_bits_are_refused_and_not_guessed(mode):
+    with pytest.raises(SampleError, match=r"x\.tar, sample s0: image has pixels of 32 bits"):
+        transform()(picture("TIFF", mode=mode, colour=1), "x.tar, sample s0")
 
 
 def test_a_cmyk_jpeg_becomes_rgb():
@@ -110,8 +127,21 @@ def test_a_jpeg_is_turned_as_its_exif_data_says(orientation, top_left):
     assert found[:6, :6].min() > 240 and found[10:, :].max() < 15 and found[:, 10:].max() < 15
 
 
-def test_the_content_counts_and_not_what_the_member_is_called():
-    assert is_colour(transform()(picture("GIF", mode="L", colour=128), "x.tar, sample s0 (s0.png)"), GREY)
+def test_a_jpeg_under_the_name_of_a_png_is_decoded_by_its_content(tmp_path):
+    members = [("s0.json", as_json(fields())), ("s0.png", encoded(noise(), "JPEG", quality=90))]
+    (entry,) = read_all(manifest_of(write_tar(tmp_path / "x.tar", members)))
+    sample = read_sample(entry)
+    found = transform()(sample.image, sample.where)
+    with Image.open(io.BytesIO(members[1][1]), formats=["JPEG"]) as stored:
+        wanted = np.array(stored.resize((8, 8), Image.BICUBIC))
+    np.testing.assert_allclose(colours(found), wanted, atol=1e-3)
+
+
+def test_a_format_that_pillow_needs_another_program_for_is_not_known():
+    content = encoded(noise(), "EPS")
+    assert Image.open(io.BytesIO(content)).format == "EPS"  # Pillow would run Ghostscript
+    with pytest.raises(SampleError, match=r"s0: image cannot be decoded \(its format is not known\)"):
+        transform()(content, "x.tar, sample s0")
 
 
 def test_an_image_over_the_limit_is_refused_with_its_size():
@@ -144,7 +174,7 @@ def test_a_bomb_is_refused_before_anything_is_decoded(monkeypatch):
         transform(max_pixels=50_000_000)(png_header(1_000_000, 1_000_000), "x.tar, sample s0")
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_a_truncated_image_is_refused_and_not_filled_up(format):
     content = encoded(noise(64, 64), format)
     with pytest.raises(SampleError, match=r"x\.tar, sample s0: image cannot be decoded"):
@@ -172,9 +202,10 @@ def test_an_unusable_exif_tag_is_refused_like_any_other_damage():
                 assert str(error).startswith("here: ")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damage_anywhere_ends_in_an_image_or_in_a_sample_error():
     rng = random.Random(0)
-    whole = {format: encoded(noise(), format) for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP")}
+    whole = {format: encoded(noise(), format) for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")}
     for _ in range(600):
         content = bytearray(whole[rng.choice(list(whole))])
         for _ in range(rng.randint(1, 4)):

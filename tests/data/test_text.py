@@ -1,11 +1,20 @@
 """Prompts and targets, letter by letter, and how they are made to fit."""
 
+from dataclasses import replace
+
 import pytest
 import sentencepiece
 from making import sample
 
-from dsmemvp.data.stream import SampleError
-from dsmemvp.data.text import Tokenizer, encode_for_answer, encode_for_training, prompt_text, target_text
+from dsmemvp.data.sample import SampleError
+from dsmemvp.data.text import (
+    Tokenizer,
+    encode_for_answer,
+    encode_for_training,
+    lead_in,
+    prompt_text,
+    target_text,
+)
 
 COLOURS = {"question": "What colour is the star?", "choices": ("red", "blue", "green"), "answer": 1}
 
@@ -48,6 +57,33 @@ def test_an_open_question_has_neither_options_nor_an_empty_context():
     hinted = sample(question="What is it?", choices=(), answer="x", context="A hint.", caption="a star.")
     assert prompt_text(hinted, captions=False) == "Question: What is it?\nContext: A hint.\nResponse:"
     assert prompt_text(hinted, captions=True) == "Question: What is it?\nContext: A hint. a star.\nResponse:"
+
+
+FREE = {"question": "Describe the image.", "choices": (), "answer": " a red star. "}
+
+
+@pytest.mark.parametrize("task", ["caption", "conversation"])
+def test_a_free_answer_stands_by_itself_without_lead_in_and_full_stop(tokenizer, task):
+    one = sample(**FREE, scores={"task": task})
+    assert prompt_text(one, captions=False) == "Question: Describe the image.\nResponse:"
+    assert target_text(one) == "a red star." and lead_in(one) == ""
+    trained = encode_for_training(tokenizer, one, captions=False, most=512)
+    asked = encode_for_answer(tokenizer, one, captions=False, most=512)
+    assert tokenizer.decode(asked.tokens) == "Question: Describe the image.\nResponse:"
+    assert trained.tokens[: trained.prompt] == asked.tokens and trained.tokens[-1] == tokenizer.eos
+    assert tokenizer.decode(trained.tokens[trained.prompt :]) == "a red star."
+
+
+@pytest.mark.parametrize("scores", [{}, {"task": "vqa"}, {"task": "open"}])
+def test_any_other_answer_has_the_lead_in_and_a_full_stop(scores):
+    assert lead_in(sample(**COLOURS, scores=scores)) == "The answer is"
+    one = sample(question="What?", choices=(), answer="a star", scores=scores)
+    assert lead_in(one) == "The answer is" and target_text(one) == "The answer is a star."
+
+
+def test_a_choice_has_the_lead_in_whatever_its_task_is_called():
+    one = sample(**COLOURS, scores={"task": "caption"})
+    assert (lead_in(one), target_text(one)) == ("The answer is", "The answer is B.")
 
 
 def test_double_spaces_collapse_and_ends_are_stripped_but_lines_stay():
@@ -112,6 +148,17 @@ def test_a_context_of_which_nothing_fits_becomes_none(tokenizer):
     one = sample(**COLOURS, context="antidisestablishmentarianism " * 3)
     text = encode_for_training(tokenizer, one, captions=False, most=len(bare.tokens))
     assert text.cut and text.tokens == bare.tokens and "\nContext: N/A\n" in tokenizer.decode(text.tokens)
+
+
+def test_a_long_conversation_is_cut_from_its_beginning(tokenizer):
+    words = [f"word{i}" for i in range(100)]
+    one = sample(question="And now?", choices=(), answer="x", context=" ".join(words), scores={"task": "conversation"})
+    text = encode_for_answer(tokenizer, one, captions=False, most=120)
+    kept = tokenizer.decode(text.tokens).partition("\nContext: ")[2].partition("\nResponse:")[0].split(" ")
+    assert text.cut and len(text.tokens) <= 120
+    assert kept == words[-len(kept) :] and 0 < len(kept) < 100
+    more = replace(one, context=" ".join(words[-len(kept) - 1 :]))
+    assert len(encode_for_answer(tokenizer, more, captions=False, most=10_000).tokens) > 120
 
 
 @pytest.mark.parametrize("encode", [encode_for_training, encode_for_answer])

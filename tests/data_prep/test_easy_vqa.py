@@ -4,13 +4,10 @@ import collections
 import json
 import tarfile
 
+import prepared
 import pytest
 
 from data_prep import folder
-from dsmemvp.data.manifest import read_manifest
-from dsmemvp.data.order import file_order
-from dsmemvp.data.sample import read_sample
-from dsmemvp.data.stream import read_in_order
 from dsmemvp.evaluation.scores import accuracies, predict
 
 
@@ -28,9 +25,7 @@ def test_the_test_split_goes_through_the_converter_and_scores_as_published(unpac
     monkeypatch.setattr("sys.argv", ["folder", *map(str, given)])
     assert folder.main() == 0
     assert "9673 samples in 4 shards" in capsys.readouterr().out
-    manifest = read_manifest(tmp_path / "test")
-    blocks = file_order([shard.samples for shard in manifest.shards])
-    samples = [read_sample(entry) for block in blocks for entry in read_in_order(manifest, block)]
+    samples = prepared.samples(tmp_path / "test")
     rows = [json.loads(line) for line in (unpacked / "test.jsonl").open()]
     assert [(s.question, s.answer) for s in samples] == [(r["question"], r["answer"]) for r in rows]
     assert all(s.image == (unpacked / r["image"]).read_bytes() for s, r in zip(samples[:50], rows, strict=False))

@@ -1,17 +1,21 @@
 """Images + JSON lines -> shards: good rows arrive, bad ones are told with file and line."""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from making import picture
+import torch
+from making import encoded, picture
+from PIL import Image
+from prepared import here, samples
 
 from data_prep import folder as program
+from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.manifest import read_manifest
-from dsmemvp.data.order import file_order
-from dsmemvp.data.sample import read_sample
-from dsmemvp.data.stream import read_in_order
 
 GOOD = {"id": "q0", "question": "Q?", "choices": ["a", "b"], "answer": 1}
 
@@ -21,7 +25,7 @@ def convert(tmp_path, monkeypatch, capsys):
     """Writes rows (dictionaries or raw lines), runs the program, returns (exit code, stdout, stderr)."""
     (tmp_path / "images" / "sub").mkdir(parents=True)
     (tmp_path / "images" / "sub" / "one.PNG").write_bytes(picture())
-    (tmp_path / "images" / "one.tif").write_bytes(picture("TIFF"))
+    (tmp_path / "images" / "one.ppm").write_bytes(picture("BMP"))
     (tmp_path / "images" / "bare").write_bytes(picture())
     (tmp_path / "secret.png").write_bytes(picture())
 
@@ -29,17 +33,9 @@ def convert(tmp_path, monkeypatch, capsys):
         lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
         (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines) + b"\n")
         arguments = ["--rows", tmp_path / "rows.jsonl", "--images", tmp_path / "images", "--out", tmp_path / "out"]
-        monkeypatch.setattr(sys, "argv", ["folder", *map(str, arguments), *options])
-        code = program.main()
-        return code, *capsys.readouterr()
+        return here(program, monkeypatch, capsys, *arguments, *options)
 
     return convert
-
-
-def samples(folder):
-    manifest = read_manifest(folder)
-    blocks = file_order([shard.samples for shard in manifest.shards])
-    return [read_sample(entry) for block in blocks for entry in read_in_order(manifest, block)]
 
 
 def test_good_rows_become_samples(convert, tmp_path):
@@ -74,22 +70,24 @@ def test_empty_lines_are_passed_over_and_counted(convert):
     assert code == 1 and "rows.jsonl, line 4: is not JSON" in err
 
 
+LONG = "k" * 91
 BAD = [
     (b"{", "is not JSON"),
     (b'{"question": "caf\xe9"}', "is not JSON"),
     (b"[1]", "is not a JSON object"),
-    ({**GOOD, "id": "x", "question": ""}, "has no question"),
-    ({**GOOD, "id": "x", "answer": "c"}, "answer 'c' is none of its choices"),
-    ({**GOOD, "id": "x", "answer": 2}, "answer 2 is not the index"),
+    ({**GOOD, "id": "x0", "question": ""}, "has no question"),
+    ({**GOOD, "id": "x1", "answer": "c"}, "answer 'c' is none of its choices"),
+    ({**GOOD, "id": "x2", "answer": 2}, "answer 2 is not the index"),
     ({"question": "Q?"}, "has neither choices nor an answer"),
-    ({**GOOD, "id": "x", "image": "none.png"}, "none.png does not exist"),
-    ({**GOOD, "id": "x", "image": "sub"}, "sub does not exist"),
-    ({**GOOD, "id": "x", "image": "../secret.png"}, "image '../secret.png' lies outside"),
-    ({**GOOD, "id": "x", "image": "sub/../../secret.png"}, "lies outside"),
-    ({**GOOD, "id": "x", "image": "/etc/hostname"}, "lies outside"),
-    ({**GOOD, "id": "x", "image": "one.tif"}, "one.tif does not end in one of png"),
-    ({**GOOD, "id": "x", "image": "bare"}, "bare does not end in one of png"),
-    ({**GOOD, "id": "x", "question": "\ud800"}, "not Unicode"),
+    ({**GOOD, "id": "x3", "image": "none.png"}, "none.png does not exist"),
+    ({**GOOD, "id": "x4", "image": "sub"}, "sub does not exist"),
+    ({**GOOD, "id": "x5", "image": "../secret.png"}, "image '../secret.png' lies outside"),
+    ({**GOOD, "id": "x6", "image": "sub/../../secret.png"}, "lies outside"),
+    ({**GOOD, "id": "x7", "image": "/etc/hostname"}, "lies outside"),
+    ({**GOOD, "id": "x8", "image": "one.ppm"}, "one.ppm does not end in one of png"),
+    ({**GOOD, "id": "x9", "image": "bare"}, "bare does not end in one of png"),
+    ({**GOOD, "id": "x10", "question": "\ud800"}, "not Unicode"),
+    ({**GOOD, "id": LONG}, "is empty or longer than 90 bytes"),
     (GOOD, "key 'q0' stands twice"),
 ]
 
@@ -116,6 +114,63 @@ def test_a_link_that_leads_out_of_the_images_is_refused(convert, tmp_path):
     (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.png")
     code, _, err = convert({**GOOD, "image": "link.png"})
     assert code == 1 and "lies outside" in err
+
+
+def test_with_resizing_images_are_looked_into(convert, tmp_path):
+    """Whatever their ending: what comes out has its own."""
+    (tmp_path / "images" / "damaged.png").write_bytes(picture()[:50])
+    good = [{**GOOD, "id": "a", "image": "bare"}, {**GOOD, "id": "b", "image": "one.ppm"}]
+    bad = {**GOOD, "id": "c", "image": "damaged.png"}
+    assert convert(bad)[0] == 0
+    code, _, err = convert(*good, bad, options=["--resize", "8"])
+    assert code == 1 and f"rows.jsonl, line 3: {tmp_path / 'images' / 'damaged.png'}: image cannot be decoded" in err
+    code, _, err = convert(*good, options=["--resize", "8", "--max-pixels", "23"])
+    assert code == 1 and "image of 6 x 4 pixels is over" in err
+    for format, name in (("png", "PNG"), ("jpg", "JPEG")):
+        assert convert(*good, options=["--resize", "8", "--format", format])[0] == 0
+        images = [Image.open(io.BytesIO(s.image)) for s in samples(tmp_path / "out")]
+        assert [(i.format, i.size, i.mode) for i in images] == [(name, (8, 8), "RGB")] * 2
+
+
+def test_resized_as_png_training_sees_the_same_pixels(convert, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (37, 21, 4), dtype=np.uint8)
+    content = encoded(Image.fromarray(noise, "RGBA"), icc_profile=np.random.default_rng(1).bytes(5000))
+    (tmp_path / "images" / "noise.png").write_bytes(content)
+    convert({**GOOD, "image": "noise.png"}, options=["--resize", "16"])
+    (sample,) = samples(tmp_path / "out")
+    see = ImageTransform(16, "clip", 10_000)
+    assert torch.equal(see(content, ""), see(sample.image, ""))
+    assert len(sample.image) < 2000
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--per-shard", "0"], "--per-shard: must be positive, is 0"),
+        (["--resize", "-1"], "--resize: must be positive"),
+        (["--max-pixels", "0"], "--max-pixels: must be positive"),
+        (["--quality", "101"], "--quality: must be 1 to 100"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_and_nothing_is_lost(convert, tmp_path, options, part):
+    convert(GOOD)
+    code, _, err = convert(GOOD, options=options)
+    assert code == 1 and part in err and len(samples(tmp_path / "out")) == 1
+
+
+def test_a_missing_folder_of_images_is_told_even_where_bad_rows_are_left_out(convert, tmp_path):
+    shutil.rmtree(tmp_path / "images")
+    code, _, err = convert(GOOD, {**GOOD, "id": "b", "image": "a.png"}, options=["--on-bad-row", "skip"])
+    assert code == 1 and f"{tmp_path / 'images'}, the folder of images, does not exist" in err
+
+
+def test_nothing_to_write_is_an_error(convert):
+    assert "there is no row to write\n" in convert(b"")[2]
+    skip = ["--on-bad-row", "skip"]
+    told = convert(b"{", b"{", options=skip)[2]
+    assert "there is no row to write; all rows were left out, the first: " in told and "line 1: is not JSON" in told
+    told = convert({**GOOD, "image": "none.png"}, options=skip)[2]
+    assert "there is no row to write: all 1 were left out" in told and "line 1: image" in told
 
 
 def test_a_lost_image_is_named(convert, tmp_path):

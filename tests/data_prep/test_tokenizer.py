@@ -2,8 +2,12 @@
 
 import pytest
 import sentencepiece
+from making import fields, good_shards
+from prepared import here
 
-from data_prep.tokenizer import train_tokenizer
+from data_prep import tokenizer as program
+from data_prep.shards import Row, write_shards
+from data_prep.tokenizer import texts_of, train_tokenizer
 
 TEXTS = [
     f"Question: Where is {n}?\nContext: N/A\nOptions: (A) here (B) there\nResponse:The answer is A." for n in range(60)
@@ -33,3 +37,31 @@ def test_too_few_texts_are_refused_and_leave_no_file(tmp_path):
     with pytest.raises(ValueError, match="the tokenizer cannot be trained"):
         train_tokenizer(["ab"], tmp_path / "x.model", 5000)
     assert not (tmp_path / "x.model").exists()
+
+
+def test_the_command_trains_on_the_texts_of_shards_as_a_model_sees_them(demo_shards, tmp_path, monkeypatch, capsys):
+    write_shards([Row("a", fields(0, context="C", caption="D"))], tmp_path / "one", "train")
+    assert list(texts_of([tmp_path / "one"])) == [
+        "Question: Which number is 0?\nContext: C D\nOptions: (A) no (B) yes\nResponse:The answer is A."
+    ]
+    out = tmp_path / "t.model"
+    code, told, _ = here(
+        program, monkeypatch, capsys, "--data", demo_shards, tmp_path / "one", "--out", out, "--vocabulary", 350
+    )
+    assert (code, told) == (0, f"350 pieces -> {out}\n")
+    train_tokenizer(texts_of([demo_shards, tmp_path / "one"]), tmp_path / "same", 350)
+    assert out.read_bytes() == (tmp_path / "same").read_bytes()
+    assert sentencepiece.SentencePieceProcessor(model_file=str(out)).GetPieceSize() == 350
+
+
+def test_what_keeps_the_command_from_training_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    given = ["--out", tmp_path / "t.model", "--vocabulary", 300]
+    code, _, err = here(program, monkeypatch, capsys, "--data", tmp_path, *given)
+    assert code == 1 and err.startswith(f"data_prep.tokenizer: error: {tmp_path / 'dataset.json'} does not exist")
+    manifest = good_shards(tmp_path / "damaged", 2)
+    content = bytearray(manifest.path(0).read_bytes())
+    content[520] ^= 1
+    manifest.path(0).write_bytes(content)
+    code, _, err = here(program, monkeypatch, capsys, "--data", tmp_path / "damaged", *given)
+    assert code == 1 and "sample s000: its checksum" in err and err.count("\n") == 1
+    assert not (tmp_path / "t.model").exists()

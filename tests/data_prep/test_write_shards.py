@@ -11,7 +11,8 @@ from making import fields, good_rows, picture
 
 from data_prep.shards import Row, write_shards
 from dsmemvp.data.manifest import FILE, read_manifest
-from dsmemvp.data.stream import SampleError
+from dsmemvp.data.sample import SampleError
+from dsmemvp.data.stream import read_all
 
 
 def contents(folder):
@@ -29,7 +30,8 @@ def test_the_same_rows_give_the_same_bytes_at_another_time_for_another_user(tmp_
     finally:
         os.umask(old)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert set(contents(tmp_path / "a")) == {"000000.tar", "000001.tar", "000002.tar", FILE}
+    shards = {"000000.tar", "000001.tar", "000002.tar"}
+    assert set(contents(tmp_path / "a")) == {*shards, *(f"{name}.index" for name in shards), FILE}
 
 
 def test_members_lie_side_by_side_in_the_order_of_the_rows(tmp_path):
@@ -44,7 +46,16 @@ def test_the_returned_manifest_is_the_written_one(tmp_path):
     assert manifest == read_manifest(tmp_path)
     assert [s.samples for s in manifest.shards] == [3, 3, 1] and manifest.split == "val"
     for shard in manifest.shards:
+        index = (tmp_path / f"{shard.name}.index").read_bytes()
         assert shard.sha256 == hashlib.sha256((tmp_path / shard.name).read_bytes()).hexdigest()
+        assert shard.index_sha256 == hashlib.sha256(index).hexdigest()
+
+
+def test_what_was_written_reads_back_row_by_row(tmp_path):
+    entries = list(read_all(write_shards(good_rows(7), tmp_path, "train", per_shard=3)))
+    for row, entry in zip(good_rows(7), entries, strict=True):
+        assert json.loads(entry.members.pop("json")) == row.fields
+        assert entry.members == ({"png": row.image} if row.image else {})
 
 
 def test_text_of_any_script_is_written_as_it_is(tmp_path):
@@ -65,7 +76,7 @@ def test_a_key_that_tar_readers_would_split_is_refused(tmp_path, key):
     [
         (Row("k7", fields(answer=9)), "k7: answer 9 is not the index"),
         (Row("k7", fields(question="")), "k7: has no question"),
-        (Row("k7", fields(), b"x", "tiff"), "k7: image ending 'tiff' is not one of"),
+        (Row("k7", fields(), b"x", "ppm"), "k7: image ending 'ppm' is not one of"),
     ],
 )
 def test_a_row_that_could_not_be_read_is_not_written_and_leaves_no_manifest(tmp_path, row, part):
@@ -73,7 +84,17 @@ def test_a_row_that_could_not_be_read_is_not_written_and_leaves_no_manifest(tmp_
     with pytest.raises(SampleError) as caught:
         write_shards([*good_rows(3), row], tmp_path, "train", per_shard=2)
     assert str(caught.value).startswith(part)
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / FILE).exists() and not list(tmp_path.glob("*partial*"))
+
+
+def test_a_disk_that_fills_up_leaves_no_half_shard_and_no_manifest(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data_prep.shards.flush", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_shards(good_rows(2), tmp_path, "train")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_upper_case_ending_is_written_in_lower_case(tmp_path):

@@ -1,5 +1,9 @@
 """The lines of numbers when a run goes on."""
 
+import json
+
+import pytest
+
 from dsmemvp.training.monitor import Monitor
 
 WHOLE = '{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n'
@@ -13,3 +17,48 @@ def test_lines_of_later_steps_and_half_a_line_are_dropped(tmp_path):
     monitor.record(3, {"a": 4.0}, "step 3  a 4")
     monitor.close()
     assert path.read_text() == WHOLE + '{"step": 3, "a": 4.0}\n'
+
+
+@pytest.mark.parametrize("name", ["skipped", "order", "anything"])
+def test_every_file_of_lines_with_steps_is_wound_back(tmp_path, name):
+    path = tmp_path / f"{name}.jsonl"
+    path.write_text(WHOLE + '{"step": 3, "a": 3.0}\n')
+    monitor = Monitor(tmp_path, active=True, steps=4, start=1)
+    assert [row["step"] for row in monitor.written(name)] == [1]
+    monitor.write(name, {"step": 2, "text": "Größe"})
+    monitor.close()
+    assert path.read_text() == '{"step": 1, "a": 1.0}\n{"step": 2, "text": "Größe"}\n'
+
+
+def test_a_run_from_its_beginning_keeps_no_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(WHOLE)
+    Monitor(tmp_path, active=True, steps=4, start=0).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_files_whose_lines_have_no_step_are_not_touched(tmp_path):
+    content = '{"index": 1}\n{"index": 2}\nhalf a li'
+    (tmp_path / "predictions.jsonl").write_text(content)
+    (tmp_path / "metrics.jsonl").write_text(WHOLE)
+    Monitor(tmp_path, active=True, steps=4, start=0).close()
+    assert (tmp_path / "predictions.jsonl").read_text() == content
+
+
+def test_a_line_is_on_its_way_to_the_disk_as_soon_as_it_is_written(tmp_path):
+    monitor = Monitor(tmp_path, active=True, steps=4, start=0)
+    monitor.write("order", {"step": 1, "samples": [3, 1]})
+    assert json.loads((tmp_path / "order.jsonl").read_text()) == {"step": 1, "samples": [3, 1]}
+    assert monitor.written("order") == [{"step": 1, "samples": [3, 1]}]
+    monitor.close()
+
+
+def test_other_ranks_than_the_first_touch_and_say_nothing(tmp_path, capsys):
+    folder = tmp_path / "run"
+    monitor = Monitor(folder, active=False, steps=4, start=0)
+    monitor.say("x")
+    monitor.record(1, {"a": 1.0}, "x")
+    monitor.write("order", {"step": 1})
+    monitor.advance()
+    assert monitor.written("order") == []
+    monitor.close()
+    assert not folder.exists() and capsys.readouterr() == ("", "")

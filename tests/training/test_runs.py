@@ -12,7 +12,8 @@ from launch import launch, run_on_ranks
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dsmemvp.data.manifest import describe, read_manifest, write_manifest
+from dsmemvp.data.index import index_shard
+from dsmemvp.data.manifest import read_manifest, write_manifest
 
 MODULE = ["--module", "dsmemvp"]
 NO_DROPOUT = ["method.dropout=0.0", "vision.adapter_dropout=0.0"]
@@ -30,8 +31,12 @@ def _losses(output: Path) -> dict[int, float]:
     return {row["step"]: row["train/loss"] for row in map(json.loads, lines)}
 
 
-def _trained(output: Path, epoch: int) -> dict[str, torch.Tensor]:
-    return load_file(output / "run" / "checkpoints" / f"epoch-{epoch:04d}" / "trained.safetensors")
+def _checkpoint(output: Path, step: int) -> Path:
+    return output / "run" / "checkpoints" / f"step-{step:08d}"
+
+
+def _trained(output: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(_checkpoint(output, step) / "trained.safetensors")
 
 
 @pytest.mark.ranks
@@ -46,15 +51,15 @@ def test_one_and_two_ranks_agree_and_a_run_goes_on_from_a_checkpoint_on_either(r
 
     # both runs go on from the end of epoch 2, each with the other number of ranks
     for output, ranks in ((one, 2), (two, 1)):
-        whole = _trained(output, 4)
-        shutil.rmtree(output / "run" / "checkpoints" / "epoch-0003")
-        shutil.rmtree(output / "run" / "checkpoints" / "epoch-0004")
+        whole = _trained(output, 24)
+        shutil.rmtree(_checkpoint(output, 18))
+        shutil.rmtree(_checkpoint(output, 24))
         said = _train(recipe_path, ranks, output, *CURVE)
-        assert "going on after epoch 2" in said
+        assert "going on after step 12" in said
         again = _losses(output)
         assert list(again) == list(range(1, 25))
         assert max(abs(alone[s] - again[s]) for s in again) < 1e-4
-        for name, value in _trained(output, 4).items():
+        for name, value in _trained(output, 24).items():
             torch.testing.assert_close(value, whole[name], atol=2e-4, rtol=1e-3)
 
 
@@ -73,7 +78,7 @@ def test_bf16_input_space_and_recomputation_train_past_a_bad_sample_and_evaluate
 
     said = _train(recipe_path, 2, tmp_path, *settings, "data.on_bad_sample=skip")
     assert "1 times a sample was left out" in said
-    assert all(torch.isfinite(t).all() for t in _trained(tmp_path, 1).values())
+    assert all(torch.isfinite(t).all() for t in _trained(tmp_path, 6).values())
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [point.step for point in board.Scalars("train/loss")] == list(range(1, 7))
     assert set(board.Tags()["scalars"]) >= {
@@ -84,7 +89,12 @@ def test_bf16_input_space_and_recomputation_train_past_a_bad_sample_and_evaluate
         "speed/tflops",
         "memory/peak_gib",
         "data/skipped_samples",
+        "data/imbalance",
     }
+    assert board.Scalars("data/skipped_samples")[-1].value == 1
+    assert all(1 <= point.value < 2 for point in board.Scalars("data/imbalance"))
+    (skipped,) = map(json.loads, (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
+    assert f"sample {key}: image cannot be decoded" in skipped["sample"]
 
     overrides = ["evaluate", str(recipe_path), f"output={tmp_path}", "name=run", *settings]
     said = run_on_ranks(MODULE, 2, *overrides, "data.on_bad_sample=skip")
@@ -115,7 +125,7 @@ def _spoil_an_image(folder: Path) -> str:
         file.seek(member.offset_data)
         file.write(b"\0" * member.size)
     manifest = read_manifest(folder)
-    write_manifest(replace(manifest, shards=(describe(path, manifest.shards[0].samples), *manifest.shards[1:])))
+    write_manifest(replace(manifest, shards=(index_shard(path), *manifest.shards[1:])))
     return member.name.removesuffix(".png")
 
 

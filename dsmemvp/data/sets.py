@@ -1,0 +1,83 @@
+"""The data sets that a recipe names, and the order of its run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsmemvp.data.manifest import Manifest, open_manifest
+from dsmemvp.data.order import Order, Source
+from dsmemvp.data.remote import Cache, is_remote
+from dsmemvp.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    manifests: tuple[Manifest, ...]
+    order: Order
+    identity: dict[str, Any]
+    """All that the order follows from, by the recipe's keys: a run can only go on in the same one."""
+
+
+def open_training_data(recipe: Recipe) -> TrainingData:
+    """Raises FileNotFoundError, ValueError or OSError with what to do."""
+    data, training = recipe.data, recipe.training
+    if not any(data.train):
+        raise ValueError("data.train: name the folder of shards to train on, or several")
+    manifests = tuple(open_manifest(location, _cache(recipe, location)) for location in data.train)
+    passes = data.passes or [1.0] * len(manifests)
+    sources = [Source(manifest.counts, often) for manifest, often in zip(manifests, passes, strict=True)]
+    for manifest, source in zip(manifests, sources, strict=True):
+        if source.per_epoch == 0:
+            raise ValueError(
+                f"data.passes: {source.passes} of the {source.samples} samples of {manifest.location} is not one sample"
+            )
+    _check_cache(manifests, data.block_shards)
+    order = Order(sources, recipe.seed, data.block_shards, training.global_batch, data.last_batch)
+    if order.steps == 0:
+        raise ValueError(
+            f"training.global_batch: {training.global_batch} is more than the {order.samples} samples of an epoch of"
+            f" {', '.join(data.train)}; take a smaller one, or data.last_batch=repeat"
+        )
+    identity = {
+        "seed": recipe.seed,
+        "training.global_batch": training.global_batch,
+        "data.block_shards": data.block_shards,
+        "data.last_batch": data.last_batch,
+        "data.passes": passes,
+        "data.train": [manifest.fingerprint for manifest in manifests],
+    }
+    return TrainingData(manifests, order, identity)
+
+
+def open_test_data(recipe: Recipe) -> Manifest:
+    """Raises FileNotFoundError, ValueError or OSError with what to do."""
+    if not recipe.data.test:
+        raise ValueError("data.test: give the folder of shards to evaluate on")
+    manifest = open_manifest(recipe.data.test, _cache(recipe, recipe.data.test))
+    _check_cache([manifest], 1)
+    return manifest
+
+
+def _cache(recipe: Recipe, location: str) -> Cache:
+    data = recipe.data
+    if is_remote(location) and not data.cache:
+        raise ValueError(f"data.cache: {location} is remote; give a folder on a local disk to keep shards in")
+    return Cache(Path(data.cache), int(data.cache_gib * 2**30), data.allow_pipe)
+
+
+def _check_cache(manifests: Sequence[Manifest], block_shards: int) -> None:
+    """Below the size of the blocks that are read in turns, each shard would be fetched again and again."""
+    limits = [manifest.remote.cache.limit for manifest in manifests if manifest.remote]
+    blocks = sum(_largest(manifest, block_shards) for manifest in manifests if manifest.remote)
+    if limits and blocks > limits[0]:
+        where = ", ".join(manifest.location for manifest in manifests if manifest.remote)
+        raise ValueError(
+            f"data.cache_gib: {limits[0] / 2**30:.3g} GiB do not hold two blocks of {block_shards} shards of {where},"
+            f" up to {blocks / 2**30:.3g} GiB; raise it, or lower data.block_shards"
+        )
+
+
+def _largest(manifest: Manifest, block_shards: int) -> int:
+    """Bytes of the largest block there can be, and the next: ranks are not all in the same one."""
+    return sum(sorted((shard.bytes for shard in manifest.shards), reverse=True)[: 2 * block_shards])

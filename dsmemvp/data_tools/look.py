@@ -1,0 +1,15 @@
+"""What both tools for a recipe's data need: the encoder as a run would make it, and the data."""
+
+from dataclasses import replace
+
+from dsmemvp.data.loader import Encoder, recipe_encoder
+from dsmemvp.models.weights import read_configs
+from dsmemvp.prompts import build_method
+from dsmemvp.recipe import Recipe
+
+
+def encoder_of(recipe: Recipe) -> Encoder:
+    """The encoder of a training run. Only the models' config.json are read, or the shapes where no folder is given."""
+    configs = read_configs(recipe)
+    encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
+    return replace(encoder, slots=build_method(recipe.method, configs.sizes).slots)

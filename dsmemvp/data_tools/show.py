@@ -1,0 +1,102 @@
+"""`dsmemvp data show RECIPE`: a few samples as the model will see them: their text with the supervised part marked, and
+their pictures, squashed as the vision tower gets them, on one sheet."""
+
+import bisect
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from dsmemvp.data.batch import Item
+from dsmemvp.data.images import STATISTICS
+from dsmemvp.data.loader import Encoder
+from dsmemvp.data.manifest import Manifest
+from dsmemvp.data.order import Place, file_order
+from dsmemvp.data.sample import BadSample, SampleError, read_sample
+from dsmemvp.data.sets import open_test_data, open_training_data
+from dsmemvp.data.stream import Reader, first_numbers
+from dsmemvp.data.text import Tokenizer
+from dsmemvp.data_tools.look import encoder_of
+from dsmemvp.recipe import Recipe
+
+COLUMNS, CELL = 4, 224
+"""Of the sheet: pictures in a row, and the least width of one in pixels."""
+
+
+def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet: Path) -> list[str]:
+    """Text of the first `samples` that a run will see (or of data.test), or of those with the given running numbers;
+    writes the pictures to `sheet`. Raises ValueError or FileNotFoundError."""
+    if test:
+        manifests: Sequence[Manifest] = [open_test_data(recipe)]
+        places = file_order(manifests[0].counts)[:samples]
+    else:
+        data = open_training_data(recipe)
+        manifests = data.manifests
+        places = [data.order.place(0, turn) for turn in range(min(samples, data.order.samples))]
+    if numbers:
+        places = [_place(manifests, number) for number in numbers]
+    encoder, reader = encoder_of(recipe), Reader(manifests, indexes=8)
+    tokenizer = Tokenizer(encoder.tokenizer_path)
+    found = reader.read(places)
+    lines, pictures = [], []
+    for place in places:
+        entry = found[place]
+        try:
+            if isinstance(entry, BadSample):
+                raise entry.error
+            item = encoder.item(tokenizer, read_sample(entry))
+        except SampleError as error:
+            lines += [f"--- {entry.index}: cannot be used: {error}", ""]
+            continue
+        lines += [f"--- {entry.index}: {entry.where}: {_about(item)}", _text(item, encoder, tokenizer), ""]
+        if item.image is not None:
+            pictures.append((entry.index, item.image))
+    if pictures:
+        _sheet(pictures, encoder.image.statistics).save(sheet)
+        lines.append(f"{len(pictures)} pictures -> {sheet}")
+    return lines
+
+
+def _place(manifests: Sequence[Manifest], number: int) -> Place:
+    samples = sum(manifest.samples for manifest in manifests)
+    if not 0 <= number < samples:
+        raise ValueError(f"--numbers: there is no sample {number}, they run from 0 to {samples - 1}")
+    firsts = first_numbers(manifests)
+    source = bisect.bisect_right([shards[0] for shards in firsts], number) - 1
+    shard = bisect.bisect_right(firsts[source], number) - 1
+    return Place(source, shard, number - firsts[source][shard])
+
+
+def _about(item: Item) -> str:
+    supervised = len(item.text.tokens) - item.text.prompt
+    cut = ", context cut" if item.text.cut else ""
+    image = ", with a picture" if item.image is not None else ""
+    return f"{len(item.text.tokens)} tokens, {supervised} of them supervised{cut}{image}"
+
+
+def _text(item: Item, encoder: Encoder, tokenizer: Tokenizer) -> str:
+    """<s> and </s> are written out; [[ ]] encloses what is supervised."""
+    tokens, prompt = item.text.tokens, item.text.prompt
+    whole, head = tokenizer.decode(tokens), tokenizer.decode(tokens[:prompt])
+    places = f"[{encoder.slots} places of the picture]" if encoder.slots and item.image is not None else ""
+    end = "</s>" if tokens[-1] == tokenizer.eos else ""
+    return f"<s>{places}{head}[[{whole[len(head) :]}{end}]]"
+
+
+def _sheet(pictures: list[tuple[int, torch.Tensor]], statistics: str) -> Image.Image:
+    """The pictures in rows, each with its sample's running number."""
+    mean, deviation = (torch.tensor(s).view(3, 1, 1) for s in STATISTICS[statistics])
+    side = max(CELL, pictures[0][1].shape[-1])
+    label = 14
+    rows = -(-len(pictures) // COLUMNS)
+    sheet = Image.new("RGB", (min(COLUMNS, len(pictures)) * side, rows * (side + label)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for at, (number, image) in enumerate(pictures):
+        pixels = ((image * deviation + mean) * 255).round().clamp(0, 255).byte()
+        picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+        x, y = at % COLUMNS * side, at // COLUMNS * (side + label)
+        pen.text((x + 2, y + 1), str(number), fill="black")
+        sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y + label))
+    return sheet

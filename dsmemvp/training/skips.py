@@ -1,0 +1,58 @@
+"""Samples that were left out: counted, written down with file and key, and stopped where they do not stop."""
+
+import json
+from collections import Counter
+
+from dsmemvp.data.batch import Batch, Skip
+from dsmemvp.training.monitor import Monitor
+from dsmemvp.training.ranks import Ranks
+
+FILE = "skipped"
+LISTED = 20
+"""How many of them are listed in the log at the end; the file has all."""
+
+
+class Skips:
+    def __init__(self, ranks: Ranks, monitor: Monitor, global_batch: int, most_in_a_row: int):
+        self._ranks, self._monitor = ranks, monitor
+        self._global_batch, self._most = global_batch, most_in_a_row
+        self._in_a_row = 0
+        self.total = len(monitor.written(FILE))
+        """Skips since the beginning of the run, known to the first rank."""
+
+    def none(self) -> None:
+        """A step in which no rank left out anything."""
+        self._in_a_row = 0
+
+    def note(self, step: int, batches: list[Batch]) -> None:
+        """A step in which some rank did; called by all. Raises ValueError, on all ranks, where too many samples came
+        one after another in the order."""
+        own = [json.dumps(skip) for batch in batches for skip in batch.skipped]
+        skips = {skip.position: skip for skip in (Skip(*json.loads(text)) for text in self._ranks.gather(own))}
+        for position in range(self._global_batch):
+            if position not in skips:
+                self._in_a_row = 0
+                continue
+            skip = skips[position]
+            self._in_a_row += 1
+            self.total += 1
+            self._monitor.write(FILE, {"step": step, "position": position, "sample": skip.message})
+            if self.total == 1 or self.total % 1000 == 0:
+                self._monitor.say(f"step {step}: left out, the {self.total}. so far: {skip.message}")
+            if self._in_a_row >= self._most:
+                raise ValueError(
+                    f"step {step}: {self._in_a_row} samples one after another could not be used, as many as"
+                    f" data.most_bad_in_a_row allows; the last: {skip.message}"
+                )
+
+    def report(self) -> None:
+        """What was left out over the whole run, in the log."""
+        rows = self._monitor.written(FILE)
+        if not rows:
+            return
+        often = Counter(row["sample"] for row in rows)
+        self._monitor.say(f"{len(rows)} times a sample was left out (all in {FILE}.jsonl):")
+        for message, times in sorted(often.items())[:LISTED]:
+            self._monitor.say(f"  {message}" + (f" ({times} times)" if times > 1 else ""))
+        if len(often) > LISTED:
+            self._monitor.say(f"  and {len(often) - LISTED} more")

@@ -1,0 +1,113 @@
+"""`dsmemvp data show` and `dsmemvp data check`: what they print is what a run will see."""
+
+import shutil
+
+import pytest
+from making import as_json, fields, picture, write_tar
+from PIL import Image
+
+from dsmemvp import cli
+from dsmemvp.data.index import index_shard
+from dsmemvp.data.manifest import read_manifest, write_manifest
+from dsmemvp.data.order import Order, Source
+from dsmemvp.data.sample import EncodedSample, read_sample
+from dsmemvp.data.stream import read_all
+from dsmemvp.data.text import prompt_text, target_text
+
+
+@pytest.fixture
+def data(capsys, recipe_path, tmp_path):
+    def data(look, *arguments):
+        code = cli.main(["data", look, str(recipe_path), *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return data
+
+
+def test_show_prints_the_first_samples_of_the_run_with_the_supervised_part_marked(data, demo_shards, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    code, out, _ = data("show", "--samples", 6, "--sheet", sheet)
+    assert code == 0
+    manifest = read_manifest(demo_shards)
+    read = [read_sample(entry) for entry in read_all(manifest) if isinstance(entry, EncodedSample)]
+    order = Order([Source(manifest.counts)], 0, 16, 8)
+    numbers = [12 * place.shard + place.sample for place in order.batch(0)[:6]]
+    for number in numbers:
+        expected = f"<s>{prompt_text(read[number], False)}[[{target_text(read[number])}</s>]]"
+        assert f"--- {number}: {read[number].where}: " in out and expected in out
+    pictures = sum(read[number].image is not None for number in numbers)
+    assert f"{pictures} pictures -> {sheet}" in out
+    with Image.open(sheet) as image:
+        assert image.size == (224 * min(4, pictures), 238 * -(-pictures // 4))
+
+
+def test_show_prints_samples_by_number_and_those_of_the_test_split(data, demo_shards, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    _, out, _ = data("show", "--numbers", 47, 0, "--sheet", sheet)
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("---")] == ["--- 47", "--- 0"]
+    _, out, _ = data("show", "--test", "--samples", 3, "--sheet", sheet)
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("---")] == ["--- 0", "--- 1", "--- 2"]
+    code, _, err = data("show", "--numbers", 48)
+    assert code == 1 and "there is no sample 48, they run from 0 to 47" in err
+
+
+def test_the_sheet_shows_the_picture_as_the_tower_gets_it(data, tmp_path):
+    write_tar(tmp_path / "s" / "x.tar", [("a.json", as_json(fields())), ("a.png", picture(colour=(250, 20, 90)))])
+    cli.main(["index", str(tmp_path / "s")])
+    _, out, _ = data(
+        "show", "--sheet", tmp_path / "sheet.png", f"data.train={tmp_path / 's'}", "data.last_batch=repeat"
+    )
+    assert "1 pictures" in out
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.getpixel((100, 120)) == (250, 20, 90)
+
+
+def test_places_of_a_picture_in_the_text_and_a_cut_context_are_shown(data, tmp_path):
+    row = fields(context="very long indeed " * 100)
+    write_tar(tmp_path / "s" / "x.tar", [("a.json", as_json(row)), ("a.png", picture())])
+    cli.main(["index", str(tmp_path / "s")])
+    settings = [f"data.train={tmp_path / 's'}", "data.last_batch=repeat", "method.name=input_space"]
+    _, out, _ = data("show", "--sheet", tmp_path / "sheet.png", *settings)
+    assert "<s>[16 places of the picture]Question:" in out and "context cut" in out
+
+
+def test_check_counts_what_there_is(data, demo_shards):
+    code, out, _ = data("check", "--ranks", 2)
+    assert code == 0
+    assert f"train: {demo_shards}: 48 samples, 24 with a picture (48 scienceqa)" in out
+    assert "4 shards of 12 to 12 samples" in out and "0 contexts are cut" in out
+    assert "epoch: 48 samples, 6 global batches of 8; 0 left out" in out and "dealt by length to 2 ranks" in out
+
+
+def test_check_tells_the_shares_of_a_mixture(data, demo_shards):
+    _, out, _ = data("check", f"data.train=[{demo_shards}, {demo_shards}]", "data.passes=[1, 0.5]", "data.test=")
+    assert "48 samples of it in an epoch (1.0 passes), 66.7%" in out
+    assert "24 samples of it in an epoch (0.5 passes), 33.3%" in out
+    assert "epoch: 72 samples, 9 global batches" in out and "test:" not in out
+
+
+def test_check_names_what_would_be_left_out_and_fails_where_a_run_would(data, demo_shards, tmp_path):
+    folder = tmp_path / "shards"
+    shutil.copytree(demo_shards, folder)
+    members = [
+        ("a.json", as_json(fields())),
+        ("a.png", b"no picture"),
+        ("b.json", b"{"),
+        ("c.json", as_json(fields(1))),
+    ]
+    write_tar(folder / "000002.tar", members)
+    manifest = read_manifest(demo_shards)
+    line = index_shard(folder / "000002.tar")
+    write_manifest(type(manifest)(folder, "train", (*manifest.shards[:2], line, manifest.shards[3])))
+    for setting, expected in (("fail", 1), ("skip", 0)):
+        code, out, err = data("check", f"data.train={folder}", "data.test=", f"data.on_bad_sample={setting}")
+        assert code == expected
+        assert "2 samples cannot be used:" in out
+        assert "sample a: image cannot be decoded" in out and "sample b: json member cannot be read" in out
+        assert ("dsmemvp data check: error: 2 samples cannot be used" in err) == (expected == 1)
+
+
+def test_what_ends_a_run_at_its_start_ends_a_check(data, tmp_path):
+    assert "does not exist" in data("check", f"data.train={tmp_path / 'none'}")[2]
+    assert "is more than the 48 samples" in data("check", "training.global_batch=64", "training.micro_batch=64")[2]
+    assert "not a multiple of training.micro_batch 2 x 3 ranks" in data("check", "--ranks", 3)[2]
