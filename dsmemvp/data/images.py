@@ -32,9 +32,12 @@ class ImageTransform:
     def __call__(self, encoded: bytes, where: str) -> torch.Tensor:
         """-> float32 [3, resolution, resolution]. Raises SampleError."""
         image = squashed(encoded, where, self.resolution, self.max_pixels)
-        pixels = np.asarray(image, dtype=np.float32) / 255.0
-        mean, deviation = (np.array(s, dtype=np.float32) for s in STATISTICS[self.statistics])
-        return torch.from_numpy(((pixels - mean) / deviation).transpose(2, 0, 1).copy())
+        pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)).astype(np.float32)
+        mean, deviation = (np.array(s, dtype=np.float32)[:, None, None] for s in STATISTICS[self.statistics])
+        pixels /= np.float32(255.0)
+        pixels -= mean
+        pixels /= deviation
+        return torch.from_numpy(pixels)
 
 
 def squashed(encoded: bytes, where: str, resolution: int, max_pixels: int) -> Image.Image:
@@ -58,7 +61,7 @@ def _squashed(encoded: bytes, where: str, resolution: int, max_pixels: int) -> I
     if image.width * image.height > max_pixels:
         size = f"{image.width} x {image.height}"
         raise SampleError(where, f"image of {size} pixels is over vision.max_pixels = {max_pixels}")
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # else it copies where there is nothing to turn
     if image.mode in ("I", "F"):
         raise SampleError(where, "image has pixels of 32 bits, of which nothing says how bright they are")
     if image.mode.startswith("I;16"):
@@ -66,7 +69,8 @@ def _squashed(encoded: bytes, where: str, resolution: int, max_pixels: int) -> I
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB").resize((resolution, resolution), Image.Resampling.BICUBIC)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return image.resize((resolution, resolution), Image.Resampling.BICUBIC)
 
 
 def _of_eight_bits(image: Image.Image) -> Image.Image:

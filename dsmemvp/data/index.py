@@ -8,13 +8,15 @@ those members; and the characters of text that a model would see, by which sampl
 grouped as webdataset groups them: consecutive members with the same name up to the first dot.
 """
 
+import gc
 import hashlib
 import json
 import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
@@ -44,9 +46,24 @@ class Entry(NamedTuple):
     problem: str = ""
     """Why the sample cannot be used, where the tar file alone shows it."""
 
-    @property
-    def has_image(self) -> bool:
-        return any(member.ending in IMAGE_ENDINGS for member in self.members)
+
+class ShardIndex(Sequence[Entry]):
+    """The entries of a shard, made from the index's rows as they are asked for: most are only ever weighed."""
+
+    def __init__(self, rows: list[list]):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, sample):
+        key, members, *rest = self._rows[sample]
+        return Entry(key, tuple(Member(*member) for member in members), *rest)
+
+    def weight(self, sample: int) -> tuple[int, bool]:
+        """(characters of text, whether there is an image)"""
+        row = self._rows[sample]
+        return row[3], any(member[0] in IMAGE_ENDINGS for member in row[1])
 
 
 def index_path(shard: Path) -> Path:
@@ -72,7 +89,7 @@ def describe(shard: Path, ignored: Counter[str]) -> tuple[Shard, bytes]:
     return line, content
 
 
-def read_index(manifest: Manifest, shard: int) -> list[Entry]:
+def read_index(manifest: Manifest, shard: int) -> ShardIndex:
     """A shard's entries. Raises FileNotFoundError or ValueError where its index is not the one of the manifest."""
     expected = manifest.shards[shard]
     path = index_path(manifest.folder / expected.name)
@@ -85,10 +102,24 @@ def read_index(manifest: Manifest, shard: int) -> list[Entry]:
         raise FileNotFoundError(f"{path} does not exist; {again}") from None
     if hashlib.sha256(content).hexdigest() != expected.index_sha256:
         raise ValueError(f"{path} is not the index that the manifest was written for; {again}")
-    rows = json.loads(content.decode("utf-8", "surrogateescape"))
+    with _no_collection():
+        rows = json.loads(content.decode("utf-8", "surrogateescape"))
     if len(rows) != expected.samples:
         raise ValueError(f"{path} holds {len(rows)} samples, the manifest says {expected.samples}; {again}")
-    return [Entry(key, tuple(Member(*m) for m in members), *rest) for key, members, *rest in rows]
+    return ShardIndex(rows)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Thousands of new lists make the garbage collector look through all there are, again and again: two thirds of the
+    time that reading an index took."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def scan(shard: Path, ignored: Counter[str]) -> list[Entry]:

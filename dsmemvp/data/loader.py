@@ -146,6 +146,7 @@ class _Steps(IterableDataset):
                 found = reader.read(place for step in window for part in step for _, place in part)
                 for step in window:
                     yield [self.encoder.batch(tokenizer, [(i, found[place]) for i, place in part]) for part in step]
+                del found  # before the next window is read, not after
         except (ValueError, OSError) as error:
             yield error  # an exception raised in a worker reaches the main process wrapped in a traceback
 
@@ -171,9 +172,9 @@ class _Steps(IterableDataset):
         return [[(i, places[i]) for i in part] for part in dealt]
 
     def _weight(self, reader: Reader, place: Place) -> Weight:
-        entry = reader.entry(place)
-        image = entry.has_image and not self.encoder.blind
-        return Weight(entry.length + image * self.encoder.slots * CHARACTERS, image)
+        length, image = reader.weight(place)
+        image = image and not self.encoder.blind
+        return Weight(length + image * self.encoder.slots * CHARACTERS, image)
 
 
 def _load(dataset: _Steps, workers: int) -> Iterator[list[Batch]]:
@@ -186,6 +187,7 @@ def _load(dataset: _Steps, workers: int) -> Iterator[list[Batch]]:
         num_workers=workers,
         # its own generator: making the iterator must not draw from the run's random state
         generator=torch.Generator().manual_seed(0),
+        collate_fn=_as_it_is,
         multiprocessing_context=multiprocessing.get_context("forkserver") if workers else None,
         worker_init_fn=_one_thread,
     )
@@ -193,6 +195,10 @@ def _load(dataset: _Steps, workers: int) -> Iterator[list[Batch]]:
         if isinstance(step, Exception):
             raise step
         yield step
+
+
+def _as_it_is(step: list[Batch]) -> list[Batch]:
+    return step
 
 
 def _one_thread(worker: int) -> None:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dsmemvp.data.index import Entry, read_index
+from dsmemvp.data.index import Entry, ShardIndex, read_index
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Place, file_order
 from dsmemvp.data.sample import BadSample, EncodedSample, SampleError
@@ -25,18 +25,25 @@ class Reader:
     def __init__(self, manifests: Sequence[Manifest], indexes: int):
         """`indexes` is how many shards' indexes are kept: as many as a pass over the data is within at one time."""
         self._manifests, self._most = manifests, indexes
-        self._indexes: OrderedDict[tuple[int, int], list[Entry]] = OrderedDict()
+        self._indexes: OrderedDict[tuple[int, int], ShardIndex] = OrderedDict()
         self._firsts = first_numbers(manifests)
 
     def entry(self, place: Place) -> Entry:
         """What the index says of a sample."""
+        return self._index(place)[place.sample]
+
+    def weight(self, place: Place) -> tuple[int, bool]:
+        """(characters of text, whether there is an image) of a sample."""
+        return self._index(place).weight(place.sample)
+
+    def _index(self, place: Place) -> ShardIndex:
         key = place[:2]
         if key not in self._indexes:
             self._indexes[key] = read_index(self._manifests[place.source], place.shard)
             if len(self._indexes) > self._most:
                 self._indexes.popitem(last=False)
         self._indexes.move_to_end(key)
-        return self._indexes[key][place.sample]
+        return self._indexes[key]
 
     def number(self, place: Place) -> int:
         """The sample's running number in the data."""

@@ -120,8 +120,8 @@ def _epoch(recipe: Recipe, order: Order, manifests: Sequence[Manifest], encoder:
     dealt = in_turn = 0.0
     steps = range(min(BATCHES, order.steps))
     for step in steps:
-        entries = [reader.entry(place) for place in order.batch(step)]
-        weights = [Weight(e.length + e.has_image * encoder.slots * CHARACTERS, e.has_image) for e in entries]
+        found = [reader.weight(place) for place in order.batch(step)]
+        weights = [Weight(length + image * encoder.slots * CHARACTERS, image) for length, image in found]
         shares = deal(weights, ranks, micro_batch)
         dealt += _busy(weights, shares)
         turns = [list(range(rank, len(weights), ranks)) for rank in range(ranks)]

@@ -1,0 +1,14 @@
+"""The benchmarks run; what they measure is in benchmarks/RESULTS.md, never here."""
+
+import os
+import subprocess
+import sys
+
+
+def test_the_loader_s_benchmark_compares_with_webdataset_and_checks_what_was_delivered(repository, tmp_path):
+    command = [sys.executable, str(repository / "benchmarks" / "loader.py"), "--quick", "--only", "throughput"]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    command += ["--folder", str(tmp_path)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert rows[:3] == ["loader", "this loader", "webdataset"]
