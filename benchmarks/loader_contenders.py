@@ -62,8 +62,8 @@ class Bytes:
 
 
 def _encoder(job: Job):
+    from dsmemvp.data.encoder import Encoder
     from dsmemvp.data.images import ImageTransform
-    from dsmemvp.data.loader import Encoder
 
     if job.kind != "jpeg":
         return Bytes(str(job.tokenizer), job.chosen.members)

@@ -4,47 +4,23 @@
                          ["key", [], 0, 0, "why this sample cannot be used"], ...]
 
 One line per sample, in file order: its key; ending, offset and bytes of each member that is ever read; the CRC-32 of
-those members; and the characters of text that a model would see, by which samples are dealt to ranks. Samples are
-grouped as webdataset groups them: consecutive members with the same name up to the first dot.
+those members; and the characters of text that a model would see, by which samples are dealt to ranks.
 """
 
 import gc
 import hashlib
 import json
-import re
-import tarfile
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
-
-from webdataset.tariterators import base_plus_ext
+from pathlib import Path
 
 from dsmemvp.data.durable import replace_file
 from dsmemvp.data.manifest import Manifest, Shard
-from dsmemvp.data.sample import IMAGE_ENDINGS, TEXT_ENDINGS, text_length
+from dsmemvp.data.sample import IMAGE_ENDINGS
+from dsmemvp.data.tar import Entry, Member, scan
 
 SUFFIX = ".index"
-
-
-class Member(NamedTuple):
-    ending: str
-    offset: int
-    size: int
-
-
-class Entry(NamedTuple):
-    """One sample of a shard."""
-
-    key: str
-    members: tuple[Member, ...]
-    crc32: int
-    length: int
-    """Characters of text that a model would see."""
-    problem: str = ""
-    """Why the sample cannot be used, where the tar file alone shows it."""
 
 
 class ShardIndex(Sequence[Entry]):
@@ -122,99 +98,5 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def scan(shard: Path, ignored: Counter[str]) -> list[Entry]:
-    """The entries of a tar file. Raises ValueError where it is empty, compressed, damaged or cut off: a file whose
-    number of samples is not certain cannot take part in an order."""
-    try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            members = _members(tar, shard)
-            _check_end(file, tar.offset, shard)
-            return [_entry(file, key, group, ignored) for key, group in _grouped(members)]
-    except tarfile.TarError as error:
-        why = "it is empty" if shard.stat().st_size == 0 else str(error)
-        head = _head(shard)
-        if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")):
-            why = "it is compressed; unpack it first: samples are read by their place in the file"
-        raise ValueError(f"{shard} is not a readable tar file ({why})") from None
-
-
 def _row(entry: Entry) -> list:
     return list(entry if entry.problem else entry[:-1])
-
-
-def _members(tar: tarfile.TarFile, shard: Path) -> list[tarfile.TarInfo]:
-    """The files in it. tarfile believes any size: it goes backwards and around for ever, or out of its numbers."""
-    members, most = [], shard.stat().st_size
-    try:
-        for member in tar:
-            if not 0 <= member.size <= most:
-                raise OverflowError
-            members.append(member)
-    except (ValueError, OverflowError, MemoryError):
-        raise ValueError(f"{shard} is not a readable tar file (a member claims an impossible size)") from None
-    for member in members:
-        if member.sparse is not None:
-            raise ValueError(f"{shard}: member {member.name} is stored sparsely; write the shard with another program")
-    return [member for member in members if member.isreg() and not _is_meta(member.name)]
-
-
-def _is_meta(name: str) -> bool:
-    return re.match(r"__[^/]*__($|/)", name) is not None
-
-
-def _check_end(file: BinaryIO, offset: int, shard: Path) -> None:
-    """tarfile takes a damaged header, a block of zeros and a file cut off between two members for the file's end; only
-    zeros, a block at least, are one."""
-    file.seek(offset)
-    if len(block := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
-        raise ValueError(f"{shard} is not a readable tar file (it is cut off: the mark of its end is missing)")
-    while block:
-        if block.strip(b"\0"):
-            at = offset + len(block) - len(block.lstrip(b"\0"))
-            raise ValueError(f"{shard} is not a readable tar file (it is damaged at byte {at})")
-        offset += len(block)
-        block = file.read(1 << 20)
-
-
-def _grouped(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, list[tuple[str, tarfile.TarInfo]]]]:
-    """(key, [(ending, member), ...]) of consecutive members with the same key."""
-    key, group = None, []
-    for member in members:
-        prefix, ending = base_plus_ext(member.name)
-        if prefix is None:
-            continue
-        if prefix != key and key is not None:
-            yield key, group
-            group = []
-        key = prefix
-        group.append((ending.lower(), member))
-    if key is not None:
-        yield key, group
-
-
-def _entry(file: BinaryIO, key: str, group: list[tuple[str, tarfile.TarInfo]], ignored: Counter[str]) -> Entry:
-    parts = PurePosixPath(key).parts
-    if ".." in parts or key.startswith("/"):
-        return Entry(key, (), 0, 0, "its name leads out of the folder")
-    endings = [ending for ending, _ in group]
-    twice = sorted({ending for ending in endings if endings.count(ending) > 1})
-    if twice:
-        return Entry(key, (), 0, 0, f"its member {twice[0]} stands twice")
-    wanted = {ending for ending in endings if ending in IMAGE_ENDINGS}
-    wanted |= set([ending for ending in TEXT_ENDINGS if ending in endings][:1])
-    ignored.update(ending for ending in endings if ending not in wanted)
-    members, crc32, length = [], 0, 0
-    for ending, info in group:
-        if ending in wanted:
-            file.seek(info.offset_data)
-            content = file.read(info.size)
-            crc32 = zlib.crc32(content, crc32)
-            members.append(Member(ending, info.offset_data, info.size))
-            if ending in TEXT_ENDINGS:
-                length = text_length(ending, content)
-    return Entry(key, tuple(members), crc32, length)
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(8)

@@ -13,10 +13,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dsmemvp.data.index import Entry, ShardIndex, read_index
+from dsmemvp.data.index import ShardIndex, read_index
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Place, file_order
 from dsmemvp.data.sample import BadSample, EncodedSample, SampleError
+from dsmemvp.data.tar import Entry
 
 
 class Reader:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from dsmemvp.data.dealing import Weight, deal
-from dsmemvp.data.loader import CHARACTERS, Encoder
+from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.loader import CHARACTERS
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Order, Place
 from dsmemvp.data.sample import BadSample, SampleError, read_sample

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from dsmemvp.data.loader import Encoder, recipe_encoder
+from dsmemvp.data.encoder import Encoder, recipe_encoder
 from dsmemvp.models.weights import read_configs
 from dsmemvp.prompts import build_method
 from dsmemvp.recipe import Recipe

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from dsmemvp.data.batch import Item
+from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.images import STATISTICS
-from dsmemvp.data.loader import Encoder
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Place, file_order
 from dsmemvp.data.sample import BadSample, SampleError, read_sample

@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from dsmemvp.data.batch import Batch
-from dsmemvp.data.loader import Encoder, Share, evaluation_steps, recipe_encoder
+from dsmemvp.data.encoder import Encoder, recipe_encoder
+from dsmemvp.data.loader import Share, evaluation_steps
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.sets import open_test_data
 from dsmemvp.data.text import Tokenizer

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsmemvp.data.batch import Batch
-from dsmemvp.data.loader import Encoder, Share, recipe_encoder, training_steps
+from dsmemvp.data.encoder import Encoder, recipe_encoder
+from dsmemvp.data.loader import Share, training_steps
 from dsmemvp.data.sets import TrainingData, open_training_data
 from dsmemvp.models.partitioned import whole_shape
 from dsmemvp.models.weights import read_configs

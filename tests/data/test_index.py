@@ -11,10 +11,11 @@ import pytest
 import webdataset
 from making import as_json, fields, good_shards, manifest_of, picture, write_tar
 
-from dsmemvp.data.index import index_path, index_shard, read_index, scan
+from dsmemvp.data.index import index_path, index_shard, read_index
 from dsmemvp.data.manifest import FILE, read_manifest
 from dsmemvp.data.sample import IMAGE_ENDINGS
 from dsmemvp.data.stream import read_all
+from dsmemvp.data.tar import scan
 
 LONG = "long-" * 40
 """200 letters: more than the 100 of a plain tar header."""

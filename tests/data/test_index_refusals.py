@@ -11,7 +11,8 @@ from collections import Counter
 import pytest
 from making import as_json, fields, good_shards, picture, write_tar
 
-from dsmemvp.data.index import index_path, index_shard, scan
+from dsmemvp.data.index import index_path, index_shard
+from dsmemvp.data.tar import scan
 
 
 def good_tar(path):

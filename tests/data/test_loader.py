@@ -9,8 +9,9 @@ import torch
 from making import as_json, fields, good_rows, manifest_of, picture, write_tar
 
 from data_prep.shards import write_shards
+from dsmemvp.data.encoder import Encoder, recipe_encoder
 from dsmemvp.data.images import ImageTransform
-from dsmemvp.data.loader import Encoder, Share, evaluation_steps, recipe_encoder, training_steps
+from dsmemvp.data.loader import Share, evaluation_steps, training_steps
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.order import Order, Source
 from dsmemvp.data.sample import SampleError
