@@ -1,7 +1,7 @@
 """Which of how many processes this one is: one alone, or one of several that `mpirun` or `srun` started.
 
-MPI is imported only where a launcher's environment says that there are several; a launcher that names its number of
-processes in another variable is added to LAUNCHERS. Ranks exchange short messages, never samples.
+MPI is imported only where a launcher's environment says that there are several (dsmemvp/launchers.py). Ranks exchange
+short messages, never samples.
 """
 
 import os
@@ -10,13 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-LAUNCHERS = (
-    # who starts, number of processes, this one's number; the first one found counts
-    ("mpirun (Open MPI)", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("mpiexec (MPICH, Intel MPI)", "PMI_SIZE", "PMI_RANK"),
-    # set in the steps of srun only: a batch script, which is one process, also finds SLURM_NTASKS
-    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-)
+from dsmemvp.launchers import launched
+
 POLL_S = 0.02
 
 
@@ -57,7 +52,7 @@ class Ranks:
 
 def find_ranks() -> Ranks:
     """Raises ValueError where MPI cannot be had, or does not see the processes that were started."""
-    launcher, size, _ = _launched()
+    launcher, size, _ = launched(os.environ)
     if size == 1:
         return Ranks()
     try:
@@ -76,12 +71,4 @@ def find_ranks() -> Ranks:
 
 def speaks_for_all() -> bool:
     """Whether this process speaks for all, by the launcher's word alone (where MPI has failed)."""
-    return _launched()[2] == 0
-
-
-def _launched() -> tuple[str, int, int]:
-    """(launcher, number of processes, this one's number)"""
-    for launcher, size, rank in LAUNCHERS:
-        if os.environ.get(size, "").isdigit():
-            return launcher, int(os.environ[size]), int(os.environ.get(rank) or 0)
-    return "", 1, 0
+    return launched(os.environ)[2] == 0

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from dsmemvp.launchers import own_rank
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Errors that a user can mend end in one line on stderr and exit code 1; with DSMEMVP_TRACEBACK
@@ -16,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("DSMEMVP_TRACEBACK"):
             raise
-        if os.environ.get("RANK", "0") != "0":
+        if own_rank(os.environ):
             # where all ranks met the same error the first one says it, and the launcher ends the others meanwhile;
             # a rank that is alone with its error must not stay silent
             time.sleep(3)

@@ -1,7 +1,6 @@
 """Joining the other ranks, and the few numbers that ranks tell each other.
 
-The launcher sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT (the `deepspeed` launcher does); without
-them this process is the only one.
+Which rank this is, and of how many, says the launcher (launchers.py).
 """
 
 import contextlib
@@ -14,12 +13,15 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
+
+from dsmemvp.launchers import Place, find_place
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
@@ -79,10 +81,8 @@ def join_ranks() -> Ranks:
     """Start the process group: nccl where this process has a GPU, gloo on CPUs."""
     deepspeed_logger.setLevel(logging.ERROR)  # its warnings speak to authors of training loops, not to users
     if "RANK" not in os.environ:
-        if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1 or int(os.environ.get("SLURM_PROCID", "0")) > 0:
-            raise ValueError("srun and mpirun are not supported yet; start several ranks with the deepspeed launcher")
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
+        place = find_place(os.environ) or Place(0, 1, 0, 1, "127.0.0.1", _free_port())
+        os.environ.update(place.variables())
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if get_accelerator().device_name() == "cuda":
         device = torch.device("cuda", local)
@@ -94,6 +94,8 @@ def join_ranks() -> Ranks:
     with contextlib.redirect_stdout(io.StringIO()):
         # on CPUs DeepSpeed builds a collective with the C++ compiler, once on a machine, and prints that it did
         deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+    if device.type == "cpu":
+        _unlink_buffer()
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
@@ -110,6 +112,14 @@ def seed_dropout(seed: int, rank: int, step: int) -> None:
     one that was never interrupted."""
     digest = hashlib.sha256(f"dsmemvp dropout {seed} {rank} {step}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
+def _unlink_buffer() -> None:
+    """DeepSpeed's collective for CPUs leaves 66 MiB of shared memory per rank behind, for good. Once all ranks have
+    mapped it, which is when they are here, its name is not needed: without it the memory goes with the processes."""
+    torch.distributed.barrier()
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
+    Path("/dev/shm", f"{name}_{os.environ['RANK']}").unlink(missing_ok=True)
 
 
 def leave_ranks() -> None:
