@@ -105,14 +105,16 @@ class _Steps(IterableDataset):
     def _own(self, reader: Reader, step: int) -> list[MicroBatch]:
         """This rank's micro-batches of a global batch."""
         places = self.batch(step)
-        weights = [self._weight(reader, place) for place in places]
+        weights = [weigh(reader, place, self.encoder) for place in places]
         dealt = deal(weights, self.share.world, self.share.micro_batch)[self.share.rank]
         return [[(i, places[i]) for i in part] for part in dealt]
 
-    def _weight(self, reader: Reader, place: Place) -> Weight:
-        length, image = reader.weight(place)
-        image = image and not self.encoder.blind
-        return Weight(length + image * self.encoder.slots * CHARACTERS, image)
+
+def weigh(reader: Reader, place: Place, encoder: Encoder) -> Weight:
+    """What a sample will cost, by the index alone."""
+    length, image = reader.weight(place)
+    image = image and not encoder.blind
+    return Weight(length + image * encoder.slots * CHARACTERS, image)
 
 
 def _load(dataset: _Steps, workers: int) -> Iterator[list[Batch]]:

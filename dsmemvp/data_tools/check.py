@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from dsmemvp.data.dealing import Weight, deal
 from dsmemvp.data.encoder import Encoder
-from dsmemvp.data.loader import CHARACTERS
+from dsmemvp.data.loader import weigh
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Order, Place
 from dsmemvp.data.sample import BadSample, SampleError, read_sample
@@ -43,6 +43,8 @@ def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], in
     lines, bad = [], []
     if recipe.data.train:
         data = open_training_data(recipe)
+        # Worked out first: what it refuses is refused before hours of reading.
+        about_epoch = list(_epoch(recipe, data.order, data.manifests, encoder, ranks))
         for manifest, source in zip(data.manifests, data.order.sources, strict=True):
             said, messages = _data_set(manifest, encoder, "train", processes)
             lines += said
@@ -50,7 +52,7 @@ def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], in
                 share = source.per_epoch / data.order.samples
                 lines.append(f"  {source.per_epoch} samples of it in an epoch ({source.passes} passes), {share:.1%}")
             bad += messages
-        lines += _epoch(recipe, data.order, data.manifests, encoder, ranks)
+        lines += about_epoch
     if recipe.data.test:
         said, messages = _data_set(open_test_data(recipe), encoder, "test", processes)
         lines += said
@@ -87,10 +89,9 @@ def _data_set(manifest: Manifest, encoder: Encoder, about: str, processes: int) 
 
 def _shard(manifest: Manifest, encoder: Encoder, shard: int) -> Found:
     """Goes through one shard in a process of its own."""
-    reader, tokenizer, found = Reader([manifest], indexes=1), Tokenizer(encoder.tokenizer_path), Found()
-    for sample in range(manifest.shards[shard].samples):
-        place = Place(0, shard, sample)
-        (entry,) = reader.read([place]).values()
+    tokenizer, found = Tokenizer(encoder.tokenizer_path), Found()
+    places = [Place(0, shard, sample) for sample in range(manifest.shards[shard].samples)]
+    for entry in Reader([manifest], indexes=1).read(places).values():
         try:
             if isinstance(entry, BadSample):
                 raise entry.error
@@ -121,8 +122,7 @@ def _epoch(recipe: Recipe, order: Order, manifests: Sequence[Manifest], encoder:
     dealt = in_turn = 0.0
     steps = range(min(BATCHES, order.steps))
     for step in steps:
-        found = [reader.weight(place) for place in order.batch(step)]
-        weights = [Weight(length + image * encoder.slots * CHARACTERS, image) for length, image in found]
+        weights = [weigh(reader, place, encoder) for place in order.batch(step)]
         shares = deal(weights, ranks, micro_batch)
         dealt += _busy(weights, shares)
         turns = [list(range(rank, len(weights), ranks)) for rank in range(ranks)]

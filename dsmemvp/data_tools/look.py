@@ -1,4 +1,4 @@
-"""What both tools for a recipe's data need: the encoder as a run would make it, and the data."""
+"""What both tools for a recipe's data need: the encoder as a run would make it."""
 
 from dataclasses import replace
 
