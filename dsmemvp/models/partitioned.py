@@ -27,6 +27,9 @@ def element_range(parameter: Any) -> tuple[int, int]:
 
 def fill(parameter: Any, values: torch.Tensor) -> None:
     """Set the elements of `element_range`; `values` is flat, of any floating type."""
+    if getattr(parameter, "ds_secondary_tensor", None) is not None:
+        # hpZ's copy inside the node is out of date; without it the next gather goes over all ranks and makes a new one
+        parameter.ds_secondary_tensor = None
     with torch.no_grad():
         held = parameter.ds_tensor.data if hasattr(parameter, "ds_tensor") else parameter.data.view(-1)
         held[: values.numel()].copy_(values)

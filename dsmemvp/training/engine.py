@@ -1,9 +1,8 @@
-"""Recipe -> a DeepSpeed engine around the model, with the frozen part partitioned while it is built."""
+"""Recipe -> a DeepSpeed engine around the model; under ZeRO-3 the frozen part is partitioned while it is built."""
 
-import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -15,48 +14,11 @@ from dsmemvp.models.joined import Configs, VisualLanguageModel, add_trainables, 
 from dsmemvp.models.weights import load_frozen
 from dsmemvp.recipe import Recipe
 from dsmemvp.training.checkpoint import Checkpoint
-from dsmemvp.training.masters import Masters
+from dsmemvp.training.masters import Masters, PartitionedMasters, ReplicatedMasters
 from dsmemvp.training.ranks import Ranks
+from dsmemvp.training.sharding import deepspeed_settings, partitioned
 
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-def deepspeed_settings(recipe: Recipe, world: int, training: bool = True) -> dict[str, Any]:
-    """The DeepSpeed configuration with every "auto" that the recipe decides filled in; without `training` the batch is
-    whatever the ranks make it. Raises FileNotFoundError or ValueError naming the key."""
-    path = Path(recipe.training.deepspeed)
-    if not path.is_file():
-        raise FileNotFoundError(f"training.deepspeed: {path} does not exist")
-    try:
-        settings = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"training.deepspeed: {path} is not JSON: {error}") from None
-    if settings.get("zero_optimization", {}).get("stage") != 3:
-        raise ValueError(f"training.deepspeed: {path}: only ZeRO stage 3 is supported")
-    micro_batch = recipe.training.micro_batch
-    per_step = micro_batch * world
-    global_batch = recipe.training.global_batch if training else per_step
-    if global_batch % per_step:
-        raise ValueError(
-            f"training.global_batch: {global_batch} is not a multiple of training.micro_batch {micro_batch} x"
-            f" {world} ranks"
-        )
-    decided = {
-        "train_batch_size": global_batch,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": global_batch // per_step,
-        "gradient_clipping": recipe.training.gradient_clipping,
-        "bf16": {"enabled": recipe.model.dtype == "bf16"},
-    }
-    for key, value in decided.items():
-        found = settings.get(key, "auto")
-        automatic = found == "auto" or (isinstance(found, dict) and found.get("enabled") == "auto")
-        if not automatic and found != value:
-            raise ValueError(
-                f"training.deepspeed: {path} sets {key} to {found}, the recipe decides {value}; write auto"
-            )
-        settings[key] = value
-    return settings
 
 
 @dataclass
@@ -67,14 +29,16 @@ class Trainer:
     model: VisualLanguageModel
     masters: Masters
 
-    def accumulate(self, batches: list[Batch], scale: float) -> float:
+    def accumulate(self, batches: list[Batch], scale: float, between: Callable[[], object] = lambda: None) -> float:
         """Forward and backward of a step's micro-batches; returns the loss summed over their supervised tokens on this
-        rank. The gradient is that of `scale` x this sum, added over ranks."""
+        rank. The gradient is that of `scale` x this sum, added over ranks. `between` is called between micro-steps, and
+        may raise to break the step off."""
         # DeepSpeed averages over ranks and micro-steps where a sum is wanted
         averaged = self.engine.world_size * self.engine.gradient_accumulation_steps()
         total = torch.zeros((), device=self.engine.device)
         for i, batch in enumerate(batches):
             if i > 0:
+                between()
                 self.engine.step()  # closes the micro-step before; only the last one updates
             batch = batch.to(self.engine.device)
             loss = loss_sum(self.engine(batch), batch.targets)
@@ -83,15 +47,13 @@ class Trainer:
         return total.item()
 
     def update(self, learning_rate: float) -> float:
-        """The optimizer step of the last micro-step; returns the norm of the global gradient. Raises
-        FloatingPointError where it is not finite (nothing is updated then)."""
+        """The optimizer step of the last micro-step; returns the norm of the global gradient: infinity where it is not
+        finite, and then DeepSpeed has updated nothing."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
-        if norm is None or not self.engine.was_step_applied():
-            raise FloatingPointError("the gradient norm is not finite; nothing was updated")
-        return float(norm)
+        return math.inf if norm is None or not self.engine.was_step_applied() else float(norm)
 
 
 Load = Callable[[VisualLanguageModel, Recipe], None]
@@ -100,13 +62,14 @@ Load = Callable[[VisualLanguageModel, Recipe], None]
 def build_model(
     recipe: Recipe, configs: Configs, settings: dict[str, Any], device: torch.device, load: Load = load_frozen
 ) -> VisualLanguageModel:
-    """The whole model with its frozen weights loaded. Each parameter is partitioned as it is made, so no rank ever
-    holds the model."""
+    """The whole model with its frozen weights loaded. Under ZeRO-3 each parameter is partitioned as it is made, so no
+    rank ever holds the model."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(TYPES[recipe.model.dtype])
     try:
         # the type comes from the settings: DeepSpeed 0.19 takes an explicit float32 for bf16 on CPUs
-        with torch.device(device), deepspeed.zero.Init(config_dict_or_path=settings):
+        cut = deepspeed.zero.Init(config_dict_or_path=settings, enabled=partitioned(settings))
+        with torch.device(device), cut:
             model = build_frozen(recipe, configs)
     finally:
         torch.set_default_dtype(before)
@@ -132,8 +95,9 @@ def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks, load: Load = l
         fused=ranks.device.type == "cuda",
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    masters = Masters(engine, trainables)
+    masters = (PartitionedMasters if partitioned(settings) else ReplicatedMasters)(engine, trainables)
     masters.set(initial)
+    masters.set_moments({}, updates=0)
     return Trainer(engine, model, masters)
 
 
@@ -165,6 +129,8 @@ def build_for_inference(
         for name, parameter in trainables.items():
             parameter.data.copy_(values[name])
     _cast(trainables, ranks.device, TYPES[recipe.model.dtype])
+    if not partitioned(settings):
+        return model.eval(), lambda batch: model(batch.to(ranks.device))
     engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
     engine.eval()
     return model, lambda batch: engine(batch.to(ranks.device))

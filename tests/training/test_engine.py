@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from dsmemvp.recipe import Recipe
-from dsmemvp.training.engine import decay_groups, deepspeed_settings
+from dsmemvp.training.engine import decay_groups
+from dsmemvp.training.sharding import deepspeed_settings
 from dsmemvp.training.gradients import GradientWatch
 
 ZERO3 = Path(__file__).parent.parent.parent / "ds_configs" / "zero3.json"
