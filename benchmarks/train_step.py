@@ -87,7 +87,7 @@ def measure(method: str, given: argparse.Namespace) -> dict:
     from dsmemvp.training.monitor import peak_memory
     from dsmemvp.training.ranks import join_ranks, leave_ranks
 
-    shape, ranks = SHAPES[given.shape], join_ranks()
+    shape, ranks = SHAPES[given.shape], join_ranks(seconds=1800)
     micro_batch = given.micro_batch or shape.micro_batch
     recipe = _recipe(method, shape, micro_batch, given.recompute)
     configs = configs_of_shapes(recipe)

@@ -4,17 +4,21 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from dsmemvp.launchers import own_rank
+from dsmemvp.stopping import DONE, REQUEUE, UNEXPECTED, Stopped, exit_code, listening
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Errors that a user can mend end in one line on stderr and exit code 1; with DSMEMVP_TRACEBACK
-    set, in their traceback."""
+    set, in their traceback. The other exit codes: stopping.py."""
     given = _parsed(arguments)
     try:
         given.run(given)
+    except Stopped:
+        return REQUEUE
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("DSMEMVP_TRACEBACK"):
             raise
@@ -23,8 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
             # a rank that is alone with its error must not stay silent
             time.sleep(3)
         print(f"dsmemvp {_name(given)}: error: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+        return exit_code(error)
+    except Exception:
+        traceback.print_exc()
+        return UNEXPECTED
+    return DONE
 
 
 def _parsed(arguments: list[str] | None) -> argparse.Namespace:
@@ -94,23 +101,33 @@ def _recipe_command(commands, name: str, run, about: str) -> argparse.ArgumentPa
 
 
 def _train(given: argparse.Namespace) -> None:
-    from dsmemvp.recipe_file import read_recipe
-    from dsmemvp.training.loop import train
-    from dsmemvp.training.ranks import join_ranks, leave_ranks
+    with listening() as stop:
+        from dsmemvp.recipe_file import read_recipe
+        from dsmemvp.training.loop import train
+        from dsmemvp.training.ranks import join_ranks, leave_ranks
+        from dsmemvp.training.watch import Watch
 
-    recipe = read_recipe(given.recipe, given.overrides)
-    train(recipe, join_ranks())
-    leave_ranks()
+        recipe = read_recipe(given.recipe, given.overrides)
+        silence, standstill = recipe.training.silence_timeout, recipe.training.standstill_timeout
+        ranks = join_ranks(standstill)
+        with Watch(ranks, silence, standstill) as watch:
+            train(recipe, ranks, stop, watch)
+        leave_ranks()
 
 
 def _evaluate(given: argparse.Namespace) -> None:
-    from dsmemvp.evaluation.run import evaluate
-    from dsmemvp.recipe_file import read_recipe
-    from dsmemvp.training.ranks import join_ranks, leave_ranks
+    with listening() as stop:
+        from dsmemvp.evaluation.run import evaluate
+        from dsmemvp.recipe_file import read_recipe
+        from dsmemvp.training.ranks import join_ranks, leave_ranks
+        from dsmemvp.training.watch import Watch
 
-    recipe = read_recipe(given.recipe, given.overrides)
-    evaluate(recipe, join_ranks(), blind=given.blind, checkpoint=given.checkpoint)
-    leave_ranks()
+        recipe = read_recipe(given.recipe, given.overrides)
+        silence, standstill = recipe.training.silence_timeout, recipe.training.standstill_timeout
+        ranks = join_ranks(standstill)
+        with Watch(ranks, silence, standstill) as watch:
+            evaluate(recipe, ranks, stop, watch, blind=given.blind, checkpoint=given.checkpoint)
+        leave_ranks()
 
 
 def _count(given: argparse.Namespace) -> None:

@@ -72,6 +72,8 @@ class Data:
     Also a URL, or `pipe:` and a command with {name} in it for the file name."""
     passes: list[float] = field(default_factory=list)
     """How often each folder of `train` is gone through in one epoch; none given: once each."""
+    validation: str = ""
+    """Folder of shards whose loss is measured beside every checkpoint of `checkpoint_epochs`; none if empty."""
     test: str = ""
     """Folder of shards to evaluate on."""
     captions: bool = False
@@ -129,6 +131,21 @@ class Training:
     """Epochs between checkpoints; the last epoch always ends with one."""
     checkpoint_steps: int = 0
     """Steps between further checkpoints within an epoch; 0 for none."""
+    keep_last: int = 3
+    """Checkpoints to keep, the latest ones; 0 keeps all."""
+    keep_best: int = 0
+    """Beside these, so many with the lowest loss on data.validation."""
+    most_not_finite: int = 3
+    """Steps of the run whose loss or gradient may be infinite or not a number: they update nothing. One more ends the
+    run."""
+    spike: float = 0.0
+    """Report steps whose loss lies so many standard deviations above the mean of the 100 steps before; 0 for none."""
+    silence_timeout: float = 120.0
+    """Seconds without a sign of life from a rank after which the run ends, to be started again."""
+    standstill_timeout: float = 1800.0
+    """Seconds without progress of a rank, loading of weights included, after which it is taken for hanging."""
+    most_fruitless_starts: int = 5
+    """A Slurm job that was requeued and started as often from the same step ends as an error."""
     stop_at_step: int = 0
     """End with a checkpoint after this step of the run, which the same command without it goes on from; 0 for the
     recipe's whole length. Schedule and order are those of the whole run."""
@@ -188,6 +205,8 @@ class Recipe:
             raise ValueError(
                 f"data.passes: {len(self.data.passes)} numbers for the {len(self.data.train)} folders of data.train"
             )
+        if self.training.keep_best and not self.data.validation:
+            raise ValueError("training.keep_best: give data.validation, whose loss tells which is best")
         if self.vision.max_pixels > PILLOW_PIXELS:
             raise ValueError(f"vision.max_pixels: Pillow itself refuses images over {PILLOW_PIXELS} pixels")
         if not self.evaluation.captions:
@@ -205,6 +224,9 @@ def _positive(recipe: Recipe) -> list[tuple[str, float]]:
         ("training.micro_batch", t.micro_batch),
         ("training.log_every", t.log_every),
         ("training.checkpoint_epochs", t.checkpoint_epochs),
+        ("training.silence_timeout", t.silence_timeout),
+        ("training.standstill_timeout", t.standstill_timeout),
+        ("training.most_fruitless_starts", t.most_fruitless_starts),
         ("evaluation.batch", recipe.evaluation.batch),
         ("evaluation.max_new_tokens", recipe.evaluation.max_new_tokens),
         ("data.max_length", recipe.data.max_length),
@@ -228,6 +250,10 @@ def _not_negative(recipe: Recipe) -> list[tuple[str, float]]:
         ("training.gradient_clipping", t.gradient_clipping),
         ("training.checkpoint_steps", t.checkpoint_steps),
         ("training.stop_at_step", t.stop_at_step),
+        ("training.keep_last", t.keep_last),
+        ("training.keep_best", t.keep_best),
+        ("training.most_not_finite", t.most_not_finite),
+        ("training.spike", t.spike),
         ("data.workers", recipe.data.workers),
         ("vision.adapter_dim", recipe.vision.adapter_dim),
     ]

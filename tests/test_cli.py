@@ -16,7 +16,7 @@ def command(monkeypatch, capsys):
 
     from dsmemvp.training import loop, ranks  # noqa: F401  deepspeed's import may print
 
-    monkeypatch.setattr(ranks, "join_ranks", lambda: ranks.Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(ranks, "join_ranks", lambda seconds: ranks.Ranks(0, 1, torch.device("cpu")))
     monkeypatch.delenv("DSMEMVP_TRACEBACK", raising=False)
     monkeypatch.delenv("RANK", raising=False)
 
@@ -62,7 +62,7 @@ def test_a_recipe_that_is_not_yaml_ends_in_one_line(command, tmp_path):
         ("data.train=nowhere", "nowhere/dataset.json does not exist"),
         ("model.language_model=nowhere", "model.language_model: nowhere/config.json does not exist"),
         ("model.vision_tower=nowhere", "model.vision_tower: nowhere/config.json does not exist"),
-        ("model.tokenizer=nowhere.model", "tokenizer nowhere.model does not exist"),
+        ("model.tokenizer=nowhere.model", "nowhere.model does not exist"),
         ("training.global_batch=4000", "training.global_batch: 4000 is more than the 48 samples"),
         ("training.epochs=x", "training.epochs: must be a whole number"),
         ("training.epochs", "write key=value"),

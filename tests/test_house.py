@@ -8,6 +8,7 @@ import dsmemvp
 ROOT = Path(dsmemvp.__file__).parent
 ORDER = [
     "launchers",
+    "stopping",
     "recipe",
     "recipe_file",
     "data",

@@ -19,6 +19,7 @@ from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Order, Place, file_order
 from dsmemvp.data.stream import Reader
 from dsmemvp.data.text import Tokenizer
+from dsmemvp.stopping import ignore_signals
 
 READ_AHEAD = 64 << 20
 """Bytes of encoded samples that a worker reads in one pass over the shards it needs; what bounds its memory."""
@@ -129,7 +130,7 @@ def _load(dataset: _Steps, workers: int) -> Iterator[list[Batch]]:
         generator=torch.Generator().manual_seed(0),
         collate_fn=_as_it_is,
         multiprocessing_context=multiprocessing.get_context("forkserver") if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_settle,
     )
     for step in loader:
         if isinstance(step, Exception):
@@ -141,5 +142,7 @@ def _as_it_is(step: list[Batch]) -> list[Batch]:
     return step
 
 
-def _one_thread(worker: int) -> None:
+def _settle(worker: int) -> None:
+    """A worker leaves the cores to the others, and signals to its process, which may need it for what is left."""
     torch.set_num_threads(1)
+    ignore_signals()

@@ -54,7 +54,16 @@ def open_test_data(recipe: Recipe) -> Manifest:
     """Raises FileNotFoundError, ValueError or OSError with what to do."""
     if not recipe.data.test:
         raise ValueError("data.test: give the folder of shards to evaluate on")
-    manifest = open_manifest(recipe.data.test, _cache(recipe, recipe.data.test))
+    return _open_in_file_order(recipe, recipe.data.test)
+
+
+def open_validation_data(recipe: Recipe) -> Manifest | None:
+    """None where the recipe has none; raises as above."""
+    return _open_in_file_order(recipe, recipe.data.validation) if recipe.data.validation else None
+
+
+def _open_in_file_order(recipe: Recipe, location: str) -> Manifest:
+    manifest = open_manifest(location, _cache(recipe, location))
     _check_cache([manifest], 1)
     return manifest
 

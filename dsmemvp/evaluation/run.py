@@ -21,26 +21,45 @@ from dsmemvp.data.sets import open_test_data
 from dsmemvp.data.text import Tokenizer
 from dsmemvp.evaluation.decode import decode_greedily
 from dsmemvp.evaluation.scores import Prediction, accuracies, predict, table
+from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.models.weights import read_configs
 from dsmemvp.recipe import Recipe
 from dsmemvp.recipe_file import as_dict
-from dsmemvp.training.checkpoint import newest_checkpoint, read_checkpoint
+from dsmemvp.stopping import Stop, Stopped
+from dsmemvp.training.checkpoint import State, read_checkpoint
 from dsmemvp.training.engine import build_for_inference
 from dsmemvp.training.monitor import write_json
 from dsmemvp.training.ranks import Ranks
+from dsmemvp.training.saver import agreed_checkpoint
+from dsmemvp.training.watch import Watch
 
 
-def evaluate(recipe: Recipe, ranks: Ranks, blind: bool, checkpoint: Path | None = None) -> None:
-    """Score the run's newest checkpoint, or the given one. Raises ValueError or FileNotFoundError."""
+def evaluate(
+    recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, blind: bool, checkpoint: Path | None = None
+) -> None:
+    """Score the run's newest checkpoint, or the given one. Raises ValueError or OSError with what to do, and Stopped
+    where `stop` asked for it."""
     run = Path(recipe.output) / recipe.name
     manifest = open_test_data(recipe)
     configs = read_configs(recipe)
     encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
-    found = read_checkpoint(checkpoint) if checkpoint else newest_checkpoint(run)
+    found, complaints = (read_checkpoint(checkpoint), []) if checkpoint else agreed_checkpoint(run, ranks)
     if found is None and recipe.method.name != "none":
         raise FileNotFoundError(f"{run / 'checkpoints'} holds no checkpoint; train first, or give --checkpoint")
     if found is not None:
         found.check_method(as_dict(recipe))
+        base = ranks.together(lambda: base_fingerprint(recipe))
+        found.check_base(base)
+    if ranks.first:
+        print(*complaints, sep="\n", end="\n" if complaints else "", flush=True)
+    state = found.state if found else State()
+
+    def between() -> None:
+        watch.at("evaluating", state.step)
+        if ranks.any(stop.asked):
+            raise Stopped("during the evaluation")
+
+    watch.at("loading", state.step)
     model, forward = build_for_inference(recipe, configs, ranks, found)
     encoder = replace(encoder, slots=model.method.slots, answers=True, blind=blind)
     results, predictions = {}, {}
@@ -48,13 +67,13 @@ def evaluate(recipe: Recipe, ranks: Ranks, blind: bool, checkpoint: Path | None 
     for captions in recipe.evaluation.captions:
         name = f"captions {'on' if captions else 'off'}" + (", blind" if blind else "")
         encoder = replace(encoder, captions=captions)
-        predictions[name], skipped, cut = _predict_all(recipe, ranks, manifest, encoder, forward, name)
+        predictions[name], skipped, cut = _predict_all(recipe, ranks, between, manifest, encoder, forward, name)
         left_out |= skipped
         results[name] = accuracies(predictions[name])
         if cut and ranks.first:
             print(f"{name}: {cut} contexts were cut to data.max_length = {recipe.data.max_length} tokens")
     if ranks.first:
-        epoch = found.epoch if found else 0
+        epoch = state.epoch
         scored = len(next(iter(predictions.values())))
         about = {"epoch": epoch, "samples": manifest.samples, "left_out": manifest.samples - scored}
         _write(run, blind, results, predictions, about)
@@ -67,6 +86,7 @@ def evaluate(recipe: Recipe, ranks: Ranks, blind: bool, checkpoint: Path | None 
 def _predict_all(
     recipe: Recipe,
     ranks: Ranks,
+    between: Callable[[], object],
     manifest: Manifest,
     encoder: Encoder,
     forward: Callable[[Batch], torch.Tensor],
@@ -84,6 +104,7 @@ def _predict_all(
     quiet = not (ranks.first and sys.stderr.isatty())
     with torch.no_grad():
         for (batch,) in tqdm(ranks.in_step(source), total=total, desc=name, unit="batch", disable=quiet):
+            between()
             is_open = ranks.sums(any(not sample.choices for sample in batch.samples))[0]
             steps = recipe.evaluation.max_new_tokens if is_open else 1
             decoded = decode_greedily(forward, batch, encoder.slots, steps)

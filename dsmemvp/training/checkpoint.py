@@ -1,62 +1,92 @@
-"""Checkpoints of what was trained, whole and not per rank, so that a run goes on with any number of ranks.
+"""Checkpoints of what was trained, whole and not per rank, so that a run goes on with any number of ranks, on any ZeRO
+stage and device.
 
     RUN/checkpoints/step-00001194/trained.safetensors     float32 values, tens of megabytes
                                   optimizer.safetensors   Adam moments
-                                  state.json              step, epoch, recipe, what the order of samples follows from;
-                                                          written last
+                                  state.json              where the run is, what it depends on, the others' checksums
 
 A checkpoint is written in a folder of another name, made durable and renamed, so that one that was cut off is never
-taken for a checkpoint. Nothing frozen is stored and nothing is unpickled.
+taken for a checkpoint; what a disk has spoiled afterwards shows in the checksums. Nothing frozen is stored, only what
+the base is known by, and nothing is unpickled. There is no random state to store: order and dropout are functions of
+seed, rank and step, the learning rate of the step.
 """
 
 import json
+import math
 import shutil
-from dataclasses import dataclass, field
+import zlib
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from dsmemvp.data.durable import flush
 
-FORMAT = 2
+FORMAT = 3
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of each tensor."""
+TENSOR_FILES = ("trained.safetensors", "optimizer.safetensors")
 Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is, and what it may go on with."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Steps made: also the place in the data, since every step takes one global batch."""
+    updates: int = 0
+    """Of these steps, those that Adam has made an update in."""
+    not_finite: int = 0
+    """Steps whose loss or gradient was not finite."""
+    validation_loss: float | None = None
+    """Loss per supervised token on data.validation, where there is one."""
+    order: dict[str, Any] = field(default_factory=dict)
+    """What the order of samples follows from, by the recipe's keys (data/sets.py)."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """What it was trained with; empty for a file from elsewhere."""
+    base: dict[str, str] = field(default_factory=dict)
+    """What the frozen base is known by, by the recipe's keys (models/fingerprint.py)."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     trained: Path
     """The file of trained tensors."""
-    epoch: int = 0
-    """Finished epochs."""
-    step: int = 0
-    """Updates made: also the place in the data, since every step takes one global batch."""
-    order: dict[str, Any] = field(default_factory=dict)
-    """What the order of samples follows from, by the recipe's keys (data/sets.py)."""
-    recipe: dict[str, Any] = field(default_factory=dict)
-    """What it was trained with; empty for a file from elsewhere."""
+    state: State = State()
 
     def check_method(self, recipe: dict[str, Any]) -> None:
         """A checkpoint goes only with the method it was trained with: shapes alone would let other scales pass. Raises
         ValueError naming the key."""
-        for group in ("method", "vision") if self.recipe else ():
+        trained_with = self.state.recipe
+        for group in ("method", "vision") if trained_with else ():
             for key, value in recipe[group].items():
-                if self.recipe[group].get(key) != value:
+                if trained_with[group].get(key) != value:
                     raise ValueError(
                         f"{group}.{key}: is {value}, but {self.trained.parent} was trained with"
-                        f" {self.recipe[group].get(key)}; take another name for the run or the old value"
+                        f" {trained_with[group].get(key)}; take another name for the run or the old value"
                     )
+
+    def check_base(self, base: dict[str, str]) -> None:
+        """Trained tensors mean nothing on another base. Raises ValueError naming the key."""
+        for key, digest in self.state.base.items():
+            if base.get(key) != digest:
+                raise ValueError(
+                    f"{key}: {self.trained.parent} was trained on another one; name the folder or file it was trained"
+                    " with, or take another name for the run"
+                )
 
     def check_order(self, order: dict[str, Any]) -> None:
         """A run goes on only in the order it began in: in another one samples would be missed or seen twice. Raises
         ValueError naming the key."""
         for key, value in order.items():
-            if self.order.get(key) != value:
-                what = "the shards differ" if key == "data.train" else f"is {value}, was {self.order.get(key)}"
+            if self.state.order.get(key) != value:
+                what = "the shards differ" if key == "data.train" else f"is {value}, was {self.state.order.get(key)}"
                 raise ValueError(
                     f"{key}: {what} in the run that {self.trained.parent} is of, and so is the order of samples; take"
                     " another name for the run, or the old value"
@@ -72,36 +102,45 @@ class Checkpoint:
         return read_trained(self.trained.with_name("optimizer.safetensors"), shapes)
 
 
-def save_checkpoint(
-    run: Path,
-    epoch: int,
-    step: int,
-    order: dict[str, Any],
-    recipe: dict[str, Any],
-    values: Tensors,
-    moments: Tensors,
-) -> Path:
-    """Write one checkpoint, replacing one of the same step. Called by one rank."""
-    final = run / "checkpoints" / f"step-{step:08d}"
+def save_checkpoint(run: Path, state: State, values: Tensors, moments: Tensors) -> Path:
+    """Write one checkpoint, replacing one of the same step. Called by one rank. Raises OSError; what there was before
+    is whole then."""
+    final = run / "checkpoints" / f"step-{state.step:08d}"
     partial = final.with_name(f"partial-{final.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({n: t.contiguous() for n, t in values.items()}, partial / "trained.safetensors")
-    save_file({n: t.contiguous() for n, t in moments.items()}, partial / "optimizer.safetensors")
-    state = {"format": FORMAT, "epoch": epoch, "step": step, "order": order, "recipe": recipe}
-    (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-    for path in [*partial.iterdir(), partial]:
-        flush(path)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    flush(final.parent)
+    try:
+        content: dict[str, Any] = {"format": FORMAT, **asdict(state), "files": {}}
+        for name, tensors in zip(TENSOR_FILES, (values, moments), strict=True):
+            written = save({name: t.contiguous() for name, t in tensors.items()})
+            (partial / name).write_bytes(written)
+            content["files"][name] = [len(written), zlib.crc32(written)]
+        content["crc32"] = _own_sum(content)
+        (partial / "state.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for path in [*partial.iterdir(), partial]:
+            flush(path)
+        if final.exists():
+            shutil.rmtree(_out_of_the_way(final))
+        partial.rename(final)
+        flush(final.parent)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return final
 
 
-def newest_checkpoint(run: Path) -> Checkpoint | None:
-    """The checkpoint of the latest step in a run's folder."""
-    folders = sorted((run / "checkpoints").glob("step-*"), reverse=True)
-    return read_checkpoint(folders[0]) if folders else None
+def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The intact checkpoint of the latest step in a run's folder, and what is wrong with later ones."""
+    complaints = []
+    for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+        try:
+            found = read_checkpoint(folder)
+            check_sums(folder)
+        except (ValueError, FileNotFoundError) as error:
+            complaints.append(f"{error}; the checkpoint before it is taken")
+        else:
+            return found, complaints
+    return None, complaints
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -109,17 +148,33 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     FileNotFoundError or ValueError."""
     if folder.is_file():
         return Checkpoint(folder)
-    path = folder / "state.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; {folder} is not a checkpoint")
-    try:
-        state = json.loads(path.read_bytes())
-        if state["format"] != FORMAT:
-            raise ValueError(f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}")
-        trained = folder / "trained.safetensors"
-        return Checkpoint(trained, state["epoch"], state["step"], state["order"], state["recipe"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a checkpoint's state ({error!r})") from None
+    content = _read_state(folder)
+    fields = {name: content[name] for name in State.__dataclass_fields__}
+    return Checkpoint(folder / "trained.safetensors", State(**fields))
+
+
+def check_sums(folder: Path) -> None:
+    """Read a checkpoint's files and compare their checksums. Raises FileNotFoundError or ValueError."""
+    for name, wanted in _read_state(folder)["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist")
+        if _sum_of(path) != wanted:
+            raise ValueError(f"{path} is damaged: its checksum is not the one it was written with")
+
+
+def prune(run: Path, keep_last: int, keep_best: int) -> None:
+    """Take away all but the latest and the best (lowest loss on data.validation) checkpoints, and what cut-off writes
+    have left. `keep_last` 0 keeps all."""
+    folder = run / "checkpoints"
+    for left in [*folder.glob("partial-*"), *folder.glob("old-*")]:
+        shutil.rmtree(left, ignore_errors=True)
+    folders = sorted(folder.glob("step-*"))
+    kept = set(folders[-keep_last:])  # [-0:] is all
+    kept.update(sorted((path for path in folders if _loss(path) < math.inf), key=_loss)[:keep_best])
+    for path in folders:
+        if path not in kept:
+            shutil.rmtree(_out_of_the_way(path))
 
 
 def read_trained(path: Path, wanted: dict[str, tuple[int, ...]]) -> Tensors:
@@ -140,3 +195,46 @@ def read_trained(path: Path, wanted: dict[str, tuple[int, ...]]) -> Tensors:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"{path} does not fit the recipe's model: {'; '.join(wrong[:5])}{more}")
     return tensors
+
+
+def _out_of_the_way(folder: Path) -> Path:
+    """Renamed before its files go one by one: half a checkpoint must not bear the name of a whole one."""
+    return folder.rename(folder.with_name(f"old-{folder.name}"))
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / "state.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; {folder} is not a checkpoint")
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] != FORMAT:
+            raise ValueError(f"{path}: checkpoint format {content['format']}, this version reads {FORMAT}")
+        if content["crc32"] != _own_sum(content):
+            raise ValueError(f"{path} is damaged: its checksum is not the one it was written with")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a checkpoint's state ({error!r})") from None
+    return content
+
+
+def _own_sum(content: dict[str, Any]) -> int:
+    rest = {key: value for key, value in content.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def _sum_of(path: Path) -> list[int]:
+    """[bytes, CRC-32]"""
+    size = total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            size, total = size + len(block), zlib.crc32(block, total)
+    return [size, total]
+
+
+def _loss(folder: Path) -> float:
+    """On data.validation; infinite where it is not known."""
+    try:
+        loss = _read_state(folder)["validation_loss"]
+    except (ValueError, FileNotFoundError):
+        return math.inf
+    return math.inf if loss is None else loss

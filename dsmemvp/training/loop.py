@@ -2,49 +2,88 @@
 
 import json
 import math
-import time
-from dataclasses import dataclass, replace
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from dsmemvp.data.batch import Batch
 from dsmemvp.data.encoder import Encoder, recipe_encoder
 from dsmemvp.data.loader import Share, training_steps
-from dsmemvp.data.sets import TrainingData, open_training_data
+from dsmemvp.data.manifest import Manifest
+from dsmemvp.data.sets import TrainingData, open_training_data, open_validation_data
+from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.models.partitioned import whole_shape
 from dsmemvp.models.weights import read_configs
 from dsmemvp.recipe import Recipe
 from dsmemvp.recipe_file import as_dict
-from dsmemvp.training.checkpoint import newest_checkpoint, save_checkpoint
+from dsmemvp.stopping import Stop, Stopped
+from dsmemvp.training.checkpoint import State
 from dsmemvp.training.engine import Trainer, build_trainer
 from dsmemvp.training.gradients import GradientWatch
+from dsmemvp.training.health import Health
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
 from dsmemvp.training.ranks import Ranks, seed_dropout
+from dsmemvp.training.saver import Saver, agreed_checkpoint
 from dsmemvp.training.schedule import learning_rate
 from dsmemvp.training.skips import Skips
+from dsmemvp.training.starts import note_start
+from dsmemvp.training.validation import validation_loss
+from dsmemvp.training.watch import Watch
+from dsmemvp.training.window import Window, imbalance
 
 
-def train(recipe: Recipe, ranks: Ranks) -> Path:
-    """Train to the end of the recipe, going on from the newest checkpoint in the run's folder; returns that folder.
-    Raises ValueError, FileNotFoundError or FloatingPointError with what to do."""
+def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch) -> Path:
+    """Train to the end of the recipe, going on from the newest intact checkpoint in the run's folder; returns that
+    folder. Raises ValueError, OSError or FloatingPointError with what to do, and Stopped where `stop` asked for it."""
     run = Path(recipe.output) / recipe.name
-    data = open_training_data(recipe)
+    data, validation = open_training_data(recipe), open_validation_data(recipe)
     configs = read_configs(recipe)
-    checkpoint = newest_checkpoint(run)
+    checkpoint, complaints = agreed_checkpoint(run, ranks)
+    state = checkpoint.state if checkpoint else State()
+    last = recipe.training.epochs * data.order.steps
+    if state.step >= (until := min(last, recipe.training.stop_at_step or last)):
+        if ranks.first:
+            print(f"{recipe.name}: trained to step {until} already", flush=True)
+        return run
+    base = ranks.together(lambda: base_fingerprint(recipe))
     if checkpoint is not None:
         checkpoint.check_method(as_dict(recipe))
         checkpoint.check_order(data.identity)
+        checkpoint.check_base(base)
+    limit = recipe.training.most_fruitless_starts
+    ranks.together(lambda: note_start(run, state.step, os.environ, limit) if ranks.first else None)
+    _end_if_asked(ranks, stop)
+    watch.at("loading", state.step)
     encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
     trainer = build_trainer(recipe, configs, ranks)
-    encoder = replace(encoder, slots=trainer.model.method.slots)
-    first = 0
     if checkpoint is not None:
         shapes = trainer.masters.shapes()
         trainer.masters.set(checkpoint.values(shapes))
-        trainer.masters.set_moments(checkpoint.moments(shapes), checkpoint.step)
-        first = checkpoint.step
-    monitor = Monitor(run, ranks.first, recipe.training.epochs * data.order.steps, first)
+        trainer.masters.set_moments(checkpoint.moments(shapes), state.updates)
+    _end_if_asked(ranks, stop)
+    monitor = Monitor(run, ranks.first, last, state.step)
+    for complaint in complaints:
+        monitor.say(complaint)
     if ranks.first:
         write_json(run / "recipe.json", as_dict(recipe))
+    _introduce(recipe, ranks, trainer, data, monitor, state.step)
+    start = State(state.epoch, state.step, state.updates, state.not_finite, None, data.identity, as_dict(recipe), base)
+    encoder = replace(encoder, slots=trainer.model.method.slots)
+    try:
+        _Run(recipe, ranks, stop, watch, trainer, encoder, monitor, run, data, validation, start).steps(until)
+    finally:
+        monitor.close()
+    return run
+
+
+def _end_if_asked(ranks: Ranks, stop: Stop) -> None:
+    if ranks.any(stop.asked):
+        raise Stopped("before the first step")
+
+
+def _introduce(
+    recipe: Recipe, ranks: Ranks, trainer: Trainer, data: TrainingData, monitor: Monitor, first: int
+) -> None:
     trained = sum(math.prod(shape) for shape in trainer.masters.shapes().values())
     order = data.order
     monitor.say(
@@ -54,11 +93,6 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
     )
     if order.repeats:
         monitor.say(f"the last batch of every epoch is completed with its first {order.repeats} samples")
-    try:
-        _Run(recipe, ranks, trainer, encoder, monitor, run, data).steps(first)
-    finally:
-        monitor.close()
-    return run
 
 
 class _Run:
@@ -66,67 +100,99 @@ class _Run:
         self,
         recipe: Recipe,
         ranks: Ranks,
+        stop: Stop,
+        watch: Watch,
         trainer: Trainer,
         encoder: Encoder,
         monitor: Monitor,
         run: Path,
         data: TrainingData,
+        validation: Manifest | None,
+        start: State,
     ):
-        self.recipe, self.ranks, self.trainer, self.encoder = recipe, ranks, trainer, encoder
-        self.monitor, self.run, self.data = monitor, run, data
+        training = recipe.training
+        self.recipe, self.ranks, self.stop, self.watch = recipe, ranks, stop, watch
+        self.trainer, self.encoder, self.monitor = trainer, encoder, monitor
+        self.data, self.validation, self.start = data, validation, start
         self.per_epoch = data.order.steps
-        self.watch: GradientWatch | None = GradientWatch(trainer.model.trainables())
-        self.skips = Skips(ranks, monitor, recipe.training.global_batch, recipe.data.most_bad_in_a_row)
+        self.gradients: GradientWatch | None = GradientWatch(trainer.model.trainables())
+        self.skips = Skips(ranks, monitor, training.global_batch, recipe.data.most_bad_in_a_row)
+        self.health = Health(monitor, training.most_not_finite, training.spike, start.not_finite)
+        self.saver = Saver(run, ranks, monitor, training.keep_last, training.keep_best)
+        self.saver.saved = start.step
+        self.language_parameters = sum(math.prod(whole_shape(p)) for p in trainer.model.language.parameters())
         self.cut = 0
 
-    def steps(self, first: int) -> None:
-        training, ranks = self.recipe.training, self.ranks
-        last = training.epochs * self.per_epoch
-        last = min(last, training.stop_at_step or last)
-        share = Share(ranks.rank, ranks.world, training.micro_batch)
+    def steps(self, until: int) -> None:
+        training, first = self.recipe.training, self.start.step
+        share = Share(self.ranks.rank, self.ranks.world, training.micro_batch)
         source = training_steps(
-            self.data.manifests, self.data.order, self.encoder, share, range(first, last), self.recipe.data.workers
+            self.data.manifests, self.data.order, self.encoder, share, range(first, until), self.recipe.data.workers
         )
-        window = _Window(time.monotonic())
-        for step, batches in enumerate(ranks.in_step(source), first):
+        window = Window()
+        self.watch.at("reading", first)
+        for step, batches in enumerate(self.ranks.in_step(source), first):
             self._step(step, batches, window)
-            if (step + 1) % training.log_every == 0:
+            if (step + 1) % training.log_every == 0 and window.steps:
                 self._log(step, window)
-                window = _Window(time.monotonic())
+                window = Window()
             self.monitor.advance()
-            if step + 1 == last or self._save_is_due(step + 1):
+            if step + 1 == until or self._save_is_due(step + 1):
                 self._save(step + 1)
+            self.watch.at("reading", step + 1)
+        self.watch.at("saving", until)
+        self.saver.finish()
         if self.cut:
             self.monitor.say(f"{self.cut} contexts were cut to data.max_length = {self.recipe.data.max_length} tokens")
         self.skips.report()
 
-    def _step(self, step: int, batches: list[Batch], window: "_Window") -> None:
+    def _step(self, step: int, batches: list[Batch], window: Window) -> None:
         """One optimizer step: the loss is the sum over supervised tokens divided by their number in the whole global
         batch, so that it depends on neither ranks nor micro-batches."""
         ranks, trainer = self.ranks, self.trainer
-        own = [sum(b.targets.numel() for b in batches), sum(b.indices.numel() for b in batches)]
+        own = [float(self.stop.asked), float(self.saver.requested())]
+        own += [sum(b.targets.numel() for b in batches), sum(b.indices.numel() for b in batches)]
         own += [sum(b.place.numel() + b.slot_place.numel() for b in batches)]
         own += [sum(len(b.skipped) for b in batches), sum(b.cut for b in batches)]
         rows = ranks.table(*own, *(b.cost for b in batches))
-        supervised, samples, tokens, skipped, cut = (sum(column) for column in list(zip(*rows, strict=True))[:5])
+        totals = [sum(column) for column in list(zip(*rows, strict=True))[: len(own)]]
+        asked, requested, supervised, samples, tokens, skipped, cut = totals
+        if asked:
+            self._save_and_end(step)
+        if requested:
+            self._begin_save(step)
         self.cut += int(cut)
         self._note(step + 1, batches, bool(skipped))
         if supervised == 0:
             raise ValueError(f"step {step + 1}: no sample of the global batch could be used; see data.on_bad_sample")
         seed_dropout(self.recipe.seed, ranks.rank, step)
-        loss = ranks.sums(trainer.accumulate(batches, 1 / supervised))[0] / supervised
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"step {step + 1}: the loss is {loss}; nothing was updated. The last checkpoint is good; lower"
-                " training.learning_rate or look at the samples of this step"
-            )
-        if self.watch is not None:
-            self.watch.check_all_received(ranks)
-            self.watch = None
+        self.watch.at("forward and backward", step)
+        loss = ranks.sums(trainer.accumulate(batches, 1 / supervised, lambda: self._between(step)))[0] / supervised
+        if self.gradients is not None:
+            self.gradients.check_all_received(ranks)
+            self.gradients = None
+        self.watch.at("update", step)
         rate = learning_rate(step, self.per_epoch, self.recipe.training)
-        norm = trainer.update(rate)
-        window.add(loss, samples, tokens, imbalance([row[5:] for row in rows]))
-        window.rate, window.norm = rate, norm
+        # DeepSpeed itself leaves out an update whose gradient is not finite; with a rate of 0 the others change nothing
+        norm = trainer.update(rate if math.isfinite(loss) else 0.0)
+        if self.health.check(step + 1, loss, norm):
+            window.add(loss, samples, tokens, imbalance([row[len(own) :] for row in rows]))
+            window.rate, window.norm = rate, norm
+
+    def _between(self, step: int) -> None:
+        """Between the micro-steps of a step, which is given up if somebody asks for the end."""
+        self.watch.at("forward and backward", step)
+        if self.ranks.any(self.stop.asked):
+            self._save_and_end(step)
+
+    def _save_and_end(self, step: int) -> None:
+        """After `step` whole steps."""
+        if step > self.saver.saved:
+            self._begin_save(step)
+        self.watch.at("saving", step)
+        self.saver.finish()
+        self.monitor.say(f"step {step}: ended as asked; the same command goes on from here")
+        raise Stopped(f"after step {step}")
 
     def _note(self, step: int, batches: list[Batch], skipped: bool) -> None:
         """What the step has seen and left out, for the record."""
@@ -138,21 +204,13 @@ class _Run:
             dealt = self.ranks.gather([json.dumps(pair) for batch in batches for pair in batch.dealt])
             self.monitor.write("order", {"step": step, "samples": [n for _, n in sorted(map(json.loads, dealt))]})
 
-    def _log(self, step: int, window: "_Window") -> None:
-        seconds = time.monotonic() - window.start
-        language = sum(math.prod(whole_shape(p)) for p in self.trainer.model.language.parameters())
-        numbers = {
-            "train/loss": window.loss / window.steps,
-            "train/learning_rate": window.rate,
-            "train/gradient_norm": window.norm,
-            "speed/samples_per_second": window.samples / seconds,
-            "speed/tokens_per_second": window.tokens / seconds,
-            # a frozen layer needs no weight gradient: 2N forward + 2N backward, recomputation not counted
-            "speed/tflops": 4 * language * window.tokens / seconds / 1e12,
+    def _log(self, step: int, window: Window) -> None:
+        numbers = window.numbers(self.language_parameters) | {
             "memory/peak_gib": peak_memory(self.ranks.device),
             "data/cut_contexts": float(self.cut),
             "data/skipped_samples": float(self.skips.total),
-            "data/imbalance": window.imbalance / window.steps,
+            "train/not_finite": float(self.health.not_finite),
+            "train/spikes": float(self.health.spikes),
         }
         line = (
             f"step {step + 1}  epoch {step // self.per_epoch + 1}  loss {numbers['train/loss']:.4f}"
@@ -164,42 +222,39 @@ class _Run:
 
     def _save_is_due(self, step: int) -> bool:
         training = self.recipe.training
-        if training.checkpoint_steps and step % training.checkpoint_steps == 0:
-            return True
-        return step % (self.per_epoch * training.checkpoint_epochs) == 0
+        by_steps = training.checkpoint_steps and step % training.checkpoint_steps == 0
+        return bool(by_steps) or self._epochs_are_over(step)
+
+    def _epochs_are_over(self, step: int) -> bool:
+        return step % (self.per_epoch * self.recipe.training.checkpoint_epochs) == 0
 
     def _save(self, step: int) -> None:
-        values, moments = self.trainer.masters.values(), self.trainer.masters.moments()
-        if self.ranks.first:
-            epoch, recipe = step // self.per_epoch, as_dict(self.recipe)
-            folder = save_checkpoint(self.run, epoch, step, self.data.identity, recipe, values, moments)
-            self.monitor.say(f"step {step}: saved {folder}")
-        self.ranks.wait()
+        loss = None
+        if self.validation is not None and self._epochs_are_over(step):
+            loss = self._validate(step)
+        self._begin_save(step, loss)
 
+    def _begin_save(self, step: int, validation: float | None = None) -> None:
+        self.watch.at("saving", step)
+        updates = self.trainer.masters.updates()
+        state = replace(
+            self.start,
+            epoch=step // self.per_epoch,
+            step=step,
+            updates=updates,
+            not_finite=self.health.not_finite,
+            validation_loss=validation,
+        )
+        self.saver.begin(state, self.trainer.masters)
 
-def imbalance(costs: list[list[float]]) -> float:
-    """How much longer the ranks are busy together than they would be if every micro-step cost them the same; `costs`
-    is [rank][micro-step]. 1 is even."""
-    columns = list(zip(*costs, strict=True))
-    return sum(max(column) for column in columns) * len(costs) / sum(sum(column) for column in columns)
+    def _validate(self, step: int) -> float:
+        def between() -> None:
+            self.watch.at("validating", step)
+            if self.ranks.any(self.stop.asked):
+                self._save_and_end(step)
 
-
-@dataclass
-class _Window:
-    """Sums since the last line in the log, over all ranks."""
-
-    start: float
-    loss: float = 0.0
-    samples: float = 0.0
-    tokens: float = 0.0
-    imbalance: float = 0.0
-    steps: int = 0
-    rate: float = 0.0
-    norm: float = 0.0
-
-    def add(self, loss: float, samples: float, tokens: float, imbalance: float) -> None:
-        self.loss += loss
-        self.samples += samples
-        self.tokens += tokens
-        self.imbalance += imbalance
-        self.steps += 1
+        assert self.validation is not None
+        batch, workers = self.recipe.evaluation.batch, self.recipe.data.workers
+        loss = validation_loss(self.trainer, self.ranks, self.validation, self.encoder, batch, workers, between)
+        self.monitor.record(step, {"validation/loss": loss}, f"step {step}  validation loss {loss:.4f}")
+        return loss

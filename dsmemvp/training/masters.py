@@ -81,7 +81,7 @@ class ReplicatedMasters:
         return {name: self._whole(p, self._flats) for name, p in self._trainables.items()}
 
     def moments(self) -> Tensors:
-        whole = {}
+        whole: Tensors = {}
         for moment in MOMENTS:
             flats = [self._zero.optimizer.state[flat][moment] for flat in self._flats]
             whole |= {f"{name}.{moment}": self._whole(p, flats) for name, p in self._trainables.items()}

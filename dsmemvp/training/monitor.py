@@ -3,13 +3,16 @@ in a log. Only the first rank speaks.
 
     metrics.jsonl   the numbers of TensorBoard      skipped.jsonl   samples left out      order.jsonl   samples seen
 
-Every line has its "step", so that a run that goes on from an earlier step drops what it is about to write again.
+Every line has its "step", so that a run that goes on from an earlier step drops what it is about to write again. A full
+disk does not end a run: what could not be written is written as soon as there is room.
 """
 
 import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,8 +31,9 @@ class Monitor:
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._folder = folder
+        self._unwritable: set[str] = set()
+        self._board: SummaryWriter | None = self._open_board(start + 1)
         for path in folder.glob("*.jsonl"):
             _drop_later(path, start)
         self._files: dict[str, TextIO] = {}
@@ -49,8 +53,7 @@ class Monitor:
         """Numbers under their TensorBoard names, and the line for people."""
         if not self._active:
             return
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
+        self._show(step, numbers)
         self.write("metrics", {"step": step, **numbers})
         if self._bar.disable:
             self.say(line)
@@ -63,8 +66,10 @@ class Monitor:
             return
         if name not in self._files:
             self._files[name] = (self._folder / f"{name}.jsonl").open("a", encoding="utf-8")
-        self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._files[name].flush()
+        # what a flush could not write stays in the file's buffer for the next one
+        with self._complaining(name):
+            self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._files[name].flush()
 
     def written(self, name: str) -> list[dict[str, Any]]:
         """All lines of NAME.jsonl so far; none on other ranks than the first."""
@@ -72,11 +77,39 @@ class Monitor:
         return _rows(path.read_text(encoding="utf-8")) if path and path.exists() else []
 
     def close(self) -> None:
-        if self._active:
-            self._bar.close()
-            self._board.close()
-            for file in self._files.values():
+        if not self._active:
+            return
+        self._bar.close()
+        with self._complaining("tensorboard"):
+            if self._board is not None:
+                self._board.close()
+        for name, file in self._files.items():
+            with self._complaining(name):
                 file.close()
+
+    def _open_board(self, first: int) -> SummaryWriter:
+        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=first)
+
+    def _show(self, step: int, numbers: dict[str, float]) -> None:
+        """In TensorBoard, whose writer is of no use any more once it has met an error."""
+        board = None
+        with self._complaining("tensorboard"):
+            board = self._board or self._open_board(step)
+            for name, value in numbers.items():
+                board.add_scalar(name, value, step)
+        self._board = board
+
+    @contextmanager
+    def _complaining(self, name: str) -> Iterator[None]:
+        """An error of the file system is said once, and again only after it was gone."""
+        try:
+            yield
+        except OSError as error:
+            if name not in self._unwritable:
+                self.say(f"{name} cannot be written, and training goes on: {error}")
+            self._unwritable.add(name)
+        else:
+            self._unwritable.discard(name)
 
 
 def _drop_later(path: Path, last_step: int) -> None:

@@ -10,11 +10,11 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
@@ -24,15 +24,20 @@ from deepspeed.utils import logger as deepspeed_logger
 from dsmemvp.launchers import Place, find_place
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for a rank; explicit, since DeepSpeed's default has changed between versions."""
+SLACK = 60.0
+"""Seconds by which a collective waits longer than the watch over ranks (watch.py), which has more to say."""
 
 
 @dataclass(frozen=True)
 class Ranks:
+    """Numbers and texts travel between CPUs, over gloo, so that asking the others does not wait for the GPU. A single
+    rank asks nobody."""
+
     rank: int
     world: int
     device: torch.device
+    control: Any = None
+    """The process group they travel in; None for the default one."""
 
     @property
     def first(self) -> bool:
@@ -41,44 +46,58 @@ class Ranks:
 
     def sums(self, *numbers: float) -> list[float]:
         """Each number summed over all ranks, in float64."""
-        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(tensor)
+        if self.world == 1:
+            return [float(number) for number in numbers]
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        torch.distributed.all_reduce(tensor, group=self.control)
         return tensor.tolist()
+
+    def any(self, own: bool) -> bool:
+        """Whether it is so on some rank; all ranks get the same answer."""
+        return self.sums(own)[0] > 0
 
     def table(self, *numbers: float) -> list[list[float]]:
         """The numbers of every rank, in float64: [rank][number]. All ranks give the same number of them."""
-        own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        if self.world == 1:
+            return [[float(number) for number in numbers]]
+        own = torch.tensor(numbers, dtype=torch.float64)
         rows = [torch.empty_like(own) for _ in range(self.world)]
-        torch.distributed.all_gather(rows, own)
+        torch.distributed.all_gather(rows, own, group=self.control)
         return torch.stack(rows).tolist()
 
     def gather(self, texts: list[str]) -> list[str]:
         """The texts of all ranks, rank by rank. They travel as JSON: nothing that others send is unpickled."""
-        own = torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8, device=self.device)
-        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
-        torch.distributed.all_gather(sizes, torch.tensor([own.numel()], device=self.device))
+        if self.world == 1:
+            return list(texts)
+        own = torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        torch.distributed.all_gather(sizes, torch.tensor([own.numel()]), group=self.control)
         longest = int(max(size.item() for size in sizes))
-        padded = [torch.zeros(longest, dtype=torch.uint8, device=self.device) for _ in range(self.world)]
-        torch.distributed.all_gather(padded, torch.nn.functional.pad(own, (0, longest - own.numel())))
+        padded = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
+        torch.distributed.all_gather(
+            padded, torch.nn.functional.pad(own, (0, longest - own.numel())), group=self.control
+        )
         rows = [bytes(p[: int(s.item())].tolist()) for p, s in zip(padded, sizes, strict=True)]
         return [text for row in rows for text in json.loads(row)]
 
     def in_step(self, source: Iterator[T]) -> Iterator[T]:
-        """`source`, item by item on all ranks; where it raises ValueError or OSError on one, all raise with that
-        message, so that no rank is left waiting in a collective for one that has gone."""
+        """`source`, item by item on all ranks; where it raises ValueError or OSError on one, all raise the same, so
+        that no rank is left waiting in a collective for one that has gone."""
         for item in _caught(source):
-            own = str(item) if isinstance(item, Exception) else ""
-            if self.sums(bool(own))[0]:
-                raise ValueError(next(message for message in self.gather([own]) if message))
+            own = _described(item) if isinstance(item, Exception) else ""
+            if self.any(bool(own)):
+                raise _error(next(text for text in self.gather([own]) if text))
             assert not isinstance(item, Exception)
             yield item
 
-    def wait(self) -> None:
-        torch.distributed.barrier()
+    def together(self, task: Callable[[], T]) -> T:
+        """What `task` gives on this rank, once it has been done on all; errors as in `in_step`."""
+        return next(self.in_step(task() for _ in range(1)))
 
 
-def join_ranks() -> Ranks:
-    """Start the process group: nccl where this process has a GPU, gloo on CPUs."""
+def join_ranks(seconds: float) -> Ranks:
+    """Start the process group: nccl where this process has a GPU, gloo on CPUs. A collective that waits longer than
+    `seconds` (and some more) for a rank fails."""
     deepspeed_logger.setLevel(logging.ERROR)  # its warnings speak to authors of training loops, not to users
     if "RANK" not in os.environ:
         place = find_place(os.environ) or Place(0, 1, 0, 1, "127.0.0.1", _free_port())
@@ -93,10 +112,13 @@ def join_ranks() -> Ranks:
     backend = "nccl" if device.type == "cuda" else "gloo"
     with contextlib.redirect_stdout(io.StringIO()):
         # on CPUs DeepSpeed builds a collective with the C++ compiler, once on a machine, and prints that it did
-        deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+        # explicit, since DeepSpeed's default has changed between versions
+        timeout = timedelta(seconds=seconds + SLACK)
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    control = torch.distributed.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
     if device.type == "cpu":
         _unlink_buffer()
-    return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+    return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, control)
 
 
 def _caught(source: Iterator[T]) -> Iterator[T | ValueError | OSError]:
@@ -105,6 +127,20 @@ def _caught(source: Iterator[T]) -> Iterator[T | ValueError | OSError]:
         yield from source
     except (ValueError, OSError) as error:
         yield error
+
+
+def _described(error: Exception) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    return json.dumps([isinstance(error, OSError), number, str(error)])
+
+
+def _error(text: str) -> ValueError | OSError:
+    is_system, number, message = json.loads(text)
+    if not is_system:
+        return ValueError(message)
+    error = OSError(message)
+    error.errno = number  # given to the constructor, it would stand in the message a second time
+    return error
 
 
 def seed_dropout(seed: int, rank: int, step: int) -> None:

@@ -1,4 +1,4 @@
-"""How DeepSpeed shards a run: the recipe's file of ds_configs/, with everything filled in that recipe and launch decide.
+"""How DeepSpeed shards a run: the recipe's file of ds_configs/, filled in with what recipe and launch decide.
 
 To allow another setting of DeepSpeed's, write it into such a file; what the recipe decides stays "auto" there.
 """

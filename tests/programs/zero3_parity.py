@@ -18,7 +18,7 @@ from dsmemvp.training.ranks import join_ranks, leave_ranks
 
 
 def main(folder: str, shared: str, settings: str, out: str) -> None:
-    ranks = join_ranks()
+    ranks = join_ranks(seconds=600)
     recording = Recording(Path(shared), Path(folder))
     recipe = recording.recipe()
     recipe.training.deepspeed = settings

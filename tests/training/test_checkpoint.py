@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dsmemvp.training.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
+from dsmemvp.training.checkpoint import State, newest_checkpoint, prune, read_checkpoint, save_checkpoint
 
 VALUES = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
 MOMENTS = {f"{n}.{m}": t * 0.5 for n, t in VALUES.items() for m in ("exp_avg", "exp_avg_sq")}
@@ -15,14 +15,24 @@ SHAPES = {name: tuple(t.shape) for name, t in VALUES.items()}
 ORDER = {"seed": 3, "training.global_batch": 8, "data.passes": [1.0], "data.train": ["0a", "0b"]}
 
 
-def _save(run, epoch, step=None):
-    return save_checkpoint(run, epoch, step or epoch * 10, ORDER, {"name": "x"}, VALUES, MOMENTS)
+BASE = {"model.language_model": "1f", "model.tokenizer": "2e"}
+
+
+def _save(run, epoch, step=None, recipe=None, **state):
+    of = State(epoch, step or epoch * 10, order=ORDER, recipe=recipe or {"name": "x"}, base=BASE, **state)
+    return save_checkpoint(run, of, VALUES, MOMENTS)
+
+
+def _newest(run):
+    found, complaints = newest_checkpoint(run)
+    assert not complaints
+    return found
 
 
 def test_what_was_saved_is_read_back(tmp_path):
-    _save(tmp_path, 2)
-    found = newest_checkpoint(tmp_path)
-    assert (found.epoch, found.step, found.recipe, found.order) == (2, 20, {"name": "x"}, ORDER)
+    _save(tmp_path, 2, updates=19, not_finite=1, validation_loss=0.5)
+    found = _newest(tmp_path)
+    assert found.state == State(2, 20, 19, 1, 0.5, ORDER, {"name": "x"}, BASE)
     for saved, read in ((VALUES, found.values(SHAPES)), (MOMENTS, found.moments(SHAPES))):
         assert saved.keys() == read.keys()
         assert all(torch.equal(saved[name], read[name]) for name in saved)
@@ -32,8 +42,8 @@ def test_the_latest_step_is_taken_whatever_its_epoch_and_a_cut_off_write_is_not(
     for epoch, step in ((1, 90), (1, 100), (0, 7)):
         _save(tmp_path, epoch, step)
     (tmp_path / "checkpoints" / "partial-step-00000101").mkdir()
-    found = newest_checkpoint(tmp_path)
-    assert (found.step, found.trained.parent.name) == (100, "step-00000100")
+    found = _newest(tmp_path)
+    assert (found.state.step, found.trained.parent.name) == (100, "step-00000100")
 
 
 def test_a_cut_off_write_is_in_nobody_s_way(tmp_path):
@@ -45,8 +55,8 @@ def test_a_cut_off_write_is_in_nobody_s_way(tmp_path):
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
     _save(tmp_path, 1)
-    save_checkpoint(tmp_path, 1, 10, ORDER, {"name": "y"}, VALUES, MOMENTS)
-    assert newest_checkpoint(tmp_path).recipe == {"name": "y"}
+    _save(tmp_path, 1, recipe={"name": "y"})
+    assert _newest(tmp_path).state.recipe == {"name": "y"}
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
 
 
@@ -64,7 +74,7 @@ def test_the_state_is_on_the_disk_before_the_folder_has_its_name(tmp_path, monke
 
 
 def test_there_is_none_in_a_new_run(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path) == (None, [])
 
 
 def test_only_trained_tensors_and_text_are_in_it(tmp_path):
@@ -80,7 +90,7 @@ def test_another_shape_missing_and_left_over_tensors_are_named(tmp_path):
         found.values({"a": (2, 3), "c": (4,)})
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', '{"format": 99}', '{"format": 2}', "[]", "\xff"])
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 2}', '{"format": 99}', '{"format": 3}', "[]", "\xff"])
 def test_a_damaged_state_is_refused(tmp_path, text):
     folder = _save(tmp_path, 1)
     (folder / "state.json").write_text(text, encoding="latin-1")
@@ -96,6 +106,59 @@ def test_a_truncated_tensor_file_is_refused(tmp_path):
         read_checkpoint(folder).values(SHAPES)
 
 
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_the_newest_intact_one_is_taken_and_the_damage_is_told(tmp_path, name, damage):
+    _save(tmp_path, 1)
+    path = _save(tmp_path, 2) / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        at = content.index(b'"epoch": 2') + 9 if name == "state.json" else len(content) - 3
+        flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else flipped)
+    found, (complaint,) = newest_checkpoint(tmp_path)
+    assert found.state.step == 10
+    assert str(path) in complaint and complaint.endswith("the checkpoint before it is taken")
+
+
+def test_a_write_that_fails_leaves_the_others_whole_and_nothing_else(tmp_path, monkeypatch):
+    _save(tmp_path, 1)
+
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("dsmemvp.training.checkpoint.flush", full)
+    for epoch in (1, 2):
+        with pytest.raises(OSError, match="No space left"):
+            _save(tmp_path, epoch)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
+    assert _newest(tmp_path).state.step == 10
+
+
+def test_the_latest_and_the_best_are_kept_and_leftovers_go(tmp_path):
+    for epoch, loss in enumerate([0.9, 0.2, 0.5, None, 0.4, 0.6], 1):
+        _save(tmp_path, epoch, validation_loss=loss)
+    for left in ("partial-step-00000070", "old-step-00000020"):
+        (tmp_path / "checkpoints" / left).mkdir()
+    prune(tmp_path, keep_last=0, keep_best=1)
+    kept = lambda: sorted(int(path.name[-3:]) for path in (tmp_path / "checkpoints").iterdir())  # noqa: E731
+    assert kept() == [10, 20, 30, 40, 50, 60]
+    prune(tmp_path, keep_last=2, keep_best=2)
+    assert kept() == [20, 50, 60]
+    prune(tmp_path, keep_last=1, keep_best=0)
+    assert kept() == [60]
+
+
+def test_another_base_is_refused_by_its_key(tmp_path):
+    found = read_checkpoint(_save(tmp_path, 1))
+    found.check_base(BASE)
+    with pytest.raises(ValueError, match=r"^model\.language_model: .*step-00000010 was trained on another one"):
+        found.check_base({**BASE, "model.language_model": "1e"})
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"state\.json does not exist"):
         read_checkpoint(tmp_path)
@@ -107,8 +170,7 @@ def test_the_state_is_plain_json(tmp_path):
 
 def test_another_method_is_refused_by_its_key(tmp_path):
     trained_with = {"method": {"visual_scale": 0.01, "slots": 4}, "vision": {}}
-    folder = save_checkpoint(tmp_path, 1, 1, ORDER, trained_with, VALUES, MOMENTS)
-    found = read_checkpoint(folder)
+    found = read_checkpoint(_save(tmp_path, 1, recipe=trained_with))
     found.check_method(trained_with)
     with pytest.raises(ValueError, match=r"method\.visual_scale: is 0\.1, but .* was trained with 0\.01"):
         found.check_method({"method": {"visual_scale": 0.1, "slots": 4}, "vision": {}})

@@ -1,0 +1,86 @@
+"""How a process is asked to save and end, and what its exit code says to whoever started it.
+
+USR2 (Slurm's --signal), TERM and INT (Ctrl-C) ask for a save and an end. A batch script starts the run again after
+REQUEUE and after whatever else is not the user's doing; see slurm/README.md.
+"""
+
+import errno
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+DONE = 0
+USER_ERROR = 1
+"""The same again would fail again."""
+UNEXPECTED = 70
+"""A lost rank, a full disk, an error nobody foresaw (sysexits' EX_SOFTWARE): worth another try."""
+REQUEUE = 75
+"""Saved and ended because it was asked to (sysexits' EX_TEMPFAIL)."""
+
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+SAME_REQUEST = 3.0
+"""Seconds in which further signals belong to the first: launchers pass on what a terminal has sent to all as well."""
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS}
+"""Errors of disks and file systems that pass without the user's changing the recipe."""
+
+
+class Stopped(Exception):
+    """The run has saved what it had and ends as it was asked to."""
+
+
+@dataclass
+class Stop:
+    """Whether this process was asked to save and end. Others may have been asked: ranks agree before they act."""
+
+    asked: bool = False
+    since: float = 0.0
+
+    def _receive(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if self.asked and now - self.since > SAME_REQUEST:
+            _say(f"{_name(number)} again: ending at once")
+            os._exit(REQUEUE)
+        if not self.asked:
+            self.asked, self.since = True, now
+            _say(f"{_name(number)}: saving after this micro-step, then ending; a second signal ends at once")
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Take the signals of SIGNALS as requests, from the earliest moment of a command to its end."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop._receive) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """For helpers of a process, such as workers that read data: the process itself ends them."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def exit_code(error: BaseException) -> int:
+    """What a command that ends with this error says to whoever started it."""
+    if isinstance(error, Stopped):
+        return REQUEUE
+    if isinstance(error, OSError) and error.errno in PASSING:
+        return UNEXPECTED
+    return USER_ERROR if isinstance(error, ValueError | OSError | FloatingPointError) else UNEXPECTED
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name.removeprefix("SIG")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{socket.gethostname()} process {os.getpid()}: {text}\n")
+    sys.stderr.flush()
