@@ -20,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped:
         return REQUEUE
     except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("DSMEMVP_ERROR_FILE"):  # of slurm/train.sbatch: srun alone would not tell it the exit code
+            Path(os.environ["DSMEMVP_ERROR_FILE"]).write_text(f"{error}\n", encoding="utf-8")
         if os.environ.get("DSMEMVP_TRACEBACK"):
             raise
         if own_rank(os.environ):
@@ -89,7 +91,29 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--language-heads", type=int, default=32, help="attention heads of the language model")
     command.add_argument("--vision-heads", type=int, default=16, help="attention heads of the vision tower")
     command.add_argument("--norm-eps", type=float, default=1e-6, help="epsilon of the language model's norms")
+
+    command = _recipe_command(commands, "submit", _submit, "submit slurm/train.sbatch with its #SBATCH lines filled in")
+    _allocation_options(command)
+    command = commands.add_parser("doctor", help="what a run would find on this node, or under srun on every node")
+    command.set_defaults(run=_doctor)
+    command.add_argument("recipe", type=Path, nargs="?", help="YAML file; without it, the machine alone is looked at")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings instead of the recipe's")
     return parser
+
+
+def _allocation_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--nodes", type=int, default=1)
+    command.add_argument("--gpus-per-node", type=int, default=0, help="one rank for each")
+    command.add_argument("--cpu-ranks-per-node", type=int, default=0, help="instead, for nodes without GPUs")
+    command.add_argument("--cpus-per-gpu", type=int, metavar="N", help="CPU cores of every rank (default: the file's)")
+    command.add_argument("--time", help="limit, as in 12:00:00 or 1-00:00:00 (default: the start file's)")
+    command.add_argument("--partition")
+    command.add_argument("--account")
+    command.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="another option: --sbatch=--mail-type=END"
+    )
+    command.add_argument("--evaluate-only", action="store_true", help="slurm/evaluate.sbatch instead")
+    command.add_argument("--print", action="store_true", help="print the text and submit nothing")
 
 
 def _recipe_command(commands, name: str, run, about: str) -> argparse.ArgumentParser:
@@ -174,3 +198,35 @@ def _import(given: argparse.Namespace) -> None:
 
     for line in import_published(given.source, given.out, given.language_heads, given.vision_heads, given.norm_eps):
         print(line)
+
+
+def _submit(given: argparse.Namespace) -> None:
+    from dsmemvp.recipe_file import read_recipe
+    from dsmemvp.submit import Allocation, check_batch, sbatch_text, submit
+
+    recipe = read_recipe(given.recipe, given.overrides)
+    asked = Allocation(
+        given.nodes,
+        given.gpus_per_node,
+        given.cpu_ranks_per_node,
+        given.cpus_per_gpu,
+        given.time,
+        given.partition,
+        given.account,
+        given.sbatch,
+    )
+    asked.check()
+    if not given.evaluate_only:
+        check_batch(recipe, asked.ranks)
+    text = sbatch_text(recipe.name, [str(given.recipe), *given.overrides], asked, given.evaluate_only)
+    print(text if given.print else submit(text), end="" if given.print else "\n")
+
+
+def _doctor(given: argparse.Namespace) -> None:
+    from dsmemvp.doctor.report import examine
+    from dsmemvp.recipe_file import read_recipe
+
+    recipe = read_recipe(given.recipe, given.overrides) if given.recipe else None
+    failures = examine(recipe)
+    if failures:
+        raise ValueError(f"a run would fail here: {', '.join(failures)}")

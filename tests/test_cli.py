@@ -120,3 +120,9 @@ def test_overrides_may_stand_before_and_behind_an_option(command, recipe_path):
     assert is_one_line(command("evaluate", recipe_path, "seed=1", "--blind", "method.slot=3"), "evaluate", *wanted)
     with pytest.raises(SystemExit):
         command("evaluate", recipe_path, "--blind", "--no-such-option")
+
+
+def test_an_error_is_left_where_the_batch_script_looks_for_it(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("DSMEMVP_ERROR_FILE", str(tmp_path / "error"))
+    code, _, err = command("count", tmp_path / "none.yaml")
+    assert code == 1 and (tmp_path / "error").read_text() == err.removeprefix("dsmemvp count: error: ")

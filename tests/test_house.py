@@ -17,6 +17,8 @@ ORDER = [
     "data_tools",
     "training",
     "evaluation",
+    "submit",
+    "doctor",
     "cli",
     "__main__",
 ]

@@ -1,0 +1,130 @@
+"""What is given to sbatch: the start file with its lines filled in, held against golden files."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dsmemvp import cli
+from dsmemvp.submit import START_FILES, Allocation, check_batch, sbatch_text
+
+GOLDEN = Path(__file__).parent / "golden"
+RECIPE = "recipes/scienceqa-13b.yaml"
+
+
+@pytest.fixture
+def submit(monkeypatch, capsys, repository):
+    """Runs `dsmemvp submit` in the repository, as users do, and returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(repository)
+
+    def submit(*arguments):
+        code = cli.main(["submit", *arguments])
+        return code, *capsys.readouterr()
+
+    return submit
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """A program in its place that keeps what it is given."""
+    program = tmp_path / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ncat > {tmp_path}/given; echo "$#" > {tmp_path}/count; echo Submitted batch job 7\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return program
+
+
+def test_two_nodes_of_eight_gpus(submit):
+    code, out, _ = submit(RECIPE, "--nodes", "2", "--gpus-per-node", "8", "training.micro_batch=2", "--print")
+    assert code == 0 and out == (GOLDEN / "two-nodes.sbatch").read_text()
+
+
+def test_every_option_there_is(submit):
+    arguments = ["--cpu-ranks-per-node", "4", "--cpus-per-gpu", "12", "--time", "1-00:00:00", "--partition", "long"]
+    arguments += ["--account", "vision", "--sbatch=--mail-type=END", "--sbatch=--exclusive", "--evaluate-only"]
+    code, out, _ = submit(RECIPE, "data.train=[a b, c]", *arguments, "--print")
+    assert code == 0 and out == (GOLDEN / "evaluate-on-cpus.sbatch").read_text()
+
+
+def test_what_is_printed_is_what_is_submitted(submit, sbatch, tmp_path):
+    arguments = (RECIPE, "--nodes", "1", "--gpus-per-node", "8")
+    printed = submit(*arguments, "--print")[1]
+    assert not (tmp_path / "given").exists()
+    assert submit(*arguments) == (0, "Submitted batch job 7\n", "")
+    assert (tmp_path / "given").read_text() == printed and (tmp_path / "count").read_text() == "0\n"
+
+
+def test_beside_its_options_the_text_is_the_start_file(repository):
+    file = (repository / "slurm" / "train.sbatch").read_text()
+    text = sbatch_text("run", ["r.yaml"], Allocation(3, 4))
+    changed = set(file.splitlines()) ^ set(text.splitlines())
+    assert {line for line in changed if not line.startswith("#SBATCH --")} == {"set -- r.yaml"}
+
+
+@pytest.mark.parametrize("name", ["train.sbatch", "evaluate.sbatch"])
+def test_an_installed_package_has_the_files_of_the_repository(repository, name):
+    assert (START_FILES / name).resolve() == repository / "slurm" / name
+
+
+def test_the_arguments_arrive_as_they_were_given(tmp_path):
+    given = ["my recipes/a.yaml", "data.train=[a, b]", "name=it's", "seed=$HOME", "*"]
+    text = sbatch_text("run", given, Allocation(1, 1))
+    start = text[: text.index("stop=no")] + 'printf "%s\\n" "$@"\n'
+    assert subprocess.run(["bash", "-c", start], capture_output=True, text=True).stdout.splitlines() == given
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused_before_the_queue(submit, sbatch, tmp_path):
+    code, out, err = submit(RECIPE, "--nodes", "2", "--gpus-per-node", "8")
+    assert (code, out) == (1, "") and not (tmp_path / "given").exists()
+    assert "training.global_batch: 32 is not a multiple of training.micro_batch 4 x 16 ranks" in err
+
+
+def test_the_batch_rule_is_that_of_training():
+    from dsmemvp.recipe import Recipe, Training
+    from dsmemvp.training.engine import deepspeed_settings
+
+    for ranks in range(1, 13):
+        recipe = Recipe(name="r", training=Training(global_batch=48, micro_batch=4))
+        messages = set()
+        for check in (check_batch, deepspeed_settings):
+            try:
+                check(recipe, ranks)
+                messages.add("")
+            except ValueError as error:
+                messages.add(str(error))
+        assert len(messages) == 1 and ("" in messages) == (48 % (4 * ranks) == 0), ranks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["none.yaml", "--gpus-per-node", "8"], "none.yaml does not exist"),
+        ([RECIPE], "--gpus-per-node: give a positive number"),
+        ([RECIPE, "--gpus-per-node", "-1"], "--gpus-per-node: give a positive number"),
+        ([RECIPE, "--gpus-per-node", "8", "--cpu-ranks-per-node", "2"], "leave out --gpus-per-node"),
+        ([RECIPE, "--gpus-per-node", "8", "--nodes", "0"], "--nodes: must be positive"),
+        ([RECIPE, "--gpus-per-node", "8", "--cpus-per-gpu", "0"], "--cpus-per-gpu: must be positive"),
+        ([RECIPE, "--gpus-per-node", "8", "--partition", "a\n#SBATCH --x"], "--partition: "),
+        ([RECIPE, "--gpus-per-node", "8", "--sbatch", "END"], "--sbatch: 'END' is not an option of sbatch"),
+        ([RECIPE, "--gpus-per-node", "8", "--sbatch=--a\nrm x"], "is not an option of sbatch"),
+        ([RECIPE, "--gpus-per-node", "8", "training.epoch=3"], "did you mean 'training.epochs'?"),
+    ],
+)
+def test_what_cannot_be_submitted_is_said_in_one_line(submit, sbatch, tmp_path, arguments, part):
+    code, out, err = submit(*arguments)
+    assert (code, out) == (1, "") and part in err and err.count("\n") == 1
+    assert not (tmp_path / "given").exists()
+
+
+def test_sbatch_s_own_refusal_is_passed_on(submit, sbatch):
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2; exit 1\n")
+    code, _, err = submit(RECIPE, "--gpus-per-node", "8")
+    assert code == 1 and "sbatch refuses the job: sbatch: error: invalid partition specified: gpu" in err
+
+
+def test_without_slurm_there_is_still_the_text(submit, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, err = submit(RECIPE, "--gpus-per-node", "8")
+    assert code == 1 and "there is no sbatch here; `--print` shows" in err
