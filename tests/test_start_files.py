@@ -219,16 +219,15 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_command_before_python_is_the_user_s(job, name):
-    (job.folder / ".venv" / "bin").mkdir(parents=True)
-    (job.folder / ".venv" / "bin" / "python").touch(mode=0o755)
-    assert job.run(name, *FILES[name]) == 0
-    assert "|.venv/bin/python|-m|" in (job.folder / "calls").read_text()
-    (job.folder / "calls").unlink()
     job.environment["DSMEMVP_RUN"] = "apptainer exec --nv image.sif"
+    job.program("srun", SRUN.replace("for word", 'echo "${PATH%%:*}" > path; for word'))
     assert job.run(name, *FILES[name]) == 0
-    assert all(
-        "|apptainer|exec|--nv|image.sif|python|-m|" in x for x in (job.folder / "calls").read_text().splitlines()
-    )
+    assert all("|apptainer|exec|--nv|image.sif|python|-m|" in x for x in (job.folder / "calls").read_text().splitlines())
+    assert (job.folder / "path").read_text() == f"{job.folder}/bin\n"
+    del job.environment["DSMEMVP_RUN"]
+    assert job.run(name, *FILES[name]) == 0
+    assert (job.folder / "calls").read_text().splitlines()[-1].count("|python|-m|") == 1
+    assert (job.folder / "path").read_text() == f"{job.folder}/.venv/bin\n"
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -84,7 +84,7 @@ def load_folder(module: nn.Module, folder: str, key: str, our_name, tied: bool =
     """`our_name` turns a name in the file into the module's own, or None for a known extra."""
     if not folder:
         raise ValueError(f"{key}: give the folder of its weights")
-    files = _tensor_files(Path(folder), key)
+    files = tensor_files(Path(folder), key)
     names = {ours: theirs for theirs in files if (ours := our_name(theirs, module)) is not None}
     parameters = dict(module.named_parameters())  # a tied parameter appears once
     if tied:
@@ -116,8 +116,8 @@ def _fill_from(tensors, name: str, parameter: nn.Parameter, where: str) -> None:
     fill(parameter, flat[start - first * row : stop - first * row])
 
 
-def _tensor_files(folder: Path, key: str) -> dict[str, Path]:
-    """Tensor name -> file."""
+def tensor_files(folder: Path, key: str) -> dict[str, Path]:
+    """Tensor name -> file that holds it. Raises FileNotFoundError or ValueError naming `key`."""
     if (folder / INDEX).is_file():
         names = json.loads((folder / INDEX).read_bytes())["weight_map"]
         files = {name: folder / file for name, file in names.items()}
