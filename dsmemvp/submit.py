@@ -79,7 +79,7 @@ def sbatch_text(name: str, arguments: list[str], asked: Allocation, evaluate_onl
     for key, value in lines.items():
         if value is not None:
             line = f"#SBATCH --{key}={_one_line(key, value)}\n" if value else ""
-            text, found = re.subn(rf"^#SBATCH --{key}=.*\n", lambda _, line=line: line, text, flags=re.M)
+            text, found = re.subn(rf"^#SBATCH --{key}=.*\n", line.replace("\\", r"\\"), text, flags=re.M)
             assert found == 1, key
     more = {"partition": asked.partition, "account": asked.account}
     added = [f"--{key}={_one_line(key, value)}" for key, value in more.items() if value] + asked.more

@@ -222,7 +222,9 @@ def test_the_command_before_python_is_the_user_s(job, name):
     job.environment["DSMEMVP_RUN"] = "apptainer exec --nv image.sif"
     job.program("srun", SRUN.replace("for word", 'echo "${PATH%%:*}" > path; for word'))
     assert job.run(name, *FILES[name]) == 0
-    assert all("|apptainer|exec|--nv|image.sif|python|-m|" in x for x in (job.folder / "calls").read_text().splitlines())
+    assert all(
+        "|apptainer|exec|--nv|image.sif|python|-m|" in x for x in (job.folder / "calls").read_text().splitlines()
+    )
     assert (job.folder / "path").read_text() == f"{job.folder}/bin\n"
     del job.environment["DSMEMVP_RUN"]
     assert job.run(name, *FILES[name]) == 0

@@ -1,0 +1,114 @@
+"""The command as a whole, on this machine and as rank of a job."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from dsmemvp.doctor.finding import Here
+from dsmemvp.doctor.needs import of_recipe
+from dsmemvp.doctor.report import slurm
+from dsmemvp.recipe_file import read_recipe
+
+
+def doctor(repository, *arguments, **variables) -> subprocess.CompletedProcess:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RANK", "WORLD", "LOCAL_"))}
+    environment = {
+        **kept,
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(repository),
+        **variables,
+    }
+    command = [sys.executable, "-m", "dsmemvp", "doctor", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def levels(done) -> dict[str, str]:
+    """What was looked at -> ok, warning or FAIL."""
+    return {_what(line): line.split()[1] for line in done.stdout.splitlines()}
+
+
+def _what(line: str) -> str:
+    return line.split(maxsplit=2)[2].partition("  ")[0]
+
+
+def test_a_recipe_that_would_run_here(repository, recipe_path):
+    done = doctor(repository, recipe_path)
+    assert done.returncode == 0 and done.stderr == "" and "FAIL" not in done.stdout
+    found = levels(done)
+    for what in ("versions", "GPUs", "network", "Slurm", "rendezvous", "CPU cores", "shared memory", "C++ compiler"):
+        assert what in found
+    for what in ("weights", "tokenizer", "training data", "test data", "batch", "run folder"):
+        assert found[what] in ("ok", "warning"), done.stdout
+    assert "48 samples and 6 steps per epoch" in done.stdout
+    assert "4 micro-steps of 2 samples on 1 ranks; 8 samples can be dealt over 1, 2, 4 ranks" in done.stdout
+
+
+def test_the_machine_alone(repository):
+    done = doctor(repository)
+    assert done.returncode == 0 and "weights" not in levels(done)
+
+
+def test_all_that_a_recipe_lacks_is_said_at_once(repository, recipe_path, tmp_path, tiny_models):
+    weights = shutil.copytree(tiny_models / "language_model", tmp_path / "language_model")
+    (weights / "model.safetensors").unlink()
+    lacking = [f"model.language_model={weights}", "data.train=nowhere", "data.test=", f"output={recipe_path}"]
+    done = doctor(repository, recipe_path, *lacking, PATH=str(tmp_path))
+    assert done.returncode == 1
+    failed = {what for what, level in levels(done).items() if level == "FAIL"}
+    assert failed == {"C++ compiler", "run folder", "weights", "training data", "test data"}
+    assert "has neither model.safetensors nor" in done.stdout and "nowhere/dataset.json does not exist" in done.stdout
+    assert done.stderr.startswith("dsmemvp doctor: error: a run would fail here: C++ compiler, run folder, weights")
+
+
+@pytest.mark.parametrize(
+    ("override", "what", "part"),
+    [
+        ("model.tokenizer=none.model", "tokenizer", "tokenizer none.model does not exist"),
+        ("training.global_batch=4000", "training data", "4000 is more than the 48 samples"),
+        ("training.deepspeed=none.json", "batch", "none.json does not exist"),
+        ("model.vision_tower=", "weights", "model.vision_shape: give a folder of weights"),
+    ],
+)
+def test_a_recipe_s_faults(recipe_path, override, what, part):
+    findings = of_recipe(read_recipe(recipe_path, [override]), Here())
+    failed = [f for f in findings if f.level == "FAIL"]
+    assert [f.what for f in failed] == [what] and part in failed[0].found
+
+
+def test_a_batch_that_does_not_divide_over_the_ranks_would_fail(recipe_path):
+    findings = {f.what: f for f in of_recipe(read_recipe(recipe_path), Here(world=3, local_world=3))}
+    assert findings["batch"].level == "FAIL" and "x 3 ranks" in findings["batch"].found
+
+
+STEP = {
+    "SLURM_JOB_ID": "4321",
+    "SLURM_JOB_NUM_NODES": "1",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+    "SLURM_STEP_NODELIST": "n1",
+}
+
+
+def test_under_srun_the_first_rank_of_a_node_speaks(repository, tmp_path):
+    program = tmp_path / "scontrol"
+    program.write_text("#!/bin/sh\necho localhost\n")
+    program.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    first = doctor(repository, **STEP, PATH=path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "job 4321 on 1 nodes" in first.stdout and "2 CPU ranks" in first.stdout
+    second = doctor(repository, **{**STEP, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}, PATH=path)
+    assert (second.returncode, second.stdout) == (0, "")
+
+
+def test_outside_of_srun_a_job_sees_its_first_node_only():
+    assert [f.level for f in slurm({})] == ["ok"] and [f.level for f in slurm(STEP)] == ["ok"]
+    (found,) = slurm({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"})
+    assert found.level == "warning" and "srun" in found.todo
