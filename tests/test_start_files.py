@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -207,6 +208,17 @@ def test_a_cancelled_job_is_left_alone(job):
     time.sleep(0.3)
     os.kill(int((job.folder / "pid").read_text()), signal.SIGTERM)
     assert job.end(process) == 75 and job.calls == ["train"]
+
+
+def test_a_recipe_is_trained_and_scored_and_a_mistake_in_it_is_not_tried_again(job, repository, recipe_path):
+    """The commands themselves, in one process; srun starts what follows its own options."""
+    job.program("srun", '#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\nexec "$@"\n')
+    job.environment |= {"PYTHONPATH": str(repository), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    job.environment["PATH"] = f"{job.folder}/bin:{Path(sys.executable).parent}:/usr/bin:/bin"
+    assert job.run("train.sbatch", str(recipe_path), "training.epochs=1") == 0, job.log
+    assert "saved" in job.log and "| captions on" in job.log
+    assert job.run("train.sbatch", str(recipe_path), "training.epoch=1") == 1
+    assert "did you mean 'training.epochs'?" in job.log and not (job.folder / "calls").exists()
 
 
 FILES = {

@@ -1,12 +1,14 @@
 """What is given to sbatch: the start file with its lines filled in, held against golden files."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from dsmemvp import cli
+from dsmemvp.recipe_file import read_recipe
 from dsmemvp.submit import START_FILES, Allocation, check_batch, sbatch_text
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -79,6 +81,13 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused_before_the_queue(submit,
     code, out, err = submit(RECIPE, "--nodes", "2", "--gpus-per-node", "8")
     assert (code, out) == (1, "") and not (tmp_path / "given").exists()
     assert "training.global_batch: 32 is not a multiple of training.micro_batch 4 x 16 ranks" in err
+
+
+@pytest.mark.parametrize("recipe", ["scienceqa-7b", "scienceqa-13b"])
+def test_the_start_file_as_it_stands_runs_the_published_recipes(repository, recipe):
+    text = (repository / "slurm" / "train.sbatch").read_text()
+    nodes, tasks = (int(re.search(rf"--{key}=(\d+)", text)[1]) for key in ("nodes", "ntasks-per-node"))
+    check_batch(read_recipe(repository / "recipes" / f"{recipe}.yaml"), nodes * tasks)
 
 
 def test_the_batch_rule_is_that_of_training():
