@@ -11,7 +11,6 @@ import psutil
 from dsmemvp.doctor.finding import Finding, Here, fail, ok, warning
 
 TOPOLOGY = ["nvidia-smi", "topo", "-m"]
-ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 SLOW = ("PHB", "NODE", "SYS")
 """Of nvidia-smi's names those of ways through the CPU: its host bridge, between bridges, between sockets."""
 
@@ -28,7 +27,7 @@ def gpu_links(here: Here) -> list[Finding]:
 
 def links_of(topology: str) -> list[Finding]:
     """From the table of `nvidia-smi topo -m`: a row per GPU, a column per GPU and network card."""
-    rows = [ESCAPES.sub("", line).split() for line in topology.splitlines()]
+    rows = [line.split() for line in topology.splitlines()]
     table = [row for row in rows if row and re.fullmatch(r"GPU\d+", row[0]) and "X" in row]
     links = {link for row in table for link in row[1 : 1 + len(table)] if link != "X"}
     if not links:
