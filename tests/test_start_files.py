@@ -47,17 +47,28 @@ class Job:
         (self.folder / f"do-{command}").write_text(text)
 
     def start(self, name: str = "train.sbatch", *arguments: str) -> subprocess.Popen:
-        out = subprocess.PIPE
-        command = ["bash", str(self.files / name), *(arguments or ("r.yaml", "seed=1 2"))]
+        return self.start_bash(str(self.files / name), *(arguments or ("r.yaml", "seed=1 2")))
+
+    def start_bash(self, *words: str) -> subprocess.Popen:
         return subprocess.Popen(
-            command, cwd=self.folder, env=self.environment, stdout=out, stderr=subprocess.STDOUT, text=True
+            ["bash", *words],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
 
     def run(self, name: str = "train.sbatch", *arguments: str) -> int:
         return self.end(self.start(name, *arguments))
 
     def end(self, process: subprocess.Popen) -> int:
-        self.log, _ = process.communicate(timeout=30)
+        try:
+            self.log, _ = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # it and what it has started
+            raise
         return process.returncode
 
     def wait_for(self, file: str) -> None:
@@ -165,13 +176,7 @@ def test_ranks_are_told_once_however_many_signals_come(job):
 def test_a_signal_before_srun_is_not_lost(job):
     # `read` is the first thing after the traps; in its place something that lets the signal come
     slow = 'read() { touch early; while [ ! -e go ]; do sleep 0.02; done; builtin read "$@"; }; export -f read'
-    process = subprocess.Popen(
-        ["bash", "-c", f'{slow}; exec bash "$@"', "-", str(job.files / "train.sbatch"), "r.yaml"],
-        cwd=job.folder,
-        env=job.environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = job.start_bash("-c", f'{slow}; exec bash "$@"', "-", str(job.files / "train.sbatch"), "r.yaml")
     job.wait_for("early")
     process.send_signal(signal.SIGUSR2)
     time.sleep(0.1)

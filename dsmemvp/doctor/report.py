@@ -22,7 +22,7 @@ def examine(recipe: Recipe | None) -> list[str]:
 
 
 def find(recipe: Recipe | None, here: Here, environment: Mapping[str, str]) -> list[Finding]:
-    workers = recipe.data.workers if recipe else 1
+    workers = recipe.data.workers if recipe else 0
     cards = network.infiniband()
     return [
         *software.versions(software.requirements()),
