@@ -1,0 +1,319 @@
+"""A real Slurm cluster on one machine, for tests of what only a cluster shows: addresses, signals, requeueing, faults.
+
+Each machine of the cluster is a set of Linux namespaces with a host name, an address, an interface with byte counters,
+an /etc/hosts, a /run, a /dev/shm and process numbers of its own; files are shared, as on a cluster. `head` runs
+slurmctld, holds the bridge that joins the machines, and is where sbatch, srun and scontrol are called; `node1`,
+`node2`, ... run one slurmd each. Outside of the namespaces there is nothing: no address, no interface, no mount.
+
+Nothing outlives the test, even one killed with SIGKILL: the kernel then kills the first process of each machine, with
+it all others of that machine, and their interfaces go with the last of them.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+COMMANDS = ("munged", "slurmctld", "slurmd", "sinfo", "ip", "nsenter", "unshare", "setpriv")
+PACKAGES = "slurm-wlm munge iproute2 util-linux"
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where Debian keeps the daemons, and not every user's PATH has them
+NETWORK = "198.18.0"  # from the range set apart for tests (RFC 2544); nobody outside the namespaces sees it
+
+# Job states that no job leaves without being requeued by hand
+FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+
+# The first process of a machine. $0: its name, $1: the folder. It stays when all others are killed, and `wait` also
+# collects the processes whose parents have ended, as the first process must. Names are looked up in /etc/hosts only:
+# no name server can be reached. Each machine has a munged of its own behind the usual path, since a munged decodes
+# a credential only once and Slurm sends the same one to several nodes.
+FIRST_PROCESS = """
+set -e
+echo "$0" > /proc/sys/kernel/hostname
+mount --bind "$1/hosts" /etc/hosts
+mount --bind "$1/nsswitch.conf" /etc/nsswitch.conf
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir /run/munge /run/sshd
+ip link set lo up
+echo ready
+exec > /dev/null
+while :; do sleep infinity & wait; done
+"""
+
+# MinJobAge: finished jobs stay visible to scontrol. config_overrides: CPUs are as said here, not as the machine has.
+# linuxproc: jobs are followed by their parents, since the machine's cgroups may not be ours to use.
+CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost=head({network}.1)
+SlurmUser=root
+AuthType=auth/munge
+StateSaveLocation={folder}/state
+SlurmctldPidFile=/run/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdSpoolDir={folder}/%n
+SlurmdPidFile=/run/slurmd.pid
+SlurmdLogFile={folder}/%n.log
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,bf_interval=1
+MpiDefault=none
+MailProg=/bin/true
+ReturnToService=2
+JobRequeue=1
+MinJobAge=3600
+SlurmctldTimeout=10
+SlurmdTimeout=10
+BatchStartTimeout=10
+MessageTimeout=10
+KillWait=2
+{nodes}
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing() -> str:
+    """What keeps a cluster from being started here, in one line; empty if nothing does."""
+    absent = [name for name in COMMANDS if not shutil.which(name, path=PATH)]
+    if absent:
+        return f"no {', '.join(absent)} here; on Debian: apt-get install {PACKAGES}"
+    return "" if os.geteuid() == 0 else "a cluster on one machine needs root, for its network namespaces"
+
+
+class Traffic(NamedTuple):
+    """Bytes over a node's interface since it was made, headers included."""
+
+    received: int
+    sent: int
+
+    def since(self, before: "Traffic") -> "Traffic":
+        return Traffic(self.received - before.received, self.sent - before.sent)
+
+
+@dataclass
+class Machine:
+    """Namespaces, held by `holder`, which waits for the machine's first process."""
+
+    name: str
+    address: str
+    holder: subprocess.Popen
+
+    def inside(self, *command: str) -> list[str]:
+        """The command line that runs a command on this machine; the command is killed when nsenter is."""
+        pid = self.holder.pid
+        first = f"--pid=/proc/{pid}/ns/pid_for_children"  # the holder itself is outside
+        enter = ["nsenter", f"--target={pid}", "--net", "--uts", "--ipc", "--mount", first]
+        return [*enter, "setpriv", "--pdeathsig", "KILL", *command]
+
+    def network(self, line: str) -> None:
+        """Runs `ip` in the machine's network but with the process numbers of this one."""
+        _call(["nsenter", f"--net=/proc/{self.holder.pid}/ns/net", "ip", *line.split()])
+
+    def stop(self) -> None:
+        """Kills the first process; the holder ends when no process of the machine is left."""
+        children = Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children")
+        for pid in children.read_text().split() if self.holder.poll() is None else ():
+            os.kill(int(pid), signal.SIGKILL)
+        try:
+            self.holder.wait(timeout=10)
+        except subprocess.TimeoutExpired:  # it had not started its first process
+            self.holder.kill()
+            self.holder.wait()
+
+
+@dataclass
+class Cluster:
+    """What a test sees. `environment` is that of all commands, and so of jobs; a test may add to it."""
+
+    folder: Path
+    environment: dict[str, str]
+    machines: dict[str, Machine] = field(default_factory=dict)
+    cut_off: set[str] = field(default_factory=set)
+    dead: set[str] = field(default_factory=set)
+
+    @property
+    def nodes(self) -> list[str]:
+        return [name for name in self.machines if name != "head"]
+
+    def run(self, *command: str | Path, timeout: float = 120) -> str:
+        """Runs a command (srun, sbatch, ...) on `head` and returns its stdout; fails with its stderr."""
+        return self.exec("head", *command, timeout=timeout)
+
+    def exec(self, machine: str, *command: str | Path, timeout: float = 120) -> str:
+        """Runs a command on a machine, outside of any job."""
+        inside = self.machines[machine].inside(*map(str, command))
+        return _call(inside, timeout=timeout, env=self.environment, cwd=self.folder)
+
+    def sbatch(self, *arguments: str | Path) -> str:
+        """Submits a job and returns its number."""
+        return self.run("sbatch", "--parsable", *arguments).strip()
+
+    def job(self, job: str) -> dict[str, str]:
+        """What scontrol shows of a job."""
+        shown = self.run("scontrol", "--oneliner", "show", "job", job).split()
+        return dict(part.split("=", 1) for part in shown if "=" in part)
+
+    def wait_for(self, job: str, states: str | set[str], seconds: float) -> dict[str, str]:
+        """What scontrol shows of the job as soon as its JobState is one of the states. A requeued job, which Slurm
+        keeps back for two minutes, is started at once."""
+        states = {states} if isinstance(states, str) else set(states)
+        end = time.monotonic() + seconds
+        while True:
+            shown = self.job(job)
+            state, reason = shown["JobState"], shown["Reason"]
+            if state in states:
+                return shown
+            if time.monotonic() > end or state in FINAL:
+                raise AssertionError(f"job {job} is {state} ({reason}), not {states}\n{self.logs()}")
+            if state == "PENDING" and reason == "BeginTime":
+                self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+            time.sleep(0.1)
+
+    def traffic(self, node: str) -> Traffic:
+        """From /proc/net/dev: /sys shows the interfaces of another namespace."""
+        lines = Path(f"/proc/{self.machines[node].holder.pid}/net/dev").read_text().splitlines()
+        [counters] = [line.split(":")[1].split() for line in lines if line.strip().startswith("eth0:")]
+        return Traffic(int(counters[0]), int(counters[8]))
+
+    def cut(self, node: str) -> None:
+        """Takes the node's cable out: what is sent to it or by it is lost, and nobody is told."""
+        self.cut_off.add(node)
+        self.machines["head"].network(f"link set {node} down")
+
+    def mend(self, node: str) -> None:
+        self.machines["head"].network(f"link set {node} up")
+        self.cut_off.discard(node)
+
+    def kill_node(self, node: str) -> None:
+        """As if its power had failed: all its processes are gone, and no connection is closed."""
+        self.cut(node)
+        self.dead.add(node)
+        self.exec(node, "sh", "-c", "kill -KILL -1; rm -rf /dev/shm/*")  # of the namespace, but for the first process
+
+    def start_node(self, node: str) -> None:
+        """Starts a node that was killed, and returns when Slurm can use it."""
+        self.mend(node)
+        self._start_daemons(node)
+        self.dead.discard(node)
+        self._until_idle({node})
+
+    def reset(self) -> None:
+        """No jobs, all nodes up and joined: as a test finds the cluster."""
+        self.run("scancel", "--state=PENDING")
+        self.run("scancel", "--state=RUNNING")
+        self.run("scancel", "--state=SUSPENDED")
+        for node in list(self.cut_off):
+            self.start_node(node) if node in self.dead else self.mend(node)
+        self._until_idle(set(self.nodes))
+
+    def logs(self) -> str:
+        """The last lines of every log."""
+        tails = {path: path.read_text(errors="replace").splitlines()[-15:] for path in self.folder.glob("*.log")}
+        return "\n".join(f"--- {path}\n" + "\n".join(lines) for path, lines in sorted(tails.items()) if lines)
+
+    def _start_daemons(self, machine: str) -> None:
+        """Each returns as soon as it waits for requests, and ends with its machine."""
+        # --force: the folder of a test is closed to other users, which munged takes for a mistake
+        munged = ["munged", "--force", f"--key-file={self.folder}/munge.key", "--seed-file=/run/munge/seed"]
+        self.exec(machine, *munged, f"--log-file={self.folder}/{machine}.munged.log")
+        self.exec(machine, "slurmctld" if machine == "head" else "slurmd")
+
+    def _until_idle(self, nodes: set[str], seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while not nodes <= self._idle():
+            if time.monotonic() > end:
+                raise TimeoutError(f"{nodes - self._idle()} not idle within {seconds} s\n{self.logs()}")
+            time.sleep(0.05)
+
+    def _idle(self) -> set[str]:
+        command = self.machines["head"].inside("sinfo", "--noheader", "--Node", "--format=%N %T")
+        shown = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        return {line.split()[0] for line in shown.stdout.splitlines() if line.split()[1] == "idle"}
+
+
+@contextmanager
+def cluster(folder: Path, nodes: int = 2, cpus: int = 4) -> Iterator[Cluster]:
+    """A running cluster with all its files below the folder. Enter it from a thread that lives as long as it."""
+    folder = folder.resolve()
+    addresses = {"head": f"{NETWORK}.1"} | {f"node{i}": f"{NETWORK}.{i + 1}" for i in range(1, nodes + 1)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+    started = Cluster(folder, environment | {"PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")})
+    _write_files(folder, addresses, cpus)
+    with ExitStack() as stack:
+        for name, address in addresses.items():
+            started.machines[name] = machine = _machine(name, address, folder)
+            stack.callback(machine.stop)
+        _join(*started.machines.values())
+        for name in started.machines:
+            started._start_daemons(name)
+        started._until_idle(set(started.nodes))
+        yield started
+
+
+def _write_files(folder: Path, addresses: dict[str, str], cpus: int) -> None:
+    names = [name for name in addresses if name != "head"]
+    for name in ("state", *names):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    hosts = [f"{address} {name}" for name, address in addresses.items()]
+    (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
+    (folder / "nsswitch.conf").write_text("passwd: files\ngroup: files\nshadow: files\nhosts: files\n")
+    lines = [f"NodeName={name} NodeAddr={addresses[name]} CPUs={cpus} RealMemory=4096 State=UNKNOWN" for name in names]
+    (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, network=NETWORK, nodes="\n".join(lines)))
+    key = folder / "munge.key"
+    key.touch(mode=0o600)
+    key.write_bytes(secrets.token_bytes(128))
+
+
+def _machine(name: str, address: str, folder: Path) -> Machine:
+    # the holder is killed when this thread ends, its child when the holder ends, and the rest with that child
+    command = "setpriv --pdeathsig KILL unshare --net --uts --ipc --mount --pid --fork --kill-child --mount-proc"
+    log = folder / f"{name}.start.log"
+    with log.open("w") as errors:
+        holder = subprocess.Popen(
+            [*command.split(), "sh", "-c", FIRST_PROCESS, name, str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "PATH": PATH},
+            start_new_session=True,  # out of reach of the Ctrl-C that ends the test
+        )
+    machine = Machine(name, address, holder)
+    with holder.stdout:
+        ready = holder.stdout.readline()
+    if ready != "ready\n":
+        machine.stop()
+        raise RuntimeError(f"machine {name} did not start: {log.read_text()}")
+    return machine
+
+
+def _join(head: Machine, *nodes: Machine) -> None:
+    """Joins the machines by a bridge on `head`."""
+    head.network("link add bridge type bridge")
+    head.network(f"address add {head.address}/24 dev bridge")
+    head.network("link set bridge up")
+    for node in nodes:
+        head.network(f"link add {node.name} type veth peer name eth0 netns {node.holder.pid}")
+        head.network(f"link set {node.name} master bridge up")
+        node.network(f"address add {node.address}/24 dev eth0")
+        node.network("link set eth0 up")
+
+
+def _call(command: list[str], timeout: float = 60, **options) -> str:
+    """Runs a command and returns its stdout; fails with its stderr."""
+    options.setdefault("env", {**os.environ, "PATH": PATH})
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False, **options
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}\n{done.stderr}{done.stdout}")
+    return done.stdout
