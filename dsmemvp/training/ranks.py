@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import deepspeed
@@ -109,6 +108,9 @@ def join_ranks(seconds: float) -> Ranks:
     else:
         device = torch.device("cpu")
         _share_cores()
+        # Where it says that all ranks are on this node, DeepSpeed maps 66 MiB of shared memory per rank for a
+        # collective that training does not use, leaves it behind for good, and waits for ever if it was not true
+        os.environ.pop("LOCAL_SIZE", None)
     backend = "nccl" if device.type == "cuda" else "gloo"
     with contextlib.redirect_stdout(io.StringIO()):
         # on CPUs DeepSpeed builds a collective with the C++ compiler, once on a machine, and prints that it did
@@ -116,8 +118,6 @@ def join_ranks(seconds: float) -> Ranks:
         timeout = timedelta(seconds=seconds + SLACK)
         deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     control = torch.distributed.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
-    if device.type == "cpu":
-        _unlink_buffer()
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, control)
 
 
@@ -148,14 +148,6 @@ def seed_dropout(seed: int, rank: int, step: int) -> None:
     one that was never interrupted."""
     digest = hashlib.sha256(f"dsmemvp dropout {seed} {rank} {step}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-
-
-def _unlink_buffer() -> None:
-    """DeepSpeed's collective for CPUs leaves 66 MiB of shared memory per rank behind, for good. Once all ranks have
-    mapped it, which is when they are here, its name is not needed: without it the memory goes with the processes."""
-    torch.distributed.barrier()
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
-    Path("/dev/shm", f"{name}_{os.environ['RANK']}").unlink(missing_ok=True)
 
 
 def leave_ranks() -> None:

@@ -105,14 +105,15 @@ class Machine:
 
     name: str
     address: str
+    folder: Path
     holder: subprocess.Popen
 
     def inside(self, *command: str) -> list[str]:
-        """The command line that runs a command on this machine; the command is killed when nsenter is."""
+        """The command line that runs a command on this machine, in the folder; it is killed when nsenter is."""
         pid = self.holder.pid
         first = f"--pid=/proc/{pid}/ns/pid_for_children"  # the holder itself is outside
         enter = ["nsenter", f"--target={pid}", "--net", "--uts", "--ipc", "--mount", first]
-        return [*enter, "setpriv", "--pdeathsig", "KILL", *command]
+        return [*enter, "setpriv", "--pdeathsig", "KILL", "env", f"--chdir={self.folder}", *command]
 
     def network(self, line: str) -> None:
         """Runs `ip` in the machine's network but with the process numbers of this one."""
@@ -151,7 +152,7 @@ class Cluster:
     def exec(self, machine: str, *command: str | Path, timeout: float = 120) -> str:
         """Runs a command on a machine, outside of any job."""
         inside = self.machines[machine].inside(*map(str, command))
-        return _call(inside, timeout=timeout, env=self.environment, cwd=self.folder)
+        return _call(inside, timeout=timeout, env=self.environment)
 
     def sbatch(self, *arguments: str | Path) -> str:
         """Submits a job and returns its number."""
@@ -287,7 +288,7 @@ def _machine(name: str, address: str, folder: Path) -> Machine:
             env={**os.environ, "PATH": PATH},
             start_new_session=True,  # out of reach of the Ctrl-C that ends the test
         )
-    machine = Machine(name, address, holder)
+    machine = Machine(name, address, folder, holder)
     with holder.stdout:
         ready = holder.stdout.readline()
     if ready != "ready\n":

@@ -54,7 +54,7 @@ def test_an_error_of_this_rank_is_told_to_all_before_it_ends_this_one(error):
 def test_an_error_of_another_rank_ends_this_one_at_the_same_item():
     ranks, seen = Beside(0, 2, torch.device("cpu")), []
     ranks.__dict__["other"] = json.dumps([True, 28, "the other's disk error"])
-    with pytest.raises(OSError, match="^the other's disk error$") as raised:
+    with pytest.raises(OSError, match=r"^the other's disk error$") as raised:
         for item in ranks.in_step(_breaks_off(None)):
             seen.append(item)
     assert seen == [1] and raised.value.errno == 28
