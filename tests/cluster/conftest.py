@@ -19,6 +19,8 @@ def slurm(tmp_path_factory, repository) -> Iterator[Cluster]:
         running.environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         running.environment["PATH"] = f"{Path(sys.executable).parent}:{running.environment['PATH']}"
         running.environment["PYTHONPATH"] = f"{repository / 'tests'}:{repository}"
+        # the deepspeed launcher passes on little more than PYTHONPATH and what stands in this file
+        (running.folder / ".deepspeed_env").write_text("DS_ACCELERATOR=cpu\nOMP_NUM_THREADS=1\n")
         yield running
 
 
@@ -26,3 +28,14 @@ def slurm(tmp_path_factory, repository) -> Iterator[Cluster]:
 def as_found(slurm) -> Iterator[None]:
     yield
     slurm.reset()
+
+
+@pytest.fixture
+def demo(repository, tmp_path, tokenizer_path, demo_shards, tiny_models) -> list[str]:
+    """`train recipes/demo.yaml` on the tests' own small data and models, below the test's folder: 6 steps per epoch."""
+    settings = [f"model.language_model={tiny_models / 'language_model'}", f"model.tokenizer={tokenizer_path}"]
+    settings += [f"model.vision_tower={tiny_models / 'vision_tower'}", f"data.train={demo_shards}"]
+    settings += ["data.max_length=160", "data.workers=0", "training.global_batch=8", "training.micro_batch=2"]
+    settings += ["training.log_every=1", "training.learning_rate=1e-3", f"output={tmp_path / 'runs'}"]
+    settings += [f"training.deepspeed={repository / 'ds_configs' / 'zero3.json'}"]
+    return ["train", str(repository / "recipes" / "demo.yaml"), *settings]

@@ -1,18 +1,13 @@
 """A real Slurm cluster on one machine, for tests of what only a cluster shows: addresses, signals, requeueing, faults.
 
-Each machine of the cluster is a set of Linux namespaces with a host name, an address, an interface with byte counters,
-an /etc/hosts, a /run, a /dev/shm and process numbers of its own; files are shared, as on a cluster. `head` runs
-slurmctld, holds the bridge that joins the machines, and is where sbatch, srun and scontrol are called; `node1`,
-`node2`, ... run one slurmd each. Outside of the namespaces there is nothing: no address, no interface, no mount.
-
-Nothing outlives the test, even one killed with SIGKILL: the kernel then kills the first process of each machine, with
-it all others of that machine, and their interfaces go with the last of them.
+`head` runs slurmctld, holds the bridge that joins the machines (machines.py), and is where sbatch, srun and scontrol
+are called; `node1`, `node2`, ... run one slurmd and one sshd each. Outside of their namespaces there is nothing: no
+address, no interface, no mount.
 """
 
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,31 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-COMMANDS = ("munged", "slurmctld", "slurmd", "sinfo", "ip", "nsenter", "unshare", "setpriv")
-PACKAGES = "slurm-wlm munge iproute2 util-linux"
-PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where Debian keeps the daemons, and not every user's PATH has them
-NETWORK = "198.18.0"  # from the range set apart for tests (RFC 2544); nobody outside the namespaces sees it
+from cluster.machines import NETWORK, PATH, Machine, call, join, start_machine
+
+COMMANDS = ("munged", "slurmctld", "slurmd", "sinfo", "ip", "nsenter", "unshare", "setpriv", "sshd", "pdsh")
+PACKAGES = "slurm-wlm munge iproute2 util-linux libpmix-dev openssh-server pdsh"
 
 # Job states that no job leaves without being requeued by hand
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
-
-# The first process of a machine. $0: its name, $1: the folder. It stays when all others are killed, and `wait` also
-# collects the processes whose parents have ended, as the first process must. Names are looked up in /etc/hosts only:
-# no name server can be reached. Each machine has a munged of its own behind the usual path, since a munged decodes
-# a credential only once and Slurm sends the same one to several nodes.
-FIRST_PROCESS = """
-set -e
-echo "$0" > /proc/sys/kernel/hostname
-mount --bind "$1/hosts" /etc/hosts
-mount --bind "$1/nsswitch.conf" /etc/nsswitch.conf
-mount -t tmpfs tmpfs /dev/shm
-mount -t tmpfs -o mode=755 tmpfs /run
-mkdir /run/munge /run/sshd
-ip link set lo up
-echo ready
-exec > /dev/null
-while :; do sleep infinity & wait; done
-"""
 
 # MinJobAge: finished jobs stay visible to scontrol. config_overrides: CPUs are as said here, not as the machine has.
 # linuxproc: jobs are followed by their parents, since the machine's cgroups may not be ours to use.
@@ -80,6 +57,21 @@ KillWait=2
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
+# one key for all: of the machines and of who logs in
+SSHD = """\
+HostKey {folder}/ssh/key
+AuthorizedKeysFile {folder}/ssh/key.pub
+PermitRootLogin yes
+StrictModes no
+UsePAM no
+"""
+SSH = """\
+IdentityFile {folder}/ssh/key
+StrictHostKeyChecking no
+UserKnownHostsFile /dev/null
+LogLevel ERROR
+"""
+
 
 def missing() -> str:
     """What keeps a cluster from being started here, in one line; empty if nothing does."""
@@ -97,38 +89,6 @@ class Traffic(NamedTuple):
 
     def since(self, before: "Traffic") -> "Traffic":
         return Traffic(self.received - before.received, self.sent - before.sent)
-
-
-@dataclass
-class Machine:
-    """Namespaces, held by `holder`, which waits for the machine's first process."""
-
-    name: str
-    address: str
-    folder: Path
-    holder: subprocess.Popen
-
-    def inside(self, *command: str) -> list[str]:
-        """The command line that runs a command on this machine, in the folder; it is killed when nsenter is."""
-        pid = self.holder.pid
-        first = f"--pid=/proc/{pid}/ns/pid_for_children"  # the holder itself is outside
-        enter = ["nsenter", f"--target={pid}", "--net", "--uts", "--ipc", "--mount", first]
-        return [*enter, "setpriv", "--pdeathsig", "KILL", "env", f"--chdir={self.folder}", *command]
-
-    def network(self, line: str) -> None:
-        """Runs `ip` in the machine's network but with the process numbers of this one."""
-        _call(["nsenter", f"--net=/proc/{self.holder.pid}/ns/net", "ip", *line.split()])
-
-    def stop(self) -> None:
-        """Kills the first process; the holder ends when no process of the machine is left."""
-        children = Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children")
-        for pid in children.read_text().split() if self.holder.poll() is None else ():
-            os.kill(int(pid), signal.SIGKILL)
-        try:
-            self.holder.wait(timeout=10)
-        except subprocess.TimeoutExpired:  # it had not started its first process
-            self.holder.kill()
-            self.holder.wait()
 
 
 @dataclass
@@ -152,7 +112,7 @@ class Cluster:
     def exec(self, machine: str, *command: str | Path, timeout: float = 120) -> str:
         """Runs a command on a machine, outside of any job."""
         inside = self.machines[machine].inside(*map(str, command))
-        return _call(inside, timeout=timeout, env=self.environment)
+        return call(inside, timeout=timeout, env=self.environment)
 
     def sbatch(self, *arguments: str | Path) -> str:
         """Submits a job and returns its number."""
@@ -227,6 +187,8 @@ class Cluster:
         munged = ["munged", "--force", f"--key-file={self.folder}/munge.key", "--seed-file=/run/munge/seed"]
         self.exec(machine, *munged, f"--log-file={self.folder}/{machine}.munged.log")
         self.exec(machine, "slurmctld" if machine == "head" else "slurmd")
+        if machine != "head":
+            self.exec(machine, str(shutil.which("sshd", path=PATH)))  # it wants its whole path
 
     def _until_idle(self, nodes: set[str], seconds: float = 60) -> None:
         end = time.monotonic() + seconds
@@ -251,9 +213,9 @@ def cluster(folder: Path, nodes: int = 2, cpus: int = 4) -> Iterator[Cluster]:
     _write_files(folder, addresses, cpus)
     with ExitStack() as stack:
         for name, address in addresses.items():
-            started.machines[name] = machine = _machine(name, address, folder)
+            started.machines[name] = machine = start_machine(name, address, folder)
             stack.callback(machine.stop)
-        _join(*started.machines.values())
+        join(*started.machines.values())
         for name in started.machines:
             started._start_daemons(name)
         started._until_idle(set(started.nodes))
@@ -262,59 +224,17 @@ def cluster(folder: Path, nodes: int = 2, cpus: int = 4) -> Iterator[Cluster]:
 
 def _write_files(folder: Path, addresses: dict[str, str], cpus: int) -> None:
     names = [name for name in addresses if name != "head"]
-    for name in ("state", *names):
+    for name in ("state", "ssh", *names):
         (folder / name).mkdir(parents=True, exist_ok=True)
     hosts = [f"{address} {name}" for name, address in addresses.items()]
     (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
     (folder / "nsswitch.conf").write_text("passwd: files\ngroup: files\nshadow: files\nhosts: files\n")
     lines = [f"NodeName={name} NodeAddr={addresses[name]} CPUs={cpus} RealMemory=4096 State=UNKNOWN" for name in names]
     (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, network=NETWORK, nodes="\n".join(lines)))
+    (folder / "mpi.conf").write_text("PMIxCliTmpDirBase=/run\n")  # nodes would meet in /tmp, which they share
+    call(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{folder}/ssh/key"])
+    (folder / "ssh" / "sshd_config").write_text(SSHD.format(folder=folder))
+    (folder / "ssh" / "ssh_config").write_text(SSH.format(folder=folder))
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(128))
-
-
-def _machine(name: str, address: str, folder: Path) -> Machine:
-    # the holder is killed when this thread ends, its child when the holder ends, and the rest with that child
-    command = "setpriv --pdeathsig KILL unshare --net --uts --ipc --mount --pid --fork --kill-child --mount-proc"
-    log = folder / f"{name}.start.log"
-    with log.open("w") as errors:
-        holder = subprocess.Popen(
-            [*command.split(), "sh", "-c", FIRST_PROCESS, name, str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env={**os.environ, "PATH": PATH},
-            start_new_session=True,  # out of reach of the Ctrl-C that ends the test
-        )
-    machine = Machine(name, address, folder, holder)
-    with holder.stdout:
-        ready = holder.stdout.readline()
-    if ready != "ready\n":
-        machine.stop()
-        raise RuntimeError(f"machine {name} did not start: {log.read_text()}")
-    return machine
-
-
-def _join(head: Machine, *nodes: Machine) -> None:
-    """Joins the machines by a bridge on `head`."""
-    head.network("link add bridge type bridge")
-    head.network(f"address add {head.address}/24 dev bridge")
-    head.network("link set bridge up")
-    for node in nodes:
-        head.network(f"link add {node.name} type veth peer name eth0 netns {node.holder.pid}")
-        head.network(f"link set {node.name} master bridge up")
-        node.network(f"address add {node.address}/24 dev eth0")
-        node.network("link set eth0 up")
-
-
-def _call(command: list[str], timeout: float = 60, **options) -> str:
-    """Runs a command and returns its stdout; fails with its stderr."""
-    options.setdefault("env", {**os.environ, "PATH": PATH})
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False, **options
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}\n{done.stderr}{done.stdout}")
-    return done.stdout
