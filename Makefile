@@ -1,6 +1,7 @@
 # Each target works as the first command on a fresh machine with Python 3.11 or 3.12 and a C++ compiler.
 #   make demo    make a tiny model and data set, train MemVP on two CPU ranks, evaluate with and without images
-#   make test    all tests        make check   lint, format, types
+#   make test    all tests but those of a cluster        make check   lint, format, types
+#   make test-cluster   tests on a real two-node Slurm cluster, brought up on this machine (root; Debian's packages)
 
 PYTHON ?= python3
 RANKS ?= 2
@@ -10,7 +11,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 LAUNCH := deepspeed --num_gpus $(RANKS) --log_level error --module dsmemvp
 ON_CPU := DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
 
-.PHONY: demo test check install lock
+.PHONY: demo test test-cluster check install lock
 
 install: .venv/ready
 
@@ -30,7 +31,10 @@ demo: .venv/ready
 	$(ON_CPU) $(LAUNCH) evaluate recipes/demo.yaml --blind
 
 test: .venv/ready
-	python -m pytest
+	python -m pytest -m "not cluster"
+
+test-cluster: .venv/ready
+	python -m pytest -m cluster
 
 check: .venv/ready
 	ruff check .
