@@ -101,6 +101,8 @@ def join_ranks(seconds: float) -> Ranks:
     if "RANK" not in os.environ:
         place = find_place(os.environ) or Place(0, 1, 0, 1, "127.0.0.1", _free_port())
         os.environ.update(place.variables())
+    if "LOCAL_SIZE" in os.environ:  # the deepspeed launcher's word for it
+        os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if get_accelerator().device_name() == "cuda":
         device = torch.device("cuda", local)
@@ -157,7 +159,7 @@ def leave_ranks() -> None:
 
 def _share_cores() -> None:
     """CPU ranks on one node share its cores, unless the launcher has set OMP_NUM_THREADS."""
-    on_node = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ["WORLD_SIZE"])
+    on_node = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // on_node))
 

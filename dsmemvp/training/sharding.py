@@ -69,7 +69,7 @@ def _check_stage(zero: dict[str, Any], path: Path, world: int) -> None:
         raise ValueError(f"training.deepspeed: {path}: zero_optimization.stage must be 1, 2 or 3")
     if HPZ not in zero:
         return
-    on_node = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
+    on_node = int(os.environ.get("LOCAL_WORLD_SIZE") or world)
     if zero[HPZ] == "auto":
         zero[HPZ] = on_node
     if world % int(zero[HPZ]):

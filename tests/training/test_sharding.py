@@ -68,7 +68,6 @@ def test_hpz_cuts_inside_a_node_and_wants_nodes_of_one_size(monkeypatch):
     with pytest.raises(ValueError, match=r"zero_hpz_partition_size 4 does not divide 6 ranks"):
         deepspeed_settings(recipe, world=6)
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    monkeypatch.delenv("LOCAL_SIZE", raising=False)
     assert deepspeed_settings(recipe, world=2)["zero_optimization"]["zero_hpz_partition_size"] == 2
 
 
