@@ -30,12 +30,18 @@ def as_found(slurm) -> Iterator[None]:
     slurm.reset()
 
 
-@pytest.fixture
-def demo(repository, tmp_path, tokenizer_path, demo_shards, tiny_models) -> list[str]:
-    """`train recipes/demo.yaml` on the tests' own small data and models, below the test's folder: 6 steps per epoch."""
+@pytest.fixture(scope="session")
+def demo_settings(repository, tokenizer_path, demo_shards, tiny_models) -> list[str]:
+    """`train recipes/demo.yaml` on the tests' own small data and models: 6 steps per epoch."""
     settings = [f"model.language_model={tiny_models / 'language_model'}", f"model.tokenizer={tokenizer_path}"]
     settings += [f"model.vision_tower={tiny_models / 'vision_tower'}", f"data.train={demo_shards}"]
     settings += ["data.max_length=160", "data.workers=0", "training.global_batch=8", "training.micro_batch=2"]
-    settings += ["training.log_every=1", "training.learning_rate=1e-3", f"output={tmp_path / 'runs'}"]
+    settings += ["training.log_every=1", "training.learning_rate=1e-3"]
     settings += [f"training.deepspeed={repository / 'ds_configs' / 'zero3.json'}"]
     return ["train", str(repository / "recipes" / "demo.yaml"), *settings]
+
+
+@pytest.fixture
+def demo(demo_settings, tmp_path) -> list[str]:
+    """The same, with its run below the test's folder."""
+    return [*demo_settings, f"output={tmp_path / 'runs'}"]

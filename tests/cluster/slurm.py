@@ -137,9 +137,10 @@ class Cluster:
 
     def wait_for(self, job: str, states: str | set[str], seconds: float) -> dict[str, str]:
         """What scontrol shows of the job as soon as its JobState is one of the states. A requeued job, which Slurm
-        keeps back for two minutes, is started at once."""
+        keeps back for two minutes, is started soon: not in the same second, whose credentials nodes refuse."""
         states = {states} if isinstance(states, str) else set(states)
         end = time.monotonic() + seconds
+        held_since = 0.0
         while True:
             shown = self.job(job)
             state, reason = shown["JobState"], shown["Reason"]
@@ -147,7 +148,9 @@ class Cluster:
                 return shown
             if time.monotonic() > end or state in FINAL:
                 raise AssertionError(f"job {job} is {state} ({reason}), not {states}\n{self.logs()}")
-            if state == "PENDING" and reason == "BeginTime":
+            held = state == "PENDING" and reason == "BeginTime"
+            held_since = (held_since or time.monotonic()) if held else 0.0
+            if held and time.monotonic() - held_since > 3:
                 self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(0.1)
 

@@ -1,0 +1,190 @@
+"""`sbatch slurm/train.sbatch` on two nodes, on good days and on bad ones: it trains, evaluates, and loses nothing."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+pytestmark = pytest.mark.cluster
+
+EPOCHS, PER_EPOCH = 12, 6
+STEPS = EPOCHS * PER_EPOCH
+# short enough for a test; the log says what they were for
+WATCH = ["training.silence_timeout=8", "training.standstill_timeout=60"]
+BAD_DAY = ["training.checkpoint_steps=4", *WATCH]
+
+
+class Job:
+    """slurm/train.sbatch with one rank on each of two nodes, in a folder of its own."""
+
+    def __init__(self, slurm, repository: Path, demo: list[str], shards: Path, folder: Path):
+        self.slurm, self.folder, self.log = slurm, folder, folder / "log"
+        self.run = folder / "runs" / "demo"
+        self._script = repository / "slurm" / "train.sbatch"
+        settings = [f"output={folder / 'runs'}", f"data.test={shards}", f"training.epochs={EPOCHS}"]
+        settings += ["training.warmup_epochs=1", "data.record_order=true", "training.keep_last=0", "method.dropout=0.1"]
+        self._arguments = [*demo[1:], *settings]
+        self.number = ""
+
+    def submit(self, *settings: str, options: tuple[str, ...] = ("--nodes=2",)) -> "Job":
+        on_cpus = ["--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1", f"--output={self.log}"]
+        self.number = self.slurm.sbatch(*on_cpus, *options, self._script, *self._arguments, *settings)
+        return self
+
+    def until_step(self, step: int, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while not any(found >= step for found in self.losses()):
+            assert time.monotonic() < end, self.text()
+            time.sleep(0.05)
+
+    def until_done(self, seconds: float = 240) -> dict[str, str]:
+        try:
+            return self.slurm.wait_for(self.number, "COMPLETED", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.text()}") from None
+
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def losses(self) -> dict[int, float]:
+        return {row["step"]: row["train/loss"] for row in self._rows("metrics") if "train/loss" in row}
+
+    def order(self) -> dict[int, list[int]]:
+        return {row["step"]: row["samples"] for row in self._rows("order")}
+
+    def starts(self) -> list[int]:
+        """The steps that it was started from."""
+        return [row["from"] for row in self._rows("starts")]
+
+    def rank(self, rank: int) -> int:
+        """The process of a rank, as numbered outside of the nodes."""
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (process / "cmdline").read_bytes().split(b"\0")
+                variables = (process / "environ").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if command[1:3] == [b"-m", b"dsmemvp"] and {
+                f"SLURM_JOB_ID={self.number}".encode(),
+                f"SLURM_PROCID={rank}".encode(),
+            } <= set(variables):
+                return int(process.name)
+        raise AssertionError(f"no process of rank {rank}\n{self.text()}")
+
+    def _rows(self, name: str) -> list[dict]:
+        path = self.run / f"{name}.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+@pytest.fixture
+def job(slurm, repository, demo, demo_shards, tmp_path) -> Job:
+    return Job(slurm, repository, demo, demo_shards, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def calm(slurm, repository, demo_settings, demo_shards, tmp_path_factory) -> Job:
+    """The run that nothing happens to."""
+    whole = Job(slurm, repository, demo_settings, demo_shards, tmp_path_factory.mktemp("calm")).submit()
+    whole.fields = whole.until_done()
+    return whole
+
+
+def _assert_nothing_lost(job: Job, calm: Job, same_ranks: bool = True) -> None:
+    losses, expected = job.losses(), calm.losses()
+    assert list(losses) == list(range(1, STEPS + 1))
+    if same_ranks:
+        assert losses == expected  # to the last bit, dropout included
+    order = job.order()
+    assert order == calm.order()
+    for epoch in range(EPOCHS):
+        seen = [n for step in range(epoch * PER_EPOCH, (epoch + 1) * PER_EPOCH) for n in order[step + 1]]
+        assert sorted(seen) == list(range(48))
+    assert json.loads((job.run / "evaluation.json").read_text())["epoch"] == EPOCHS
+    assert "| captions off |" in job.text()
+
+
+def test_it_trains_over_both_nodes_and_ends_with_an_evaluation(calm):
+    assert calm.fields["NumNodes"] == "2" and calm.fields["Restarts"] == "0"
+    assert calm.text().count("2 ranks on cpu") == 1 and "error" not in calm.text().lower()
+    _assert_nothing_lost(calm, calm)
+    board = EventAccumulator(str(calm.run / "tensorboard")).Reload()
+    assert [point.step for point in board.Scalars("train/loss")] == list(range(1, STEPS + 1))
+    assert calm.losses()[STEPS] < calm.losses()[1]
+
+
+def test_preempted_it_saves_comes_back_and_goes_on_to_the_same_losses(slurm, job, calm):
+    job.submit(*WATCH).until_step(10)
+    slurm.run("scancel", "--signal=USR2", "--batch", job.number)
+    assert job.until_done()["Restarts"] == "1"
+    began, again = job.starts()
+    assert began == 0 and again >= 10
+    assert f"step {again}: ended as asked" in job.text() and "requeued (exit code 75)" in job.text()
+    _assert_nothing_lost(job, calm)
+
+
+def test_near_its_time_limit_it_saves_and_comes_back(slurm, repository, demo, demo_shards, tmp_path):
+    """A minute is Slurm's shortest limit, and it looks at limits twice a minute; so the run is a longer one here."""
+    settings = [*WATCH, "training.epochs=400", "training.log_every=10"]
+    job = Job(slurm, repository, demo, demo_shards, tmp_path)
+    job.submit(*settings, options=("--nodes=2", "--time=1", "--signal=B:USR2@30"))
+    end = time.monotonic() + 150
+    while len(job.starts()) < 2:
+        assert time.monotonic() < end, job.text()
+        slurm.wait_for(job.number, {"RUNNING", "COMPLETING", "PENDING"}, 1)
+        time.sleep(0.5)
+    again = job.starts()[1]
+    assert again > 0 and f"step {again}: ended as asked" in job.text() and "requeued (exit code 75)" in job.text()
+    job.until_step(again + 10)
+    slurm.run("scancel", job.number)
+    slurm.wait_for(job.number, "CANCELLED", 60)  # and stays so
+    assert f"after step {again}" in job.text()
+    assert job.text().count("requeued") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_costs_the_steps_since_the_last_save(job, calm, rank):
+    job.submit(*BAD_DAY).until_step(10)
+    os.kill(job.rank(rank), signal.SIGKILL)
+    assert job.until_done()["Restarts"] == "1"
+    assert job.starts()[1] >= 8
+    _assert_nothing_lost(job, calm)
+
+
+def test_a_rank_that_hangs_is_found_and_named(slurm, job, calm):
+    job.submit(*BAD_DAY).until_step(10)
+    os.kill(job.rank(1), signal.SIGSTOP)
+    assert job.until_done()["Restarts"] == "1"
+    assert re.search(r"no sign of life for 8 s of rank 1 on node2 \(after step \d+, ", job.text())
+    assert re.search(r"rank 0: (forward and backward|update|reading|saving)", job.text())
+    _assert_nothing_lost(job, calm)
+
+
+def test_a_cut_cable_ends_both_sides_and_the_run_goes_on_when_it_is_mended(slurm, job, calm):
+    job.submit(*BAD_DAY).until_step(10)
+    slurm.cut("node2")
+    end = time.monotonic() + 60
+    while "no sign of life" not in job.text():
+        assert time.monotonic() < end, job.text()
+        time.sleep(0.2)
+    slurm.mend("node2")
+    job.until_done()
+    _assert_nothing_lost(job, calm)
+
+
+def test_a_dead_node_is_done_without(slurm, job, calm):
+    """One node goes; the job may start on one or two, and ends on the one that is left."""
+    job.submit(*BAD_DAY, options=("--nodes=1-2",)).until_step(10)
+    slurm.kill_node("node2")
+    fields = job.until_done()
+    assert fields["NumNodes"] == "1" and fields["NodeList"] == "node1"
+    assert "2 ranks on cpu" in job.text() and "1 ranks on cpu, going on after step" in job.text()
+    _assert_nothing_lost(job, calm, same_ranks=False)
+    first = job.starts()[1]
+    losses, expected = job.losses(), calm.losses()
+    assert all(losses[step] == expected[step] for step in range(1, first + 1))
