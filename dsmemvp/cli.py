@@ -67,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     _recipe_command(commands, "count", _count, "count parameters from the recipe's shapes, without weights")
 
+    command = _recipe_command(commands, "plan", _plan, "memory, traffic and time of every sharding on a cluster")
+    command.add_argument("--gpus", required=True, help="number of GPUs, or several to compare: 8,16,64")
+    command.add_argument("--gpus-per-node", type=int, default=8)
+    command.add_argument("--gpu-memory", default="80GiB")
+    command.add_argument("--interconnect", default="400Gb", help="between nodes, per node and second: 400Gb, 50GB")
+    command.add_argument("--intra", default="450GB", help="inside a node, per GPU and second (default: NVLink 4)")
+    command.add_argument("--gpu-flops", default="989T", help="16-bit products per second of a GPU (default: H100)")
+    command.add_argument("--tokens", type=int, default=200, help="text tokens per sample (default: 200)")
+
     command = commands.add_parser("index", help="make or check the manifest of a folder of WebDataset shards")
     command.set_defaults(run=_index)
     command.add_argument("folder", type=Path, help="folder of .tar shards, of any origin")
@@ -163,6 +172,18 @@ def _count(given: argparse.Namespace) -> None:
     recipe = read_recipe(given.recipe, given.overrides)
     trainable, frozen = count(recipe, configs_of_shapes(recipe))
     print(f"{trainable:,} trainable parameters\n{frozen:,} frozen parameters in the language model")
+
+
+def _plan(given: argparse.Namespace) -> None:
+    from dsmemvp.planning.cluster import clusters
+    from dsmemvp.planning.plan import compare
+    from dsmemvp.planning.table import lines
+    from dsmemvp.recipe_file import read_recipe
+
+    sizes = (given.gpu_memory, given.interconnect, given.intra, given.gpu_flops)
+    recipe = read_recipe(given.recipe, given.overrides)
+    plans = compare(recipe, clusters(given.gpus, given.gpus_per_node, *sizes), given.tokens)
+    print(*lines(plans, given.tokens), sep="\n")
 
 
 def _index(given: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ ORDER = [
     "data",
     "prompts",
     "models",
+    "planning",
     "data_tools",
     "training",
     "evaluation",

@@ -1,0 +1,148 @@
+"""Which parameters DeepSpeed gathers when, from the order of a model's modules.
+
+This follows deepspeed/runtime/zero/partitioned_param_coordinator.py of DeepSpeed 0.19 (fetch_sub_module,
+release_sub_module, __params_to_release): parameters are fetched for the module that runs, those of the next
+`prefetch` elements ahead of it, and released after it unless the next `max_reuse` elements have them again.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from dsmemvp.planning.sharding import Sharding
+from dsmemvp.planning.trace import Event, Trace
+
+NEVER = -1
+
+
+@dataclass(frozen=True)
+class Gathers:
+    """In a steady state, after the first step."""
+
+    micro_steps: tuple[tuple[int, ...], ...]
+    """Micro-step of a step -> every parameter gathered in it, as often as it is."""
+    live: int
+    """Most elements of parameters that are not persistent, whole at the same time."""
+    coalesced: int
+    """Most elements gathered in one collective: they lie twice in memory for a moment."""
+
+
+def simulate(trace: Trace, sharding: Sharding, micro_steps: int) -> Gathers:
+    """The gathers of one optimizer step of `micro_steps` micro-steps."""
+    persistent = {i for i, p in enumerate(trace.parameters) if p.numel <= sharding.persistence}
+    coordinator = _Coordinator(trace, sharding, persistent)
+    per_step: list[tuple[int, ...]] = []
+    for _ in range(3):  # the first step is decided on what later ones find, so let it settle
+        coordinator.available = set(persistent)
+        coordinator.live = 0
+        per_step = [coordinator.micro_step() for _ in range(micro_steps)]
+    return Gathers(tuple(per_step), coordinator.peak, coordinator.largest)
+
+
+@dataclass
+class _Coordinator:
+    trace: Trace
+    sharding: Sharding
+    persistent: set[int]
+    available: set[int] = field(default_factory=set)
+    live: int = 0
+    peak: int = 0
+    largest: int = 0
+
+    def __post_init__(self) -> None:
+        self.fetches = [e.module for e in self.trace.events if e.fetch]
+        self.numel = [p.numel for p in self.trace.parameters]
+        # a parameter that several fetches of a module want stands once for each of them in the queue
+        self.uses = [(p, step) for step, m in enumerate(self.fetches) for p in sorted(set(self.trace.own[m]))]
+        self.decided: dict[tuple[int, int], set[int]] = {}
+        self.holders: dict[int, set[int]] = {i: set() for i in range(len(self.numel))}
+
+    def micro_step(self) -> tuple[int, ...]:
+        self.queue = deque(self.uses)
+        self.fetched_for = [NEVER] * len(self.numel)
+        self.step = self.counted = 0
+        self.gathered: list[int] = []
+        self.backward: dict[int, None] = {}  # modules whose backward has begun, in that order
+        self.recomputed: dict[int, set[int]] = {}
+        for event in self.trace.events:
+            if event.fetch:
+                self._fetch(event)
+            else:
+                self._release(event)
+        for module in list(self.backward):
+            self._drop(set(self.trace.own[module]) | self.recomputed.pop(module, set()), module)
+        return tuple(self.gathered)
+
+    def _fetch(self, event: Event) -> None:
+        own = set(self.trace.own[event.module])
+        if not event.forward:
+            self.backward[event.module] = None
+        self._gather(own - self.available)
+        for p in own:
+            self.holders[p].add(event.module)
+            if event.again and self.backward and not self.trace.parameters[p].trained:
+                # a recomputed layer belongs to the module whose backward asked for it
+                owner = next(reversed(self.backward))
+                self.recomputed.setdefault(owner, set()).add(p)
+                self.holders[p].add(owner)
+        self._advance({p for p in own if self.fetched_for[p] < self.step})
+        self._prefetch()
+        self.step += 1
+
+    def _advance(self, wanted: set[int]) -> None:
+        passed: set[int] = set()
+        while self.queue and len(passed) < len(wanted):
+            p, step = self.queue.popleft()
+            self.fetched_for[p] = step
+            passed.add(p)
+
+    def _prefetch(self) -> None:
+        most = min(self.sharding.max_live - self.counted, self.sharding.prefetch)
+        ahead: set[int] = set()
+        while self.queue and sum(self.numel[p] for p in ahead) < most:
+            p, step = self.queue.popleft()
+            self.fetched_for[p] = max(self.fetched_for[p], step)
+            if p not in self.available:
+                ahead.add(p)
+        self._gather(ahead)
+
+    def _gather(self, parameters: set[int]) -> None:
+        elements = sum(self.numel[p] for p in parameters)
+        self.gathered += sorted(parameters)
+        self.available |= parameters
+        self.counted += elements
+        self.live += elements
+        self.peak, self.largest = max(self.peak, self.live), max(self.largest, elements)
+
+    def _release(self, event: Event) -> None:
+        module, own = event.module, set(self.trace.own[event.module])
+        release = self._to_release(module)
+        if not event.forward:
+            again = self.recomputed.pop(module, set())
+            release, own = release | (again - self.persistent), own | again
+            self.backward.pop(module, None)
+        for p in own:
+            self.holders[p].discard(module)
+        self._drop(release & own)
+
+    def _drop(self, parameters: set[int], holder: int | None = None) -> None:
+        for p in parameters:
+            self.holders[p].discard(holder if holder is not None else NEVER)
+            if p in self.available and p not in self.persistent and not self.holders[p]:
+                self.available.discard(p)
+                self.counted -= self.numel[p]
+                self.live -= self.numel[p]
+
+    def _to_release(self, module: int) -> set[int]:
+        """Decided once for each place in the order, as DeepSpeed does."""
+        key = (module, self.step)
+        if key not in self.decided:
+            release = {p for p in self.trace.own[module] if p not in self.persistent}
+            release -= {p for p in release if self.fetched_for[p] > self.step}
+            passed = 0
+            for later in self.fetches[self.step :]:
+                if passed >= self.sharding.max_reuse or not release:
+                    break
+                release -= set(self.trace.own[later])
+                passed += sum(self.numel[p] for p in self.trace.own[later])
+            self.decided[key] = release
+        return self.decided[key]

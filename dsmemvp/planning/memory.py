@@ -1,0 +1,77 @@
+"""Bytes that one GPU holds under a sharding choice. Weights, trained part and buffers are what DeepSpeed 0.19 allocates
+(runtime/zero/partition_parameters.py and stage3.py, runtime/bf16_optimizer.py), element by element.
+
+n GPUs, M of them on a node; an element of the model has `item` bytes, float32 has 4.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dsmemvp.planning.cluster import Cluster
+from dsmemvp.planning.gathers import Gathers
+from dsmemvp.planning.sharding import Sharding
+from dsmemvp.planning.trace import Parameter, Trace
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    weights: int
+    """Held all the time, in the compute type: own partitions, those of the node (hpZ), persistent parameters."""
+    trained: int
+    """Float32 masters, two Adam moments and the gradients of the trained tensors."""
+    buffers: int
+    """Gradient bucket, and the weights that are whole while they are used."""
+    activations: int
+    """Most that a micro-step's forward and backward hold beyond all that."""
+    host_per_node: int
+    """Pinned host memory of a node."""
+
+    @property
+    def gpu(self) -> int:
+        return self.weights + self.trained + self.buffers + self.activations
+
+
+def memory(trace: Trace, sharding: Sharding, cluster: Cluster, gathers: Gathers) -> Memory:
+    if sharding.stage == 1:
+        return _replicated(trace, cluster)
+    n, item, parameters = cluster.gpus, trace.item, trace.parameters
+    share = sum(partition(p, n) for p in parameters) * item
+    frozen_share = sum(partition(p, n) for p in parameters if not p.trained) * item
+    # with one GPU the whole parameter is the partition itself
+    persistent = sum(partition(p, n) * n for p in parameters if p.numel <= sharding.persistence) * item if n > 1 else 0
+    secondary = frozen_share * n // cluster.on_node if sharding.hpz else 0
+    host = share if sharding.offload else 0
+    return Memory(
+        weights=share - host + persistent + secondary,
+        trained=4 * FLOAT32 * sum(partition(p, n) for p in parameters if p.trained),
+        buffers=FLOAT32 * sharding.reduce_bucket + ((gathers.live + gathers.coalesced) * item if n > 1 else 0),
+        activations=trace.peak,
+        host_per_node=host * cluster.on_node,
+    )
+
+
+def _replicated(trace: Trace, cluster: Cluster) -> Memory:
+    """ZeRO stage 1 with bf16 and float32 gradients: whole weights and gradients, masters and moments in n parts."""
+    flat = optimizer_groups(trace.parameters, cluster.gpus)
+    frozen = sum(p.numel for p in trace.parameters if not p.trained)
+    return Memory(
+        weights=(frozen + flat) * trace.item,
+        trained=FLOAT32 * flat + 3 * FLOAT32 * (flat // cluster.gpus),
+        buffers=FLOAT32 * flat,  # the gradients are flattened once more to be sent
+        activations=trace.peak,
+        host_per_node=0,
+    )
+
+
+def partition(parameter: Parameter, n: int) -> int:
+    """Elements of a parameter that each of n GPUs holds, the last one's padded."""
+    return -(-parameter.numel // n)
+
+
+def optimizer_groups(parameters: Iterable[Parameter], n: int) -> int:
+    """Elements of stage 1's flat buffers: decayed and other trained tensors, each padded to a multiple of 2 n."""
+    trained = [p for p in parameters if p.trained]
+    sizes = (sum(p.numel for p in trained if p.decayed is decayed) for decayed in (True, False))
+    return sum(-(-size // (2 * n)) * 2 * n for size in sizes)

@@ -1,0 +1,124 @@
+"""Recipe + cluster -> every sharding choice with its memory, traffic and time, and the one to take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dsmemvp.models.joined import Configs
+from dsmemvp.models.weights import configs_of_shapes, read_configs
+from dsmemvp.planning.cluster import Cluster
+from dsmemvp.planning.duration import Duration, duration
+from dsmemvp.planning.gathers import simulate
+from dsmemvp.planning.memory import Memory, memory
+from dsmemvp.planning.sharding import Sharding, read_sharding
+from dsmemvp.planning.trace import SUPERVISED, Policy, Trace, trace
+from dsmemvp.planning.traffic import Traffic, traffic
+from dsmemvp.recipe import Recipe
+
+RESERVE = 4 * 2**30
+"""Bytes of a GPU that CUDA, NCCL and gaps between allocations take."""
+POLICIES: tuple[Policy, ...] = ("none", "full")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A sharding under one recompute policy."""
+
+    sharding: Sharding
+    recompute: Policy
+    memory: Memory
+    traffic: Traffic
+    duration: Duration
+
+    def fits(self, cluster: Cluster) -> bool:
+        return self.memory.gpu + RESERVE <= cluster.gpu_memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    cluster: Cluster
+    recipe: Recipe
+    """With the batch sizes that were planned with."""
+    choices: tuple[Choice, ...]
+    """One per sharding: the recipe's recompute policy where it fits, else `full`."""
+    activations: dict[Policy, int]
+    """Bytes by recompute policy."""
+    best: Choice | None
+    """The fastest that fits."""
+    notes: tuple[str, ...]
+    """What had to be changed or left out."""
+
+
+def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Plan]:
+    """A plan for each cluster, with the shardings of all DeepSpeed files beside the recipe's. Raises FileNotFoundError
+    or ValueError."""
+    if tokens <= SUPERVISED:
+        raise ValueError(f"--tokens: {tokens} text tokens do not hold the {SUPERVISED} of the target and a prompt")
+    if recipe.method.name == "none":
+        raise ValueError("method.name: 'none' has no trainable parameters; there is no training to plan")
+    shapes = recipe.model.language_shape and recipe.model.vision_shape
+    configs = configs_of_shapes(recipe) if shapes else read_configs(recipe)
+    shardings, problems = shardings_beside(recipe)
+    plans = [plan(recipe, configs, cluster, shardings, tokens) for cluster in clusters]
+    return [replace(found, notes=(*found.notes, *problems)) for found in plans]
+
+
+def plan(recipe: Recipe, configs: Configs, cluster: Cluster, shardings: Sequence[Sharding], tokens: int) -> Plan:
+    """`tokens`: text tokens per sample. Every sample is taken to have an image."""
+    recipe, notes = with_batch_for(recipe, cluster.gpus)
+    traces = {policy: trace(recipe, configs, tokens, policy) for policy in POLICIES}
+    micro_steps = recipe.training.global_batch // (recipe.training.micro_batch * cluster.gpus)
+    choices = [_choice(s, traces, recipe.training.recompute, cluster, micro_steps) for s in shardings]
+    fitting = [c for c in choices if c.fits(cluster)]
+    best = min(fitting, key=lambda c: (c.duration.step, c.memory.gpu), default=None)
+    activations = {policy: found.peak for policy, found in traces.items()}
+    return Plan(cluster, recipe, tuple(choices), activations, best, tuple(notes))
+
+
+def _choice(
+    sharding: Sharding, traces: dict[Policy, Trace], recompute: Policy, cluster: Cluster, micro_steps: int
+) -> Choice:
+    found = traces[recompute]
+    gathers = simulate(found, sharding, micro_steps)
+    sent = traffic(found, sharding, cluster, gathers)
+    seconds = duration(found.flops * micro_steps, sent, cluster)
+    choice = Choice(sharding, recompute, memory(found, sharding, cluster, gathers), sent, seconds)
+    if recompute == "none" and not choice.fits(cluster):
+        return _choice(sharding, traces, "full", cluster, micro_steps)
+    return choice
+
+
+def shardings_beside(recipe: Recipe) -> tuple[list[Sharding], list[str]]:
+    """Those of all DeepSpeed files in the folder of the recipe's own, and what is wrong with those left out. Raises
+    FileNotFoundError or ValueError where the recipe's own cannot be planned."""
+    own = Path(recipe.training.deepspeed)
+    found, problems = [read_sharding(own)], []
+    for path in own.parent.glob("*.json"):
+        try:
+            found += [read_sharding(path)] if path.name != own.name else []
+        except ValueError as error:
+            problems.append(str(error))
+    return sorted(found, key=lambda s: s.name), sorted(problems)
+
+
+def with_batch_for(recipe: Recipe, gpus: int) -> tuple[Recipe, list[str]]:
+    """The recipe with batch sizes that `gpus` can share, and what to set for that: the largest micro-batch up to the
+    recipe's own; the next larger global batch where some GPU would have nothing or not as much as the others."""
+    training, notes = recipe.training, []
+    global_batch = -(-training.global_batch // gpus) * gpus
+    share = global_batch // gpus
+    micro_batch = max(m for m in range(1, min(training.micro_batch, share) + 1) if share % m == 0)
+    if global_batch != training.global_batch:
+        rate = training.learning_rate * global_batch / training.global_batch
+        notes.append(
+            f"{gpus} GPUs cannot share a global batch of {training.global_batch}; planned with"
+            f" training.global_batch={global_batch} training.micro_batch={micro_batch}, which wants"
+            f" training.learning_rate={rate:g} where the rate goes with the batch"
+        )
+    elif micro_batch != training.micro_batch:
+        notes.append(
+            f"{gpus} GPUs have {share} of {global_batch} samples each, which is no multiple of training.micro_batch"
+            f" {training.micro_batch}; planned with training.micro_batch={micro_batch}"
+        )
+    changed = replace(training, global_batch=global_batch, micro_batch=micro_batch)
+    return replace(recipe, training=changed), notes

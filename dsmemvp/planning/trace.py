@@ -1,0 +1,189 @@
+"""One forward and backward of the real model on fake tensors: which modules run in which order, what is held, how much
+is computed. Nothing is allocated; a 13B model takes seconds.
+
+Fake CPU tensors stand for those of a GPU. The same operations save the same tensors there but for dropout's mask, which
+is a byte per element on a GPU and the type's size here.
+"""
+
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.text import EncodedText
+from dsmemvp.models.joined import Configs, VisualLanguageModel, add_trainables, build_frozen, loss_sum
+from dsmemvp.recipe import Recipe
+
+TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+Policy = Literal["none", "full"]
+SUPERVISED = 8
+"""Tokens of a sample's target: "The answer is B." and the end of text."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    numel: int
+    trained: bool
+    decayed: bool
+    """Trained ones: in which of the optimizer's two groups it is."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What ZeRO-3 hooks into: a module is about to run (`fetch`) or has run."""
+
+    module: int
+    fetch: bool
+    forward: bool
+    again: bool = False
+    """A forward inside the backward, for gradient checkpointing."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    parameters: tuple[Parameter, ...]
+    own: tuple[tuple[int, ...], ...]
+    """Module -> its own parameters, without those of the modules inside it."""
+    events: tuple[Event, ...]
+    held: int
+    """Bytes alive between forward and backward, parameters not counted."""
+    peak: int
+    """Most bytes alive at any moment, gradients of the trained tensors included."""
+    flops: int
+    """Of matrix products and attention, recomputed ones included."""
+    item: int
+    """Bytes of a parameter's element."""
+
+
+def trace(recipe: Recipe, configs: Configs, tokens: int, recompute: Policy) -> Trace:
+    """One micro-step of `recipe.training.micro_batch` samples with an image and `tokens` text tokens each."""
+    recipe = replace(recipe, training=replace(recipe.training, recompute=recompute))
+    dtype = TYPES[recipe.model.dtype]
+    with FakeTensorMode():
+        model = _build(recipe, configs, dtype)
+        batch = example_batch(recipe, configs, model.method.slots, tokens)
+        order = _Order(model)
+        with _Meter() as meter:
+            loss = loss_sum(model(batch), batch.targets)
+            held = meter.now
+            loss.backward()
+    places = {id(p): i for i, p in enumerate(model.parameters())}
+    return Trace(
+        parameters=tuple(Parameter(n, p.numel(), p.requires_grad, p.dim() > 1) for n, p in model.named_parameters()),
+        own=tuple(tuple(places[id(p)] for p in m.parameters(recurse=False)) for m in model.modules()),
+        events=tuple(order.events),
+        held=held,
+        peak=meter.peak,
+        flops=meter.flops,
+        item=dtype.itemsize,
+    )
+
+
+def _build(recipe: Recipe, configs: Configs, dtype: torch.dtype) -> VisualLanguageModel:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = build_frozen(recipe, configs)
+        add_trainables(model, recipe, configs)
+    finally:
+        torch.set_default_dtype(before)
+    return model
+
+
+def example_batch(recipe: Recipe, configs: Configs, slots: int, tokens: int) -> Batch:
+    text = EncodedText(tokens=[0] * tokens, prompt=max(1, tokens - SUPERVISED), cut=False)
+    image = torch.zeros(3, configs.resolution, configs.resolution)
+    items = [Item(i, text, image) for i in range(recipe.training.micro_batch)]
+    return make_batch(items, configs.resolution, slots)
+
+
+class _Meter(TorchDispatchMode):
+    """Counts bytes of storages made inside it, from when they are made until nothing refers to them, and FLOPs."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = self.flops = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage(), given)
+        return out
+
+    def _add(self, storage, given: set[int]) -> None:
+        key = id(storage)
+        if key in self._seen or key in given:
+            return
+        self._seen.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._remove, key, storage.nbytes()).atexit = False
+
+    def _remove(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+class _Order:
+    """Records modules where DeepSpeed's hooks would fetch and release their parameters (parameter_offload.py)."""
+
+    def __init__(self, model: nn.Module):
+        self.events: list[Event] = []
+        self._left = [0] * len(list(model.modules()))
+        for i, module in enumerate(model.modules()):
+            module.register_forward_pre_hook(lambda _, args, i=i: self._before(i, args))
+            module.register_forward_hook(lambda _, args, out, i=i: self._after(i, out))
+
+    def _before(self, i: int, args: Any) -> Any:
+        self.events.append(Event(i, fetch=True, forward=True, again=torch._C._current_graph_task_id() != -1))
+        self._left[i] = sum(t.requires_grad for t in _tensors(args))
+        return _each(args, lambda t: _Mark.apply(t, lambda: self._input_done(i)))
+
+    def _after(self, i: int, out: Any) -> Any:
+        self.events.append(Event(i, fetch=False, forward=True))
+        return _each(out, lambda t: _Mark.apply(t, lambda: self.events.append(Event(i, fetch=True, forward=False))))
+
+    def _input_done(self, i: int) -> None:
+        self._left[i] -= 1
+        if self._left[i] == 0:
+            self.events.append(Event(i, fetch=False, forward=False))
+
+
+class _Mark(torch.autograd.Function):
+    """The tensor itself; says when its gradient passes."""
+
+    @staticmethod
+    def forward(ctx, tensor, passed):
+        ctx.passed = passed
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.passed()
+        return gradient, None
+
+
+def _each(value: Any, change: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_each(v, change) for v in value)
+    return change(value) if isinstance(value, torch.Tensor) else value
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, tuple):
+        return [t for v in value for t in _tensors(v)]
+    return [value] if isinstance(value, torch.Tensor) else []

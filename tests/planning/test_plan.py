@@ -1,0 +1,142 @@
+"""From a recipe to the table: sizes, batch sizes, which sharding is recommended, errors."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsmemvp.cli import main
+from dsmemvp.planning.cluster import Cluster, clusters, quantity
+from dsmemvp.planning.plan import RESERVE, compare, with_batch_for
+from dsmemvp.planning.sharding import read_sharding
+from dsmemvp.planning.table import lines, recommendation
+from dsmemvp.recipe_file import read_recipe
+
+ROOT = Path(__file__).parent.parent.parent
+RECIPE = ROOT / "recipes" / "scienceqa-13b.yaml"
+TINY = ["model.language_shape=llama-tiny", "model.vision_shape=clip-tiny"]
+
+
+@pytest.fixture
+def shardings(tmp_path) -> Path:
+    """A folder with one file of each kind."""
+    settings = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
+    kinds = {"flat": {}, "hpz": {"zero_hpz_partition_size": 8}, "offload": {"offload_param": {"device": "cpu"}}}
+    for name, more in {**kinds, "replicated": {"stage": 1}}.items():
+        changed = {**settings, "zero_optimization": settings["zero_optimization"] | more}
+        (tmp_path / f"{name}.json").write_text(json.dumps(changed))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("80GiB", 80 * 2**30), ("400Gb", 50e9), ("400Gb/s", 50e9), ("400Gbps", 50e9), ("450GB", 450e9), ("1.5T", 1.5e12)],
+)
+def test_sizes_are_read_with_their_units(text, number):
+    assert quantity(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "much", "80 bananas", "-3GB", "1.2.3GB"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="is no size"):
+        quantity(text)
+
+
+def test_clusters_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="12 GPUs do not fill nodes of 8"):
+        Cluster(12, 8)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        Cluster(0, 8)
+    with pytest.raises(ValueError, match="--gpus: a number"):
+        clusters("8,x", 8, "80GiB", "400Gb", "450GB", "1P")
+    assert (Cluster(4, 8).nodes, Cluster(4, 8).on_node, Cluster(16, 8).nodes) == (1, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "global_batch", "micro_batch", "note"),
+    [
+        (8, 32, 4, None),
+        (1, 32, 4, None),
+        (16, 32, 2, "planned with training.micro_batch=2"),
+        (64, 64, 1, "training.global_batch=64 training.micro_batch=1, which wants training.learning_rate=0.00225"),
+        (12, 36, 3, "training.global_batch=36 training.micro_batch=3"),
+    ],
+)
+def test_batches_are_made_to_fit_and_it_is_said(gpus, global_batch, micro_batch, note):
+    recipe, notes = with_batch_for(read_recipe(RECIPE), gpus)
+    assert (recipe.training.global_batch, recipe.training.micro_batch) == (global_batch, micro_batch)
+    assert len(notes) == (note is not None)
+    assert note is None or note in notes[0]
+
+
+def test_the_fastest_that_fits_is_recommended_and_a_gpu_that_is_too_small_takes_another(shardings):
+    recipe = read_recipe(RECIPE, [f"training.deepspeed={shardings}/flat.json", "training.micro_batch=1"])
+    large, small, tiny = (compare(recipe, [Cluster(16, 8, gpu_memory=gib * 2**30)], 200)[0] for gib in (80, 20, 5))
+    assert large.best.sharding.name == "replicated"
+    assert f"training.deepspeed={shardings}/replicated.json training.recompute=none" in recommendation(large)
+    # 26 GB of weights do not fit; inside the node they are gathered faster than between nodes
+    assert small.best.sharding.name == "hpz"
+    assert small.best.memory.gpu + RESERVE <= 20 * 2**30
+    assert tiny.best is None
+    assert "nothing fits; offload comes closest" in recommendation(tiny)
+    by_name = {c.sharding.name: c for c in large.choices}
+    assert by_name["replicated"].memory.weights == pytest.approx(2 * (13.0e9 + 0.3e9), rel=0.01)
+    assert by_name["offload"].memory.host_per_node == pytest.approx(2 * 13.3e9 / 2, rel=0.01)
+    assert by_name["flat"].traffic.across_nodes_per_node() > 50 * by_name["hpz"].traffic.across_nodes_per_node()
+
+
+def test_activations_that_do_not_fit_are_recomputed(shardings):
+    recipe = read_recipe(RECIPE, [*TINY, f"training.deepspeed={shardings}/flat.json", "training.micro_batch=32"])
+    plan = compare(recipe, [Cluster(1, 8)], 200)[0]
+    enough = plan.choices[0].memory.gpu - plan.activations["none"] + plan.activations["full"] + RESERVE
+    plan = compare(recipe, [Cluster(1, 8, gpu_memory=enough)], 200)[0]
+    assert plan.best.recompute == "full"
+
+
+def test_the_command_prints_a_row_per_cluster_and_sharding(shardings, capsys):
+    given = ["--gpus", "8,16", *TINY, f"training.deepspeed={shardings}/flat.json"]
+    assert main(["plan", str(RECIPE), *given]) == 0
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if line.startswith("|")]) == 2 + 2 * 4
+    for part in ("200 text tokens", "an estimate", "16 GPUs: take", "planned with training.micro_batch=2"):
+        assert part in out
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--gpus", "many"], "--gpus: a number"),
+        (["--gpus", "8", "--gpu-memory", "large"], "'large' is no size"),
+        (["--gpus", "8", "--tokens", "8"], "--tokens: 8"),
+        (["--gpus", "8", "method.name=none"], "no training to plan"),
+        (["--gpus", "8", "training.deepspeed=nowhere.json"], "nowhere.json does not exist"),
+    ],
+)
+def test_mistakes_end_in_one_line(given, message, capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert main(["plan", str(RECIPE), *given]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_other_stages_are_left_out_and_named_unless_they_are_the_recipes_own(shardings):
+    (shardings / "two.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    with pytest.raises(ValueError, match=r"two\.json: ZeRO stage 2 cannot be planned"):
+        read_sharding(shardings / "two.json")
+    recipe = read_recipe(RECIPE, [*TINY, f"training.deepspeed={shardings}/flat.json"])
+    plan = compare(recipe, [Cluster(8, 8)], 200)[0]
+    assert len(plan.choices) == 4
+    assert "two.json: ZeRO stage 2" in "\n".join(lines([plan], 200))
+
+
+def test_values_left_to_deepspeed_have_its_defaults(tmp_path):
+    (tmp_path / "bare.json").write_text('{"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}')
+    bare = read_sharding(tmp_path / "bare.json")
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    theirs = DeepSpeedZeroConfig(stage=3)
+    assert bare.persistence == theirs.param_persistence_threshold
+    assert bare.prefetch == theirs.prefetch_bucket_size
+    assert (bare.max_live, bare.max_reuse) == (theirs.max_live_parameters, theirs.max_reuse_distance)
+    assert bare.reduce_bucket == theirs.reduce_bucket_size
+    assert not bare.hpz and not bare.offload

@@ -1,0 +1,113 @@
+"""A few steps of a random model on every rank, with all that is held and sent counted.
+
+Arguments: a JSON file with the recipe's and the configurations' values, where to write the findings.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import deepspeed
+import psutil
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from dsmemvp.models.joined import Configs, add_trainables, build_frozen, loss_sum
+from dsmemvp.planning.trace import example_batch
+from dsmemvp.recipe_file import read_recipe
+from dsmemvp.training.engine import build_model, decay_groups, deepspeed_settings
+from dsmemvp.training.ranks import join_ranks, leave_ranks
+
+STEPS = 3
+
+
+def main(given: str, out: str) -> None:
+    wanted, ranks = json.loads(Path(given).read_text()), join_ranks()
+    recipe = read_recipe(wanted["recipe"], wanted["overrides"])
+    configs = Configs(LlamaConfig(**wanted["language"]), CLIPVisionConfig(**wanted["vision"]))
+    torch.manual_seed(0)
+    engine = _engine(recipe, configs, ranks)
+    batch = example_batch(recipe, configs, engine.module.method.slots, wanted["tokens"])
+    for _ in range(STEPS):
+        with _Collectives() as sent:
+            for _ in range(engine.gradient_accumulation_steps()):
+                engine.backward(loss_sum(engine(batch), batch.targets))
+                engine.step()
+    findings = {"collectives": sent.bytes, "storages": _storages(), "resident": _resident()}
+    for parameter in engine.module.parameters():
+        if not parameter.requires_grad:
+            _let_go(parameter)
+    findings["resident"] -= _resident()
+    if ranks.first:
+        Path(out).write_text(json.dumps(findings))
+    leave_ranks()
+    os._exit(0)  # as dsmemvp/__main__.py does, and why
+
+
+def _engine(recipe, configs, ranks):
+    settings = json.loads(Path(recipe.training.deepspeed).read_bytes())
+    if settings["zero_optimization"]["stage"] == 3:
+        settings = deepspeed_settings(recipe, ranks.world)
+        model = build_model(recipe, configs, settings, ranks.device, load=lambda model, recipe: None)
+    else:
+        training = recipe.training
+        settings |= {"train_batch_size": training.global_batch, "gradient_clipping": 0.0, "bf16": {"enabled": True}}
+        settings |= {"train_micro_batch_size_per_gpu": training.micro_batch}
+        settings |= {"gradient_accumulation_steps": training.global_batch // (training.micro_batch * ranks.world)}
+        torch.set_default_dtype(torch.bfloat16)
+        model = build_frozen(recipe, configs)
+        torch.set_default_dtype(torch.float32)
+        add_trainables(model, recipe, configs)
+    for parameter in model.trainables().values():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    optimizer = torch.optim.AdamW(decay_groups(model.trainables(), 0.0), lr=1e-4)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    return engine
+
+
+class _Collectives(TorchDispatchMode):
+    """Bytes of the buffers of every collective, by its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+            self.bytes[func._opname] += max((t.nbytes for t in tensors), default=0)
+        return func(*args, **(kwargs or {}))
+
+
+def _let_go(parameter) -> None:
+    """Frees all that this rank holds of it."""
+    for held in (parameter, getattr(parameter, "ds_tensor", None), getattr(parameter, "ds_secondary_tensor", None)):
+        if held is not None:
+            held.data = torch.empty(0, dtype=held.dtype)
+
+
+def _resident() -> int:
+    """Of this process, once what is free has gone back to the system."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return psutil.Process().memory_info().rss
+
+
+def _storages() -> int:
+    """Bytes of all tensors that Python can see, each storage once."""
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor):
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+if __name__ == "__main__":
+    main(*[argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")])
