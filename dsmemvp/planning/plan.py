@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dsmemvp.models.joined import Configs
 from dsmemvp.models.weights import configs_of_shapes, read_configs
 from dsmemvp.planning.cluster import Cluster
 from dsmemvp.planning.duration import Duration, duration
@@ -50,8 +49,8 @@ class Plan:
 
 
 def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Plan]:
-    """A plan for each cluster, with the shardings of all DeepSpeed files beside the recipe's. Raises FileNotFoundError
-    or ValueError."""
+    """A plan for each cluster, with the shardings of all DeepSpeed files beside the recipe's. `tokens`: text tokens per
+    sample; every sample is taken to have an image. Raises FileNotFoundError or ValueError."""
     if tokens <= SUPERVISED:
         raise ValueError(f"--tokens: {tokens} text tokens do not hold the {SUPERVISED} of the target and a prompt")
     if recipe.method.name == "none":
@@ -59,33 +58,43 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
     shapes = recipe.model.language_shape and recipe.model.vision_shape
     configs = configs_of_shapes(recipe) if shapes else read_configs(recipe)
     shardings, problems = shardings_beside(recipe)
-    plans = [plan(recipe, configs, cluster, shardings, tokens) for cluster in clusters]
-    return [replace(found, notes=(*found.notes, *problems)) for found in plans]
+    plans, traces = [], {}
+    for cluster in clusters:
+        fitted, notes = with_batch_for(recipe, cluster.gpus)
+        micro_batch = fitted.training.micro_batch
+        if micro_batch not in traces:
+            traces[micro_batch] = {policy: trace(fitted, configs, tokens, policy) for policy in POLICIES}
+        plans.append(_plan(fitted, traces[micro_batch], cluster, shardings, (*notes, *problems)))
+    return plans
 
 
-def plan(recipe: Recipe, configs: Configs, cluster: Cluster, shardings: Sequence[Sharding], tokens: int) -> Plan:
-    """`tokens`: text tokens per sample. Every sample is taken to have an image."""
-    recipe, notes = with_batch_for(recipe, cluster.gpus)
-    traces = {policy: trace(recipe, configs, tokens, policy) for policy in POLICIES}
-    micro_steps = recipe.training.global_batch // (recipe.training.micro_batch * cluster.gpus)
-    choices = [_choice(s, traces, recipe.training.recompute, cluster, micro_steps) for s in shardings]
+def _plan(
+    recipe: Recipe,
+    traces: dict[Policy, Trace],
+    cluster: Cluster,
+    shardings: Sequence[Sharding],
+    notes: tuple[str, ...],
+) -> Plan:
+    training = recipe.training
+    micro_steps = training.global_batch // (training.micro_batch * cluster.gpus)
+    choices = []
+    for sharding in shardings:
+        choice = weigh(traces[training.recompute], sharding, training.recompute, cluster, micro_steps)
+        if not choice.fits(cluster):
+            choice = weigh(traces["full"], sharding, "full", cluster, micro_steps)
+        choices.append(choice)
     fitting = [c for c in choices if c.fits(cluster)]
     best = min(fitting, key=lambda c: (c.duration.step, c.memory.gpu), default=None)
     activations = {policy: found.peak for policy, found in traces.items()}
-    return Plan(cluster, recipe, tuple(choices), activations, best, tuple(notes))
+    return Plan(cluster, recipe, tuple(choices), activations, best, notes)
 
 
-def _choice(
-    sharding: Sharding, traces: dict[Policy, Trace], recompute: Policy, cluster: Cluster, micro_steps: int
-) -> Choice:
-    found = traces[recompute]
+def weigh(found: Trace, sharding: Sharding, recompute: Policy, cluster: Cluster, micro_steps: int) -> Choice:
+    """One sharding; `found` is the trace under that recompute policy."""
     gathers = simulate(found, sharding, micro_steps)
     sent = traffic(found, sharding, cluster, gathers)
     seconds = duration(found.flops * micro_steps, sent, cluster)
-    choice = Choice(sharding, recompute, memory(found, sharding, cluster, gathers), sent, seconds)
-    if recompute == "none" and not choice.fits(cluster):
-        return _choice(sharding, traces, "full", cluster, micro_steps)
-    return choice
+    return Choice(sharding, recompute, memory(found, sharding, cluster, gathers), sent, seconds)
 
 
 def shardings_beside(recipe: Recipe) -> tuple[list[Sharding], list[str]]:

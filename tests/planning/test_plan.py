@@ -71,7 +71,7 @@ def test_batches_are_made_to_fit_and_it_is_said(gpus, global_batch, micro_batch,
 
 def test_the_fastest_that_fits_is_recommended_and_a_gpu_that_is_too_small_takes_another(shardings):
     recipe = read_recipe(RECIPE, [f"training.deepspeed={shardings}/flat.json", "training.micro_batch=1"])
-    large, small, tiny = (compare(recipe, [Cluster(16, 8, gpu_memory=gib * 2**30)], 200)[0] for gib in (80, 20, 5))
+    large, small, tiny = compare(recipe, [Cluster(16, 8, gpu_memory=gib * 2**30) for gib in (80, 20, 5)], 200)
     assert large.best.sharding.name == "replicated"
     assert f"training.deepspeed={shardings}/replicated.json training.recompute=none" in recommendation(large)
     # 26 GB of weights do not fit; inside the node they are gathered faster than between nodes

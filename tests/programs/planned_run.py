@@ -34,12 +34,16 @@ def main(given: str, out: str) -> None:
     torch.manual_seed(0)
     engine = _engine(recipe, configs, ranks)
     batch = example_batch(recipe, configs, engine.module.method.slots, wanted["tokens"])
+    live = [0]
+    for module in engine.module.modules():
+        module.register_forward_pre_hook(lambda module, inputs: live.append(_live(engine.module)))
     for _ in range(STEPS):
+        live.clear()
         with _Collectives() as sent:
             for _ in range(engine.gradient_accumulation_steps()):
                 engine.backward(loss_sum(engine(batch), batch.targets))
                 engine.step()
-    findings = {"collectives": sent.bytes, "storages": _storages(), "resident": _resident()}
+    findings = {"collectives": sent.bytes, "storages": _storages(), "resident": _resident(), "live": max(live)}
     for parameter in engine.module.parameters():
         if not parameter.requires_grad:
             _let_go(parameter)
@@ -83,6 +87,12 @@ class _Collectives(TorchDispatchMode):
             tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
             self.bytes[func._opname] += max((t.nbytes for t in tensors), default=0)
         return func(*args, **(kwargs or {}))
+
+
+def _live(model) -> int:
+    """Elements of parameters that are whole now, or on their way, without the persistent ones."""
+    partitioned = [p for p in model.parameters() if hasattr(p, "ds_status") and not p.ds_persist]
+    return sum(p.ds_numel for p in partitioned if p.ds_status.name != "NOT_AVAILABLE")
 
 
 def _let_go(parameter) -> None:
