@@ -30,10 +30,13 @@ def simulate(trace: Trace, sharding: Sharding, micro_steps: int) -> Gathers:
     """The gathers of one optimizer step of `micro_steps` micro-steps."""
     persistent = {i for i, p in enumerate(trace.parameters) if p.numel <= sharding.persistence}
     coordinator = _Coordinator(trace, sharding, persistent)
+    # the first micro-step records the order; what is released where is decided for good in the second
+    coordinator.micro_step(recording=True)
+    for _ in range(micro_steps - 1):
+        coordinator.micro_step()
     per_step: list[tuple[int, ...]] = []
-    for _ in range(3):  # the first step is decided on what later ones find, so let it settle
-        coordinator.available = set(persistent)
-        coordinator.live = 0
+    for _ in range(2):
+        coordinator.update()
         per_step = [coordinator.micro_step() for _ in range(micro_steps)]
     return Gathers(tuple(per_step), coordinator.peak, coordinator.largest)
 
@@ -56,8 +59,16 @@ class _Coordinator:
         self.decided: dict[tuple[int, int], set[int]] = {}
         self.holders: dict[int, set[int]] = {i: set() for i in range(len(self.numel))}
 
-    def micro_step(self) -> tuple[int, ...]:
-        self.queue = deque(self.uses)
+    def update(self) -> None:
+        """The optimizer's step: everything is released, then the persistent parameters are gathered."""
+        self.available = set(self.persistent)
+        self.live = self.peak = self.largest = 0
+        for holders in self.holders.values():
+            holders.clear()
+
+    def micro_step(self, recording: bool = False) -> tuple[int, ...]:
+        self.recording = recording
+        self.queue = deque(() if recording else self.uses)
         self.fetched_for = [NEVER] * len(self.numel)
         self.step = self.counted = 0
         self.gathered: list[int] = []
@@ -69,7 +80,10 @@ class _Coordinator:
             else:
                 self._release(event)
         for module in list(self.backward):
-            self._drop(set(self.trace.own[module]) | self.recomputed.pop(module, set()), module)
+            left = set(self.trace.own[module]) | self.recomputed.pop(module, set())
+            for p in left:
+                self.holders[p].discard(module)
+            self._drop(left - self.persistent)
         return tuple(self.gathered)
 
     def _fetch(self, event: Event) -> None:
@@ -110,7 +124,7 @@ class _Coordinator:
         self.gathered += sorted(parameters)
         self.available |= parameters
         self.counted += elements
-        self.live += elements
+        self.live += sum(self.numel[p] for p in parameters - self.persistent)
         self.peak, self.largest = max(self.peak, self.live), max(self.largest, elements)
 
     def _release(self, event: Event) -> None:
@@ -124,23 +138,24 @@ class _Coordinator:
             self.holders[p].discard(module)
         self._drop(release & own)
 
-    def _drop(self, parameters: set[int], holder: int | None = None) -> None:
-        for p in parameters:
-            self.holders[p].discard(holder if holder is not None else NEVER)
-            if p in self.available and p not in self.persistent and not self.holders[p]:
+    def _drop(self, parameters: set[int]) -> None:
+        for p in parameters & self.available:
+            if not self.holders[p]:
                 self.available.discard(p)
                 self.counted -= self.numel[p]
-                self.live -= self.numel[p]
+                self.live -= self.numel[p] if p not in self.persistent else 0
 
     def _to_release(self, module: int) -> set[int]:
         """Decided once for each place in the order, as DeepSpeed does."""
+        if self.recording:
+            return set(self.trace.own[module])
         key = (module, self.step)
         if key not in self.decided:
             release = {p for p in self.trace.own[module] if p not in self.persistent}
             release -= {p for p in release if self.fetched_for[p] > self.step}
             passed = 0
             for later in self.fetches[self.step :]:
-                if passed >= self.sharding.max_reuse or not release:
+                if passed >= self.sharding.max_reuse:
                     break
                 release -= set(self.trace.own[later])
                 passed += sum(self.numel[p] for p in self.trace.own[later])
