@@ -16,8 +16,8 @@ def _trace(*, again: bool = False) -> Trace:
     """Modules A, B and C in a row, C trained and inside no other; no gradient goes through A."""
     events = [Event(m, fetch, forward=True) for m in (A, B, C) for fetch in (True, False)]
     events += [Event(C, True, forward=False), Event(C, False, forward=False), Event(B, True, forward=False)]
-    if again:  # B's backward first runs A and B again
-        events += [Event(m, fetch, forward=True, again=True) for m in (A, B) for fetch in (True, False)]
+    if again:  # B's backward first runs A, B and A again
+        events += [Event(m, fetch, forward=True, again=True) for m in (A, B, A) for fetch in (True, False)]
     events += [Event(B, False, forward=False)]
     parameters = (Parameter("a", 100, False, True), Parameter("b", 100, False, True), Parameter("c", 10, True, True))
     return Trace(parameters, ((A,), (B,), (C,)), tuple(events), held=0, peak=1000, flops=0, item=2)
@@ -47,7 +47,7 @@ def test_prefetching_gathers_together_and_keeps_more_alive():
 
 def test_recomputed_tensors_are_gathered_once_more_and_kept_for_the_backward_that_wants_them():
     found = simulate(_trace(again=True), _sharding(max_reuse=0), 1)
-    assert found.micro_steps == ((A, B, B, A),)
+    assert found.micro_steps == ((A, B, B, A),)  # A is not released between its two uses
     assert found.live == 200
 
 
@@ -91,6 +91,13 @@ def test_traffic_of_zero3_by_hand():
     }
     assert found.sent_per_gpu() == found.across_nodes_per_node() == (600 + 48 + 24) * 3 / 4
     assert found.sent_per_gpu(hidden=True) == 450
+
+
+def test_gradients_are_scattered_in_every_micro_step():
+    twice = traffic(_trace(), _sharding(), Cluster(4, 2), Gathers(((A, B, B), (A, B)), live=100, coalesced=100))
+    assert twice.size("gradients") == 2 * 12 * 4
+    assert twice.size("weights") == 5 * 100 * 2
+    assert twice.size("persistent") == 12 * 2
 
 
 def test_the_second_partition_keeps_weights_inside_the_node():
