@@ -1,8 +1,9 @@
 """Which parameters DeepSpeed gathers when, from the order of a model's modules.
 
 This follows deepspeed/runtime/zero/partitioned_param_coordinator.py of DeepSpeed 0.19 (fetch_sub_module,
-release_sub_module, __params_to_release): parameters are fetched for the module that runs, those of the next
-`prefetch` elements ahead of it, and released after it unless the next `max_reuse` elements have them again.
+release_sub_module, __params_to_release): at every module, parameters are fetched for it and up to `prefetch` elements
+more in the order of use, so that fetching runs ahead until `max_live` elements are whole. A module's parameters are
+released after it unless the next `max_reuse` elements have them again, or fetching has already passed their next use.
 """
 
 from collections import deque
@@ -54,7 +55,6 @@ class _Coordinator:
     def __post_init__(self) -> None:
         self.fetches = [e.module for e in self.trace.events if e.fetch]
         self.numel = [p.numel for p in self.trace.parameters]
-        # a parameter that several fetches of a module want stands once for each of them in the queue
         self.uses = [(p, step) for step, m in enumerate(self.fetches) for p in sorted(set(self.trace.own[m]))]
         self.decided: dict[tuple[int, int], set[int]] = {}
         self.holders: dict[int, set[int]] = {i: set() for i in range(len(self.numel))}

@@ -3,8 +3,8 @@ them.
 
 ZeRO-3 gathers weights in every micro-step, reduce-scatters the gradients of the trained tensors in float32 in every
 micro-step, and after the update gathers all persistent parameters, frozen ones too, over all GPUs. With hpZ a frozen
-parameter that is not persistent is gathered inside its node. Stage 1 all-reduces gradients once a step and gathers
-what was updated.
+parameter that is not persistent is gathered inside its node. Stage 1 (bf16 with float32 gradients) all-reduces them
+once a step and gathers what was updated. The few numbers that ranks tell each other beside that are not counted.
 
 In a ring of n ranks, node after node, every rank sends (n-1)/n of the buffer to the next one (twice that for an
 all-reduce), and one rank of each node sends to the next node.
