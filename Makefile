@@ -1,7 +1,8 @@
 # Each target works as the first command on a fresh machine with Python 3.11 or 3.12 and a C++ compiler.
 #   make demo    make a tiny model and data set, train MemVP on two CPU ranks, evaluate with and without images
-#   make test    all tests but those of a cluster        make check   lint, format, types
-#   make test-cluster   tests on a real two-node Slurm cluster, brought up on this machine (root; Debian's packages)
+#   make test    all tests but the following ones        make check   lint, format, types
+#   make test-cluster   bad days of a run, and tests on a real two-node Slurm cluster, brought up on this machine (root;
+#                       Debian's packages)
 
 PYTHON ?= python3
 RANKS ?= 2
@@ -31,10 +32,10 @@ demo: .venv/ready
 	$(ON_CPU) $(LAUNCH) evaluate recipes/demo.yaml --blind
 
 test: .venv/ready
-	python -m pytest -m "not cluster"
+	python -m pytest -m "not cluster and not faults"
 
 test-cluster: .venv/ready
-	python -m pytest -m cluster
+	python -m pytest -m "cluster or faults"
 
 check: .venv/ready
 	ruff check .

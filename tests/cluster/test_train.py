@@ -67,7 +67,7 @@ class Job:
             try:
                 command = (process / "cmdline").read_bytes().split(b"\0")
                 variables = (process / "environ").read_bytes().split(b"\0")
-            except (FileNotFoundError, ProcessLookupError):
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
             if command[1:3] == [b"-m", b"dsmemvp"] and {
                 f"SLURM_JOB_ID={self.number}".encode(),
@@ -178,13 +178,16 @@ def test_a_cut_cable_ends_both_sides_and_the_run_goes_on_when_it_is_mended(slurm
 
 
 def test_a_dead_node_is_done_without(slurm, job, calm):
-    """One node goes; the job may start on one or two, and ends on the one that is left."""
-    job.submit(*BAD_DAY, options=("--nodes=1-2",)).until_step(10)
+    """Slurm requeues the job itself; its user gives it the one node that is left."""
+    job.submit(*BAD_DAY).until_step(10)
     slurm.kill_node("node2")
+    slurm.wait_for(job.number, "PENDING", 90)
+    slurm.run("scontrol", "update", f"JobId={job.number}", "NumNodes=1")
     fields = job.until_done()
     assert fields["NumNodes"] == "1" and fields["NodeList"] == "node1"
     assert "2 ranks on cpu" in job.text() and "1 ranks on cpu, going on after step" in job.text()
     _assert_nothing_lost(job, calm, same_ranks=False)
-    first = job.starts()[1]
+    first = job.starts()[-1]
     losses, expected = job.losses(), calm.losses()
-    assert all(losses[step] == expected[step] for step in range(1, first + 1))
+    assert first >= 8 and all(losses[step] == expected[step] for step in range(1, first + 1))
+    assert max(abs(losses[step] - expected[step]) for step in losses) < 0.02

@@ -11,28 +11,27 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import deepspeed
 import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dsmemvp.models.joined import Configs, add_trainables, build_frozen, loss_sum
+from dsmemvp.models.joined import Configs, loss_sum
 from dsmemvp.planning.trace import example_batch
 from dsmemvp.recipe_file import read_recipe
-from dsmemvp.training.engine import build_model, decay_groups, deepspeed_settings
+from dsmemvp.training.engine import build_trainer
 from dsmemvp.training.ranks import join_ranks, leave_ranks
 
 STEPS = 3
 
 
 def main(given: str, out: str) -> None:
-    wanted, ranks = json.loads(Path(given).read_text()), join_ranks()
+    wanted, ranks = json.loads(Path(given).read_text()), join_ranks(seconds=600)
     recipe = read_recipe(wanted["recipe"], wanted["overrides"])
     configs = Configs(LlamaConfig(**wanted["language"]), CLIPVisionConfig(**wanted["vision"]))
     torch.manual_seed(0)
-    engine = _engine(recipe, configs, ranks)
+    engine = build_trainer(recipe, configs, ranks, load=lambda model, recipe: None).engine
     batch = example_batch(recipe, configs, engine.module.method.slots, wanted["tokens"])
     live = [0]
     for module in engine.module.modules():
@@ -52,27 +51,6 @@ def main(given: str, out: str) -> None:
         Path(out).write_text(json.dumps(findings))
     leave_ranks()
     os._exit(0)  # as dsmemvp/__main__.py does, and why
-
-
-def _engine(recipe, configs, ranks):
-    settings = json.loads(Path(recipe.training.deepspeed).read_bytes())
-    if settings["zero_optimization"]["stage"] == 3:
-        settings = deepspeed_settings(recipe, ranks.world)
-        model = build_model(recipe, configs, settings, ranks.device, load=lambda model, recipe: None)
-    else:
-        training = recipe.training
-        settings |= {"train_batch_size": training.global_batch, "gradient_clipping": 0.0, "bf16": {"enabled": True}}
-        settings |= {"train_micro_batch_size_per_gpu": training.micro_batch}
-        settings |= {"gradient_accumulation_steps": training.global_batch // (training.micro_batch * ranks.world)}
-        torch.set_default_dtype(torch.bfloat16)
-        model = build_frozen(recipe, configs)
-        torch.set_default_dtype(torch.float32)
-        add_trainables(model, recipe, configs)
-    for parameter in model.trainables().values():
-        parameter.data = parameter.data.to(torch.bfloat16)
-    optimizer = torch.optim.AdamW(decay_groups(model.trainables(), 0.0), lr=1e-4)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    return engine
 
 
 class _Collectives(TorchDispatchMode):

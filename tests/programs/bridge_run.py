@@ -1,0 +1,59 @@
+"""A few steps of a random model; the first rank of each node says what its node has sent over its interface in each.
+
+Arguments: a JSON file with the recipe's and the configurations' values.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from dsmemvp.models.joined import Configs
+from dsmemvp.models.partitioned import element_range, fill
+from dsmemvp.planning.trace import example_batch
+from dsmemvp.recipe_file import read_recipe
+from dsmemvp.training.engine import build_trainer
+from dsmemvp.training.ranks import join_ranks, leave_ranks
+
+STEPS = 4
+
+
+def main(given: str) -> None:
+    wanted, ranks = json.loads(Path(given).read_text()), join_ranks(seconds=600)
+    recipe = read_recipe(wanted["recipe"], wanted["overrides"])
+    configs = Configs(LlamaConfig(**wanted["language"]), CLIPVisionConfig(**wanted["vision"]))
+    torch.manual_seed(0)
+    trainer = build_trainer(recipe, configs, ranks, load=_fill)
+    batch = example_batch(recipe, configs, trainer.model.method.slots, wanted["tokens"])
+    counts = []
+    for _ in range(STEPS):
+        torch.distributed.barrier()
+        counts.append(_sent())
+        trainer.accumulate([batch] * trainer.engine.gradient_accumulation_steps(), 1.0)
+        trainer.update(1e-4)
+    torch.distributed.barrier()
+    counts.append(_sent())
+    if os.environ["LOCAL_RANK"] == "0":
+        print(json.dumps([after - before for before, after in zip(counts, counts[1:], strict=False)]), flush=True)
+    leave_ranks()
+    os._exit(0)  # as dsmemvp/__main__.py does, and why
+
+
+def _fill(model, recipe) -> None:
+    """As loading does: each rank its own part."""
+    for parameter in model.parameters():
+        start, stop = element_range(parameter)
+        fill(parameter, 0.02 * torch.randn(stop - start))
+
+
+def _sent() -> int:
+    """Bytes that have left this node."""
+    lines = Path("/proc/self/net/dev").read_text().splitlines()
+    return next(int(line.split(":")[1].split()[8]) for line in lines if line.strip().startswith("eth0:"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
