@@ -18,19 +18,7 @@ from typing import NamedTuple
 
 from cluster.machines import NETWORK, PATH, Machine, call, join, start_machine
 
-COMMANDS = (
-    "munged",
-    "slurmctld",
-    "slurmd",
-    "sinfo",
-    "ip",
-    "nsenter",
-    "unshare",
-    "setpriv",
-    "sshd",
-    "ssh-keygen",
-    "pdsh",
-)
+COMMANDS = ("munged", "slurmctld", "slurmd", "sinfo", "ip", "nsenter", "unshare", "setpriv", "sshd", "ssh-keygen", "pdsh")
 PACKAGES = "slurm-wlm munge iproute2 libpmix-dev openssh-server openssh-client pdsh"
 
 # Job states that no job leaves without being requeued by hand
@@ -137,10 +125,11 @@ class Cluster:
 
     def wait_for(self, job: str, states: str | set[str], seconds: float) -> dict[str, str]:
         """What scontrol shows of the job as soon as its JobState is one of the states. A requeued job, which Slurm
-        keeps back for two minutes, is started soon: not in the same second, whose credentials nodes refuse."""
+        keeps back for two minutes, is let go after two seconds: nodes refuse a credential made in the second in which
+        they ended the job ("Job credential revoked")."""
         states = {states} if isinstance(states, str) else set(states)
         end = time.monotonic() + seconds
-        held_since = 0.0
+        let_go = "0"
         while True:
             shown = self.job(job)
             state, reason = shown["JobState"], shown["Reason"]
@@ -148,10 +137,9 @@ class Cluster:
                 return shown
             if time.monotonic() > end or state in FINAL:
                 raise AssertionError(f"job {job} is {state} ({reason}), not {states}\n{self.logs()}")
-            held = state == "PENDING" and reason == "BeginTime"
-            held_since = (held_since or time.monotonic()) if held else 0.0
-            if held and time.monotonic() - held_since > 3:
-                self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+            if state == "PENDING" and reason == "BeginTime" and shown["Restarts"] != let_go:
+                self.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
+                let_go = shown["Restarts"]
             time.sleep(0.1)
 
     def traffic(self, node: str) -> Traffic:
