@@ -18,7 +18,19 @@ from typing import NamedTuple
 
 from cluster.machines import NETWORK, PATH, Machine, call, join, start_machine
 
-COMMANDS = ("munged", "slurmctld", "slurmd", "sinfo", "ip", "nsenter", "unshare", "setpriv", "sshd", "ssh-keygen", "pdsh")
+COMMANDS = (
+    "munged",
+    "slurmctld",
+    "slurmd",
+    "sinfo",
+    "ip",
+    "nsenter",
+    "unshare",
+    "setpriv",
+    "sshd",
+    "ssh-keygen",
+    "pdsh",
+)
 PACKAGES = "slurm-wlm munge iproute2 libpmix-dev openssh-server openssh-client pdsh"
 
 # Job states that no job leaves without being requeued by hand

@@ -1,7 +1,6 @@
 """The same recipe under every launcher, on two nodes that have nothing in common but files and a cable."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ print(value.item())
 leave_ranks()
 """
 MPIRUN = ["mpirun", "--allow-run-as-root", "--bind-to", "none"]
-WHERE = ["-x", "PYTHONPATH", "-x", "DS_ACCELERATOR", "-x", "OMP_NUM_THREADS"]
+PASSED_ON = ["-x", "PATH", "-x", "PYTHONPATH", "-x", "DS_ACCELERATOR", "-x", "OMP_NUM_THREADS"]
 ROWS = 40
 
 
@@ -68,7 +67,7 @@ def test_mpirun_trains_over_the_nodes_of_a_slurm_job(slurm, demo, tmp_path):
 
 
 def test_mpirun_trains_over_named_hosts(slurm, demo, tmp_path):
-    command = [*MPIRUN, *WHERE, "--host", "node1,node2", sys.executable, "-m", "dsmemvp", *_few(demo)]
+    command = [*MPIRUN, *PASSED_ON, "--host", "node1,node2", "python", "-m", "dsmemvp", *_few(demo)]
     _assert_trained(slurm.exec("node1", *command), 2, tmp_path)
 
 
