@@ -1,6 +1,7 @@
 """What crosses between two nodes of two ranks in a step, read from their interfaces, beside what `plan` predicts."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,13 @@ def _run(slurm, repository: Path, folder: Path, name: str) -> tuple[int, list[li
 def test_a_step_sends_what_is_planned(measured, name):
     planned, nodes = measured[name]
     for steps in nodes:
-        for step in steps[1:]:  # the first also distributes what stays
-            # headers and acknowledgements of TCP come on top; more so where messages are small
-            assert planned <= step < planned * 1.03 + 60_000
+        later = statistics.fmean(steps[1:])  # the first also distributes what stays
+        # headers and acknowledgements of TCP come on top; more so where messages are small
+        assert planned <= later < planned * 1.03 + 60_000
 
 
 def test_with_hpz_little_more_than_the_gradients_of_what_is_trained_crosses_between_nodes(measured):
-    (flat, _), (planned, nodes), _ = (measured[name] for name in SHIPPED)
+    (flat, _), (_, nodes), _ = (measured[name] for name in SHIPPED)
     first, *later = nodes[0]
     assert max(later) < 0.05 * flat
     assert first > 10 * max(later)  # the frozen weights, once

@@ -3,6 +3,7 @@
 Arguments: a JSON file with the recipe's and the configurations' values.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -37,7 +38,7 @@ def main(given: str) -> None:
     torch.distributed.barrier()
     counts.append(_sent())
     if os.environ["LOCAL_RANK"] == "0":
-        print(json.dumps([after - before for before, after in zip(counts, counts[1:], strict=False)]), flush=True)
+        print(json.dumps([after - before for before, after in itertools.pairwise(counts)]), flush=True)
     leave_ranks()
     os._exit(0)  # as dsmemvp/__main__.py does, and why
 
