@@ -182,7 +182,7 @@ def test_a_dead_node_is_done_without(slurm, job, calm):
     job.submit(*BAD_DAY).until_step(10)
     slurm.kill_node("node2")
     slurm.wait_for(job.number, "PENDING", 90)
-    slurm.run("scontrol", "update", f"JobId={job.number}", "NumNodes=1")
+    slurm.run("scontrol", "update", f"JobId={job.number}", "NumNodes=1", "NumTasks=1", "NumCPUs=1")
     fields = job.until_done()
     assert fields["NumNodes"] == "1" and fields["NodeList"] == "node1"
     assert "2 ranks on cpu" in job.text() and "1 ranks on cpu, going on after step" in job.text()
