@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from dsmemvp.launchers import own_rank
-from dsmemvp.stopping import DONE, REQUEUE, UNEXPECTED, USER_ERROR, Stopped, exit_code, listening
+from dsmemvp.stopping import DONE, REQUEUE, UNEXPECTED, USER_ERROR, Stopped, exit_code, leave_word, listening
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,9 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped:
         return REQUEUE
     except (ValueError, OSError, FloatingPointError) as error:
-        if exit_code(error) == USER_ERROR and os.environ.get("DSMEMVP_ERROR_FILE"):
-            # of slurm/train.sbatch: srun alone would not tell it the exit code
-            Path(os.environ["DSMEMVP_ERROR_FILE"]).write_text(f"{error}\n", encoding="utf-8")
+        if exit_code(error) == USER_ERROR:
+            leave_word(str(error))
         if os.environ.get("DSMEMVP_TRACEBACK"):
             raise
         if own_rank(os.environ):

@@ -4,15 +4,16 @@ USR2 (Slurm's --signal), TERM and INT (Ctrl-C) ask for a save and an end. A batc
 REQUEUE and after whatever else is not the user's doing; see slurm/README.md.
 """
 
+import contextlib
 import errno
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 DONE = 0
 USER_ERROR = 1
@@ -26,7 +27,9 @@ SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 SAME_REQUEST = 3.0
 """Seconds in which further signals belong to the first: launchers pass on what a terminal has sent to all as well."""
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS}
-"""Errors of disks and file systems that pass without the user's changing the recipe."""
+PASSING |= {errno.EREMOTEIO, errno.EPIPE, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ESHUTDOWN}
+PASSING |= {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""Errors of disks, networks and machines that pass without the user's changing the recipe."""
 
 
 class Stopped(Exception):
@@ -62,9 +65,24 @@ def listening() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+TO_ALL = (*SIGNALS, signal.SIGQUIT)
+"""Slurm signals all processes of a task, for stack traces (QUIT) as well; helpers of a rank leave them to it."""
+
+
+@contextmanager
+def unsignalled() -> Iterator[None]:
+    """Processes that are started in it inherit that signals are held back, and never receive them; those that come to
+    this one meanwhile it receives afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TO_ALL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_signals() -> None:
-    """For helpers of a process, such as workers that read data: the process itself ends them."""
-    for number in SIGNALS:
+    """For workers that read data: the process they belong to ends them."""
+    for number in TO_ALL:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -72,9 +90,17 @@ def exit_code(error: BaseException) -> int:
     """What a command that ends with this error says to whoever started it."""
     if isinstance(error, Stopped):
         return REQUEUE
-    if isinstance(error, OSError) and error.errno in PASSING:
+    if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in PASSING):
         return UNEXPECTED
     return USER_ERROR if isinstance(error, ValueError | OSError | FloatingPointError) else UNEXPECTED
+
+
+def leave_word(error: str) -> None:
+    """An error of the user's, for slurm/train.sbatch: srun alone would not tell it the exit code."""
+    path = os.environ.get("DSMEMVP_ERROR_FILE")
+    if path:
+        with contextlib.suppress(OSError):
+            Path(path).write_text(f"{error}\n", encoding="utf-8")
 
 
 def _name(number: int) -> str:
@@ -82,5 +108,6 @@ def _name(number: int) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{socket.gethostname()} process {os.getpid()}: {text}\n")
-    sys.stderr.flush()
+    # past sys.stderr, which the signal may have interrupted while it was writing: a second call into it would raise
+    with contextlib.suppress(OSError):
+        os.write(2, f"{socket.gethostname()} process {os.getpid()}: {text}\n".encode())

@@ -32,6 +32,8 @@ class Word:
     doing: str = "starting"
     where: str = ""
     """Innermost lines of the main thread."""
+    waiting: bool = False
+    """That is a collective, which waits for other ranks."""
     error: str = ""
     """Why this rank is ending; empty while it works."""
     code: int = 0
@@ -67,9 +69,11 @@ class Hub:
     """Listens until all ranks are done. `silence` and `standstill` in seconds, as in Watch."""
 
     def __init__(self, listener: socket.socket, world: int, silence: float, standstill: float):
-        self._listener, self._world = listener, world
+        self._listener = listener
         self._silence, self._standstill = silence, standstill
-        self._ranks: dict[int, _Heard] = {}
+        now = time.monotonic()
+        # one that is lost before its first word is missed as well
+        self._ranks = {rank: _Heard(Word(rank, "a host not known yet"), now, now) for rank in range(world)}
         self._lines: dict[socket.socket, _Line] = {}
         self._died: list[int] = []
         self._bad_news = 0.0
@@ -79,7 +83,7 @@ class Hub:
         selector = selectors.DefaultSelector()
         selector.register(self._listener, selectors.EVENT_READ)
         before = told = time.monotonic()
-        while len(self._ranks) < self._world or not all(heard.word.bye for heard in self._ranks.values()):
+        while not all(heard.word.bye for heard in self._ranks.values()):
             for key, _ in selector.select(timeout=BEAT / 2):
                 line = key.fileobj
                 assert isinstance(line, socket.socket)
@@ -122,7 +126,9 @@ class Hub:
     def _hear(self, line: "_Line", word: Word) -> None:
         now = time.monotonic()
         old = self._ranks.get(word.rank)
-        moved = now if old is None or old.word.moves != word.moves else old.moved
+        if old is None:
+            raise ValueError(f"there is no rank {word.rank}")
+        moved = old.moved if old.word.moves == word.moves else now
         self._ranks[word.rank] = _Heard(word, now, moved)
         line.rank = word.rank
         if word.error:
@@ -145,7 +151,9 @@ class Hub:
         if not stuck:
             return None
         behind = [rank for rank, moves in stuck.items() if moves == min(stuck.values())]
-        what = f"no rank has moved on for {self._standstill:g} s; furthest behind: {self._names(behind)}"
+        behind = [rank for rank in behind if not working[rank].word.waiting] or behind
+        everyone = "no rank has" if len(stuck) == len(working) else "not every rank has"
+        what = f"{everyone} moved on for {self._standstill:g} s; furthest behind: {self._names(behind)}"
         return self._with_others(what, behind)
 
     def _of_bad_news(self) -> tuple[str, int]:

@@ -18,13 +18,16 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import asdict
+from types import FrameType, TracebackType
 
-from dsmemvp.stopping import UNEXPECTED, USER_ERROR, Stopped, exit_code
+from dsmemvp.stopping import UNEXPECTED, USER_ERROR, Stopped, exit_code, leave_word
 from dsmemvp.training.hub import BEAT, GATHER, PAUSE, Hub, Word
 from dsmemvp.training.ranks import Ranks
 
 COLLECTIVES = (f"{os.sep}torch{os.sep}distributed{os.sep}", f"{os.sep}deepspeed{os.sep}comm{os.sep}")
+PARTITIONS = f"{os.sep}deepspeed{os.sep}runtime{os.sep}zero{os.sep}"
 OWN_CODE = f"{os.sep}dsmemvp{os.sep}"
 
 
@@ -36,13 +39,18 @@ class Watch:
         self._word = Word(ranks.rank, socket.gethostname())
         self._silence, self._standstill = silence, standstill
         self._main = threading.get_ident()
+        self._failed_in = ""
+        """Where the main thread was when it met an error."""
         self._lock = threading.Lock()
         self._over = threading.Event()
         listener = socket.create_server(("", 0), backlog=4096) if ranks.first else None
         port = int(ranks.sums(listener.getsockname()[1] if listener else 0)[0])
         self._hub = Hub(listener, ranks.world, silence, standstill) if listener else None
         host = "127.0.0.1" if ranks.first else os.environ["MASTER_ADDR"]
-        self._line = socket.create_connection((host, port), timeout=silence)
+        try:
+            self._line = socket.create_connection((host, port), timeout=silence)
+        except OSError as error:  # not the user's doing: it was there a moment ago
+            raise RuntimeError(f"rank {ranks.rank} cannot reach rank 0 at {host}:{port}: {error}") from None
         self._threads = [threading.Thread(target=self._tell, name="watch", daemon=True)]
         if self._hub:
             self._threads.append(threading.Thread(target=self._hub.listen, name="watch-hub", daemon=True))
@@ -54,11 +62,12 @@ class Watch:
             thread.start()
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
         """An error of this rank is told to the others; one that follows from theirs ends this process here, with what
         the first rank says of it."""
         if error is not None and not isinstance(error, Stopped):
             code, follows = exit_code(error), _from_collective(error)
+            self._failed_in = _place(frame for frame, _ in traceback.walk_tb(trace))
             text = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
             if code == UNEXPECTED and not follows and not isinstance(error, OSError):
                 traceback.print_exception(error)
@@ -79,7 +88,7 @@ class Watch:
     def _send(self, **news) -> None:
         for name, value in news.items():
             setattr(self._word, name, value)
-        self._word.where = _where(self._main)
+        self._word.where, self._word.waiting = self._where(), _waits(sys._current_frames().get(self._main))
         with self._lock, contextlib.suppress(OSError):
             self._line.sendall(json.dumps(asdict(self._word)).encode() + b"\n")
 
@@ -114,28 +123,48 @@ class Watch:
         if self._over.is_set():
             return
         word = self._word
-        own = f"rank {word.rank} on {word.host}, after step {word.step}, {word.doing}: {_where(self._main)}"
-        if code != USER_ERROR or word.rank == 0:  # of a user's error one line is enough
-            sys.stderr.write(f"dsmemvp: {verdict}\n" + ("" if code == USER_ERROR else f"  ending {own}\n"))
-        sys.stderr.flush()
-        sys.stdout.flush()
+        own = f"rank {word.rank} on {word.host}, after step {word.step}, {word.doing}: {self._where()}"
+        with contextlib.suppress(OSError):  # of a log on a full disk: this process must end all the same
+            if code != USER_ERROR or word.rank == 0:  # of a user's error one line is enough
+                sys.stderr.write(f"dsmemvp: {verdict}\n" + ("" if code == USER_ERROR else f"  ending {own}\n"))
+            sys.stderr.flush()
+            sys.stdout.flush()
+        if code == USER_ERROR:  # where srun ends the rank that met it before it can
+            leave_word(verdict.removeprefix("error: "))
         os._exit(code)
+
+    def _where(self) -> str:
+        frame = sys._current_frames().get(self._main)
+        return self._failed_in or _place(reversed(list(_outwards(frame))))
 
 
 def _from_collective(error: BaseException) -> bool:
+    """DeepSpeed also waits for gloo outside of its own collectives; the text then says whose error it is."""
     stack = traceback.extract_tb(error.__traceback__)
-    return bool(stack) and any(part in stack[-1].filename for part in COLLECTIVES)
+    inside = bool(stack) and any(part in stack[-1].filename for part in COLLECTIVES)
+    return inside or (isinstance(error, RuntimeError) and f"{os.sep}gloo{os.sep}" in str(error))
 
 
-def _where(thread: int) -> str:
-    """The innermost line of this package's code that a thread is in, and what that has called last."""
-    frame = sys._current_frames().get(thread)
-    if frame is None:
+def _waits(frame: FrameType | None) -> bool:
+    """Whether a thread most likely waits for other ranks; DeepSpeed does so wherever it deals with partitions."""
+    name = frame.f_code.co_filename if frame else ""
+    return any(part in name for part in (*COLLECTIVES, PARTITIONS))
+
+
+def _outwards(frame: FrameType | None) -> Iterable[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _place(frames: Iterable[FrameType]) -> str:
+    """The innermost line of this package's code in a stack, outermost frame first, and what that has called last. Looks
+    at no source file: a file system that hangs must not silence a rank."""
+    own = last = None
+    for last in frames:
+        if OWN_CODE in last.f_code.co_filename and not last.f_code.co_name.startswith("<"):  # a function has a name
+            own = last
+    if own is None or last is None:
         return ""
-    stack = traceback.extract_stack(frame)
-    own = [i for i, line in enumerate(stack) if OWN_CODE in line.filename]
-    if not own:
-        return ""
-    line, last = stack[own[-1]], stack[-1]
-    inside = "" if own[-1] == len(stack) - 1 else f" in {last.name}"
-    return f"{line.filename.rpartition(OWN_CODE)[2]}:{line.lineno} {line.name}{inside}"
+    inside = "" if own is last else f" in {last.f_code.co_name}"
+    return f"{own.f_code.co_filename.rpartition(OWN_CODE)[2]}:{own.f_lineno} {own.f_code.co_name}{inside}"

@@ -1,0 +1,105 @@
+"""Signals ask for a save and an end; exit codes tell the batch script whether to start again."""
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from dsmemvp.stopping import SAME_REQUEST, SIGNALS, Stopped, exit_code, ignore_signals, listening, unsignalled
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_asks_and_its_echo_within_seconds_changes_nothing(number, capfd):
+    before = [signal.getsignal(each) for each in SIGNALS]
+    with listening() as stop:
+        assert not stop.asked
+        os.kill(os.getpid(), number)
+        assert stop.asked
+        for each in SIGNALS:
+            os.kill(os.getpid(), each)
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"{socket.gethostname()} process {os.getpid()}: {signal.Signals(number).name[3:]}: saving" in line
+
+
+SECOND = f"""
+import os, signal, sys, time
+from dsmemvp import stopping
+with stopping.listening() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop.since -= {SAME_REQUEST} + 1
+    os.kill(os.getpid(), signal.SIGUSR2)
+    print("not reached")
+"""
+
+
+def test_a_later_one_ends_at_once():
+    done = subprocess.run([sys.executable, "-c", SECOND], capture_output=True, text=True)
+    assert done.returncode == 75 and not done.stdout
+    assert "USR2 again: ending at once" in done.stderr
+
+
+def test_a_full_log_is_no_reason_to_miss_a_signal():
+    program = (
+        "import os, signal\n"
+        "from dsmemvp.stopping import listening\n"
+        "with listening() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os._exit(10 + stop.asked)\n"
+    )
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-c", program], stderr=full).returncode == 11
+
+
+def test_helpers_leave_signals_to_their_process():
+    before = {each: signal.getsignal(each) for each in (*SIGNALS, signal.SIGQUIT)}
+    try:
+        ignore_signals()
+        for each in before:
+            os.kill(os.getpid(), each)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Stopped(), 75),
+        (ValueError("x"), 1),
+        (FileNotFoundError(errno.ENOENT, "x"), 1),
+        (PermissionError(errno.EACCES, "x"), 1),
+        (OSError("x"), 1),
+        (FloatingPointError("x"), 1),
+        (OSError(errno.ENOSPC, "x"), 70),
+        (OSError(errno.EDQUOT, "x"), 70),
+        (OSError(errno.EIO, "x"), 70),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), 70),
+        (TimeoutError("timed out"), 70),
+        (RuntimeError("x"), 70),
+        (KeyError("x"), 70),
+    ],
+)
+def test_another_try_is_worth_it_where_the_user_need_not_change_anything(error, code):
+    assert exit_code(error) == code
+
+
+def test_what_is_started_unsignalled_lives_on_and_its_starter_hears_the_signal():
+    with listening() as stop:
+        with unsignalled():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not stop.asked
+            helper = subprocess.Popen(["sleep", "60"])
+        assert stop.asked
+    try:
+        for each in (*SIGNALS, signal.SIGQUIT):
+            helper.send_signal(each)
+        with pytest.raises(subprocess.TimeoutExpired):
+            helper.wait(timeout=0.3)
+    finally:
+        helper.kill()
+        helper.wait()
