@@ -8,6 +8,7 @@ state: a run goes on at any step by asking for that step. Encoded bytes are read
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -19,7 +20,7 @@ from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Order, Place, file_order
 from dsmemvp.data.stream import Reader
 from dsmemvp.data.text import Tokenizer
-from dsmemvp.stopping import ignore_signals
+from dsmemvp.stopping import ignore_signals, unsignalled
 
 READ_AHEAD = 64 << 20
 """Bytes of encoded samples that a worker reads in one pass over the shards it needs; what bounds its memory."""
@@ -122,6 +123,10 @@ def _load(dataset: _Steps, workers: int) -> Iterator[list[Batch]]:
     if workers:
         # the server imports this module once; the workers of all loaders are forked from it
         multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+        # without its server a loader takes its workers for dead
+        for helper in (resource_tracker, forkserver):
+            with unsignalled():
+                helper.ensure_running()
     loader = DataLoader(
         dataset,
         batch_size=None,
