@@ -163,16 +163,19 @@ def check_sums(folder: Path) -> None:
             raise ValueError(f"{path} is damaged: its checksum is not the one it was written with")
 
 
-def prune(run: Path, keep_last: int, keep_best: int) -> None:
-    """Take away all but the latest and the best (lowest loss on data.validation) checkpoints, and what cut-off writes
-    have left. `keep_last` 0 keeps all."""
+def prune(run: Path, step: int, keep_last: int, keep_best: int) -> None:
+    """Take away all but the latest and the best (lowest loss on data.validation) checkpoints up to `step`, and what
+    cut-off writes have left. `keep_last` 0 keeps all. Those of later steps go: they were damaged, or the run would have
+    gone on from there, and counted as the latest they would push out the good ones."""
     folder = run / "checkpoints"
     for left in [*folder.glob("partial-*"), *folder.glob("old-*")]:
         shutil.rmtree(left, ignore_errors=True)
     folders = sorted(folder.glob("step-*"))
+    later = [path for path in folders if path.name > f"step-{step:08d}"]
+    folders = folders[: len(folders) - len(later)]
     kept = set(folders[-keep_last:])  # [-0:] is all
     kept.update(sorted((path for path in folders if _loss(path) < math.inf), key=_loss)[:keep_best])
-    for path in folders:
+    for path in [*folders, *later]:
         if path not in kept:
             shutil.rmtree(_out_of_the_way(path))
 

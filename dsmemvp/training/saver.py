@@ -33,7 +33,7 @@ class Saver:
         self._run, self._ranks, self._monitor = run, ranks, monitor
         self._keep = keep_last, keep_best
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self.saved = 0
         """Step of the last checkpoint that was begun."""
 
@@ -60,7 +60,8 @@ class Saver:
             self._thread.start()
 
     def finish(self) -> None:
-        """Wait for the last one. Raises OSError on all ranks if it could not be written."""
+        """Wait for the last one. Raises OSError on all ranks if it could not be written, and what else it met on the
+        first one."""
         self._ranks.together(self._outcome)
 
     def _outcome(self) -> None:
@@ -77,12 +78,15 @@ class Saver:
         began = time.monotonic()
         try:
             folder = save_checkpoint(self._run, state, values, moments)
-            prune(self._run, *self._keep)
-        except OSError as error:
+        except Exception as error:  # of whatever kind: a thread's error is nobody's, and the run would end as if saved
             self._error = error
             self._monitor.say(f"step {state.step}: no checkpoint, the one before stays: {error}")
-        else:
-            seconds = time.monotonic() - began
-            self._monitor.say(
-                f"step {state.step}: saved {folder} (training waited {waited:.2f} s, written in {seconds:.2f} s)"
-            )
+            return
+        seconds = time.monotonic() - began
+        self._monitor.say(
+            f"step {state.step}: saved {folder} (training waited {waited:.2f} s, written in {seconds:.2f} s)"
+        )
+        try:
+            prune(self._run, state.step, *self._keep)
+        except OSError as error:
+            self._monitor.say(f"step {state.step}: older checkpoints cannot be taken away: {error}")

@@ -143,13 +143,22 @@ def test_the_latest_and_the_best_are_kept_and_leftovers_go(tmp_path):
         _save(tmp_path, epoch, validation_loss=loss)
     for left in ("partial-step-00000070", "old-step-00000020"):
         (tmp_path / "checkpoints" / left).mkdir()
-    prune(tmp_path, keep_last=0, keep_best=1)
+    prune(tmp_path, 60, keep_last=0, keep_best=1)
     kept = lambda: sorted(int(path.name[-3:]) for path in (tmp_path / "checkpoints").iterdir())  # noqa: E731
     assert kept() == [10, 20, 30, 40, 50, 60]
-    prune(tmp_path, keep_last=2, keep_best=2)
+    prune(tmp_path, 60, keep_last=2, keep_best=2)
     assert kept() == [20, 50, 60]
-    prune(tmp_path, keep_last=1, keep_best=0)
+    prune(tmp_path, 60, keep_last=1, keep_best=0)
     assert kept() == [60]
+
+
+def test_a_damaged_later_one_does_not_push_out_the_good_ones(tmp_path):
+    for epoch in (1, 5):
+        _save(tmp_path, epoch)
+    (tmp_path / "checkpoints" / "step-00000050" / "state.json").write_text("")
+    _save(tmp_path, 2)  # gone on from step 10
+    prune(tmp_path, 20, keep_last=1, keep_best=0)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000020"]
 
 
 def test_another_base_is_refused_by_its_key(tmp_path):
