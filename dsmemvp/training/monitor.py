@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -36,7 +36,9 @@ class Monitor:
         self._board: SummaryWriter | None = self._open_board(start + 1)
         for path in folder.glob("*.jsonl"):
             _drop_later(path, start)
-        self._files: dict[str, TextIO] = {}
+        self._files: dict[str, BinaryIO] = {}
+        self._unwritten: dict[str, bytes] = {}
+        """What a full disk has not taken yet. Files' own buffers lose what goes beyond their size."""
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty())
 
     def say(self, text: str) -> None:
@@ -64,12 +66,16 @@ class Monitor:
         """A line for NAME.jsonl; `row` has the "step" it belongs to."""
         if not self._active:
             return
-        if name not in self._files:
-            self._files[name] = (self._folder / f"{name}.jsonl").open("a", encoding="utf-8")
-        # what a flush could not write stays in the file's buffer for the next one
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        self._unwritten[name] = self._unwritten.get(name, b"") + line.encode()
+        self._flush(name)
+
+    def _flush(self, name: str) -> None:
         with self._complaining(name):
-            self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._files[name].flush()
+            if name not in self._files:
+                self._files[name] = (self._folder / f"{name}.jsonl").open("ab", buffering=0)
+            while rest := self._unwritten[name]:
+                self._unwritten[name] = rest[self._files[name].write(rest) :]
 
     def written(self, name: str) -> list[dict[str, Any]]:
         """All lines of NAME.jsonl so far; none on other ranks than the first."""
@@ -83,6 +89,8 @@ class Monitor:
         with self._complaining("tensorboard"):
             if self._board is not None:
                 self._board.close()
+        for name in self._unwritten:
+            self._flush(name)
         for name, file in self._files.items():
             with self._complaining(name):
                 file.close()

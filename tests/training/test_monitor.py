@@ -1,8 +1,10 @@
 """The lines of numbers when a run goes on."""
 
+import contextlib
 import json
 
 import pytest
+from mounting import tmpfs
 
 from dsmemvp.training.monitor import Monitor
 
@@ -62,3 +64,24 @@ def test_other_ranks_than_the_first_touch_and_say_nothing(tmp_path, capsys):
     assert monitor.written("order") == []
     monitor.close()
     assert not folder.exists() and capsys.readouterr() == ("", "")
+
+
+def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(tmp_path, capsys):
+    with tmpfs(tmp_path / "full", 1) as folder:
+        monitor = Monitor(folder, active=True, steps=999, start=0)
+        monitor.record(1, {"a": 0.5}, "step 1")
+        filler = folder / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(b"x" * 4096):
+                pass
+        text = "x" * 200
+        for step in range(2, 500):  # 100 KB, more than any buffer has room for
+            monitor.write("metrics", {"step": step, "text": text})
+            monitor.write("order", {"step": step})  # a file that is not there yet
+        said = capsys.readouterr().out
+        assert said.count("metrics cannot be written, and training goes on") == 1
+        filler.unlink()
+        monitor.record(500, {"a": 0.5}, "step 500")
+        monitor.close()
+        assert [row["step"] for row in monitor.written("metrics")] == list(range(1, 501))
+        assert [row["step"] for row in monitor.written("order")] == list(range(2, 500))
