@@ -41,7 +41,8 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch) -> Path:
     checkpoint, complaints = agreed_checkpoint(run, ranks)
     state = checkpoint.state if checkpoint else State()
     last = recipe.training.epochs * data.order.steps
-    if state.step >= (until := min(last, recipe.training.stop_at_step or last)):
+    until = min(last, recipe.training.stop_at_step or last)
+    if state.step >= until and not (validation and _owes_validation(state, recipe, data.order.steps)):
         if ranks.first:
             print(f"{recipe.name}: trained to step {until} already", flush=True)
         return run
@@ -50,9 +51,9 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch) -> Path:
         checkpoint.check_method(as_dict(recipe))
         checkpoint.check_order(data.identity)
         checkpoint.check_base(base)
+    _end_if_asked(ranks, stop)
     limit = recipe.training.most_fruitless_starts
     ranks.together(lambda: note_start(run, state.step, os.environ, limit) if ranks.first else None)
-    _end_if_asked(ranks, stop)
     watch.at("loading", state.step)
     encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
     trainer = build_trainer(recipe, configs, ranks)
@@ -67,13 +68,19 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch) -> Path:
     if ranks.first:
         write_json(run / "recipe.json", as_dict(recipe))
     _introduce(recipe, ranks, trainer, data, monitor, state.step)
-    start = State(state.epoch, state.step, state.updates, state.not_finite, None, data.identity, as_dict(recipe), base)
+    start = replace(state, order=data.identity, recipe=as_dict(recipe), base=base)
     encoder = replace(encoder, slots=trainer.model.method.slots)
     try:
         _Run(recipe, ranks, stop, watch, trainer, encoder, monitor, run, data, validation, start).steps(until)
     finally:
         monitor.close()
     return run
+
+
+def _owes_validation(state: State, recipe: Recipe, per_epoch: int) -> bool:
+    """Whether the run was asked to end while it validated."""
+    epochs_are_over = state.step % (per_epoch * recipe.training.checkpoint_epochs) == 0
+    return bool(state.step) and epochs_are_over and state.validation_loss is None
 
 
 def _end_if_asked(ranks: Ranks, stop: Stop) -> None:
@@ -129,6 +136,8 @@ class _Run:
         source = training_steps(
             self.data.manifests, self.data.order, self.encoder, share, range(first, until), self.recipe.data.workers
         )
+        if self.validation is not None and _owes_validation(self.start, self.recipe, self.per_epoch):
+            self._save(first)
         window = Window()
         self.watch.at("reading", first)
         for step, batches in enumerate(self.ranks.in_step(source), first):
@@ -159,7 +168,7 @@ class _Run:
         asked, requested, supervised, samples, tokens, skipped, cut = totals
         if asked:
             self._save_and_end(step)
-        if requested:
+        if requested and step > self.saver.saved:  # a second save of a step would lack its validation loss
             self._begin_save(step)
         self.cut += int(cut)
         self._note(step + 1, batches, bool(skipped))

@@ -1,0 +1,60 @@
+"""A requeued job that gets no further is not requeued for ever."""
+
+import json
+
+import pytest
+
+from dsmemvp.training.starts import FILE, note_start
+
+
+def _job(number=7, restart=0):
+    return {"SLURM_JOB_ID": str(number), "SLURM_RESTART_COUNT": str(restart)}
+
+
+def _rows(run):
+    return [json.loads(line) for line in (run / FILE).read_text().splitlines()]
+
+
+def test_the_start_after_so_many_fruitless_ones_is_refused(tmp_path):
+    for restart in range(3):
+        note_start(tmp_path, 40, _job(restart=restart), 3)
+    with pytest.raises(ValueError, match=r"^job 7 was started 3 times from step 40 and got no further"):
+        note_start(tmp_path, 40, _job(restart=3), 3)
+    assert [(row["from"], row["job"], row["restart"]) for row in _rows(tmp_path)] == [(40, "7", i) for i in range(3)]
+
+
+def test_one_step_further_begins_a_new_count(tmp_path):
+    for restart in range(9):
+        note_start(tmp_path, 40 + restart // 2, _job(restart=restart), 2)
+
+
+def test_a_later_start_from_an_earlier_step_counts(tmp_path):
+    """Where the newest checkpoints were damaged the run is no further than it was."""
+    for restart, step in enumerate((40, 38)):
+        note_start(tmp_path, step, _job(restart=restart), 2)
+    with pytest.raises(ValueError, match="2 times from step 38"):
+        note_start(tmp_path, 38, _job(restart=2), 2)
+
+
+def test_submitted_anew_or_started_by_hand_it_may_try_again(tmp_path):
+    for restart in range(2):
+        note_start(tmp_path, 5, _job(restart=restart), 2)
+    note_start(tmp_path, 5, {}, 2)
+    note_start(tmp_path, 5, _job(8), 2)
+    note_start(tmp_path, 5, _job(8, 1), 2)
+    with pytest.raises(ValueError, match="job 8"):
+        note_start(tmp_path, 5, _job(8, 2), 2)
+
+
+def test_the_same_job_that_was_not_requeued_is_not_refused(tmp_path):
+    for _ in range(5):  # several runs of the command in one interactive allocation
+        note_start(tmp_path, 5, _job(restart=0), 2)
+
+
+def test_half_a_line_of_a_start_that_was_cut_off_is_passed_over(tmp_path):
+    note_start(tmp_path, 5, _job(), 2)
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"from": 5, "jo')
+    note_start(tmp_path, 5, _job(restart=1), 2)
+    with pytest.raises(ValueError, match="2 times from step 5"):
+        note_start(tmp_path, 5, _job(restart=2), 2)
