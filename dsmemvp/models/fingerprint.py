@@ -48,6 +48,9 @@ def _tensors(path: Path, key: str) -> dict[str, str]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(size))
             header.pop("__metadata__", None)
+            end = 8 + size + max((about["data_offsets"][1] for about in header.values()), default=0)
+            if end != path.stat().st_size:
+                raise ValueError(f"its tensors end at byte {end}, the file at {path.stat().st_size}")
             for name, about in header.items():
                 start, stop = about["data_offsets"]
                 digest = hashlib.sha256(json.dumps([about["dtype"], about["shape"]]).encode())
@@ -55,6 +58,6 @@ def _tensors(path: Path, key: str) -> dict[str, str]:
                     file.seek(8 + size + start + max(0, stop - start - BLOCK) * i // (BLOCKS - 1))
                     digest.update(file.read(min(BLOCK, stop - start)))
                 digests[name] = digest.hexdigest()
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{key}: {path} is not a readable safetensors file ({error})") from None
     return digests
