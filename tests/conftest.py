@@ -122,3 +122,32 @@ def recipe_path(tmp_path, tokenizer_path, demo_shards, tiny_models) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def small_run(repository, tokenizer_path, demo_shards, tiny_models) -> list[str]:
+    """`train recipes/demo.yaml` on the tests' own data and models, as arguments without an output: 2 epochs of 6 steps,
+    2 micro-steps each on 2 ranks, with dropout and validation."""
+    settings = [f"model.language_model={tiny_models / 'language_model'}", f"model.tokenizer={tokenizer_path}"]
+    settings += [f"model.vision_tower={tiny_models / 'vision_tower'}", f"data.train={demo_shards}"]
+    settings += [f"data.test={demo_shards}", f"data.validation={demo_shards}", "data.max_length=160", "data.workers=0"]
+    settings += ["data.record_order=true", "training.global_batch=8", "training.micro_batch=2", "training.log_every=1"]
+    settings += [
+        "training.epochs=2",
+        "training.learning_rate=1e-3",
+        "training.checkpoint_steps=2",
+        "method.dropout=0.1",
+    ]
+    settings += ["evaluation.batch=8", f"training.deepspeed={repository / 'ds_configs' / 'zero3.json'}"]
+    return [str(repository / "recipes" / "demo.yaml"), *settings]
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(small_run, tmp_path_factory) -> Path:
+    """The folder of that run, trained to its end in one go on two ranks. Do not write into it."""
+    from faulty import run
+
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    done = run(["train", *small_run, f"output={folder}"], folder / "logs")
+    assert done.codes == [0, 0], done.text
+    return folder / "demo"

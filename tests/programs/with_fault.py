@@ -1,0 +1,207 @@
+"""Stands in front of a rank's command, as DSMEMVP_RUN does, and lets one thing go wrong at an exact place:
+
+    FAULT=update:kill:3 FAULT_RANK=1 FAULT_ONCE=FOLDER python with_fault.py python -m dsmemvp train ...
+
+kills rank 1 in its third optimizer step. Several faults are divided by commas. A file in FOLDER says that a fault has
+happened: it does not come again when the command is started again.
+
+`--serve` in place of a command imports everything once and forks a rank for every line on stdin (tests/faulty.py).
+"""
+
+import importlib
+import importlib.abc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Fault:
+    def __init__(self, text: str):
+        self.place, self.action, times = text.split(":")
+        self._left = int(times)
+        self._marker = Path(os.environ["FAULT_ONCE"]) / f"{text.replace(':', '-')}-on-{os.environ['RANK']}"
+
+    def due(self) -> bool:
+        """Called whenever the place is passed; true once, at the time that was asked for."""
+        self._left -= 1
+        if self._left or self._marker.exists():
+            return False
+        self._marker.touch()
+        return True
+
+    def __call__(self) -> None:
+        if self.due():
+            _act(self.action)
+
+
+def _act(action: str) -> None:
+    """Savers have finished before: what is lost is then known."""
+    for thread in threading.enumerate():
+        if thread.name == "saver" and thread is not threading.current_thread():
+            thread.join()
+    print(f"fault: {action}", file=sys.stderr, flush=True)
+    if action == "KILL":
+        time.sleep(2)  # two beats: where this rank is, is known
+    if action == "RuntimeError":
+        raise RuntimeError("out of memory")
+    if action == "ValueError":
+        raise ValueError("this sample is odd")
+    if action == "hang":
+        time.sleep(3600)
+    elif action == "again":  # a second signal, after more than SAME_REQUEST
+        time.sleep(4)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3600)
+    elif action.startswith("group-"):  # as Slurm does: to every process of a task
+        os.killpg(0, signal.Signals[f"SIG{action.removeprefix('group-')}"])
+        time.sleep(6)  # torch's loader looks every 5 s whether its workers, and they whether it, are alive
+    else:
+        os.kill(os.getpid(), signal.Signals[f"SIG{action}"])
+
+
+def _before(owner: object, name: str, act: Callable[[], object]) -> None:
+    old = getattr(owner, name)
+
+    def wrapped(*given, **named):
+        act()
+        return old(*given, **named)
+
+    setattr(owner, name, wrapped)
+
+
+def _within_import(fault: Fault) -> None:
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name == "dsmemvp.training.loop" or name == "dsmemvp.evaluation.run":
+                fault()
+
+    sys.meta_path.insert(0, Finder())
+
+
+def _in_backward(fault: Fault) -> None:
+    engine = importlib.import_module("dsmemvp.training.engine")
+    old = engine.loss_sum
+
+    def loss_sum(*given):
+        loss = old(*given)
+        loss.register_hook(lambda gradient: fault())
+        return loss
+
+    engine.loss_sum = loss_sum
+
+
+def _in_loss(fault: Fault) -> None:
+    engine = importlib.import_module("dsmemvp.training.engine")
+    old = engine.loss_sum
+    engine.loss_sum = lambda *given: old(*given) * (float(fault.action) if fault.due() else 1.0)
+
+
+def _in_flush(fault: Fault) -> None:
+    """Of a checkpoint: state.json is there when the first file is flushed, the folder is flushed before the rename, the
+    one above it after the rename."""
+    checkpoint = importlib.import_module("dsmemvp.training.checkpoint")
+    old = checkpoint.flush
+
+    def flush(path: Path) -> None:
+        if fault.place == "save-flush" or (fault.place == "save-renamed" and path.name == "checkpoints"):
+            fault()
+        old(path)
+        if fault.place == "save-rename" and path.name.startswith("partial-"):
+            fault()
+
+    checkpoint.flush = flush
+
+
+def _in_pruning(fault: Fault) -> None:
+    """When one file of a checkpoint that is taken away is gone."""
+    checkpoint = importlib.import_module("dsmemvp.training.checkpoint")
+    old = checkpoint.shutil.rmtree
+
+    def rmtree(path: Path, **named) -> None:
+        if path.name.startswith("old-"):
+            next(path.iterdir()).unlink()
+            fault()
+        old(path, **named)
+
+    checkpoint.shutil.rmtree = rmtree
+
+
+WITHIN = {
+    "import": _within_import,
+    "backward": _in_backward,
+    "loss": _in_loss,
+    "save-flush": _in_flush,
+    "save-rename": _in_flush,
+    "save-renamed": _in_flush,
+    "prune": _in_pruning,
+}
+BEFORE = {
+    "loading": ("dsmemvp.training.engine", "build_model"),
+    "forward": ("dsmemvp.models.joined", "VisualLanguageModel.forward"),
+    "between": ("dsmemvp.training.loop", "_Run._between"),
+    "step": ("dsmemvp.training.loop", "_Run._step"),
+    "update": ("torch.optim", "AdamW.step"),
+    "validation": ("dsmemvp.training.validation", "loss_sum"),
+    "evaluation": ("dsmemvp.evaluation.run", "decode_greedily"),
+    "save-begin": ("dsmemvp.training.saver", "Saver.begin"),
+    "save-write": ("dsmemvp.training.saver", "save_checkpoint"),
+    "save-tensors": ("dsmemvp.training.checkpoint", "save"),
+}
+
+
+def _arrange(fault: Fault) -> None:
+    if fault.place in WITHIN:
+        WITHIN[fault.place](fault)
+        return
+    module, name = BEFORE[fault.place]
+    *owners, name = name.split(".")
+    owner = importlib.import_module(module)
+    for each in owners:
+        owner = getattr(owner, each)
+    _before(owner, name, fault)
+
+
+def _run(command: list[str]) -> None:
+    assert command[1:3] == ["-m", "dsmemvp"]
+    sys.argv = ["dsmemvp", *command[3:]]
+    if os.environ["RANK"] == os.environ.get("FAULT_RANK"):
+        for text in os.environ["FAULT"].split(","):
+            _arrange(Fault(text))
+    from dsmemvp.__main__ import run
+
+    run()
+
+
+def _serve() -> None:
+    """Ranks without the seconds of importing. Answers every line with a process's number, or with its exit code, null
+    while it has none."""
+    for name in ("dsmemvp.cli", "dsmemvp.training.loop", "dsmemvp.training.watch", "dsmemvp.evaluation.run"):
+        importlib.import_module(name)
+    assert threading.active_count() == 1  # a fork would lose the others
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "poll" in asked:
+            pid, status = os.waitpid(asked["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        elif answer := os.fork():
+            pass
+        else:
+            os.setsid()
+            for descriptor, path in ((0, os.devnull), (1, asked["log"]), (2, asked["log"])):
+                os.dup2(os.open(path, os.O_RDWR | os.O_APPEND), descriptor)
+            os.environ.clear()
+            os.environ.update(asked["environment"])
+            _run(asked["command"])
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        _serve()
+    else:
+        _run(sys.argv[1:])
