@@ -33,6 +33,7 @@ class Job:
     def __init__(self, folder: Path, files: Path):
         self.folder, self.files = folder, files
         self.environment = {"PATH": f"{folder}/bin:/usr/bin:/bin", "SLURM_JOB_ID": "4321", "SLURM_CPUS_PER_TASK": "3"}
+        self.environment |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
         (folder / "bin").mkdir()
         self.program("srun", SRUN)
         self.program("scontrol", '#!/bin/bash\necho "scontrol|$*" >> calls\n')
@@ -92,8 +93,8 @@ REQUEUED = "scontrol|requeue 4321"
 def test_evaluation_follows_training_with_the_same_words(job):
     assert job.run() == 0
     assert (job.folder / "calls").read_text().splitlines() == [
-        "srun|--kill-on-bad-exit=1|--cpus-per-task=3|python|-m|dsmemvp|train|r.yaml|seed=1 2|",
-        "srun|--kill-on-bad-exit=1|--cpus-per-task=3|python|-m|dsmemvp|evaluate|r.yaml|seed=1 2|",
+        "srun|--ntasks=8|--kill-on-bad-exit=1|--cpus-per-task=3|python|-m|dsmemvp|train|r.yaml|seed=1 2|",
+        "srun|--ntasks=8|--kill-on-bad-exit=1|--cpus-per-task=3|python|-m|dsmemvp|evaluate|r.yaml|seed=1 2|",
     ]
 
 
