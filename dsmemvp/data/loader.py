@@ -6,6 +6,8 @@ state: a run goes on at any step by asking for that step. Encoded bytes are read
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -148,6 +150,15 @@ def _as_it_is(step: list[Batch]) -> list[Batch]:
 
 
 def _settle(worker: int) -> None:
-    """A worker leaves the cores to the others, and signals to its process, which may need it for what is left."""
+    """A worker leaves the cores to the others, and signals to its rank, which may need it for what is left. It ends
+    with its rank: its parent is the server, which waits for the workers in turn."""
     torch.set_num_threads(1)
     ignore_signals()
+    threading.Thread(target=_end_with_rank, daemon=True).start()
+
+
+def _end_with_rank() -> None:
+    rank = multiprocessing.parent_process()
+    if rank is not None:
+        rank.join()
+        os._exit(1)

@@ -1,9 +1,16 @@
 """From shards to each rank's micro-batches: ranks, workers and bad samples change nothing for the others."""
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from making import as_json, fields, good_rows, manifest_of, picture, write_tar
@@ -211,3 +218,41 @@ def test_the_demo_shards_are_what_the_fixture_promises(demo_shards):
     assert [s.samples for s in manifest.shards] == [12] * 4
     content = json.loads((demo_shards / "dataset.json").read_text())
     assert content["split"] == "train"
+
+
+def test_workers_do_not_outlive_a_rank_that_is_killed(shards, encoder, tmp_path):
+    program = f"""
+import time
+from pathlib import Path
+from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.images import ImageTransform
+from dsmemvp.data.loader import Share, evaluation_steps
+from dsmemvp.data.manifest import read_manifest
+if __name__ == "__main__":
+    encoder = {encoder!r}
+    steps = evaluation_steps(read_manifest(Path({str(shards.location)!r})), encoder, Share(0, 1, 1), 2)
+    next(steps)
+    print("reading", flush=True)
+    time.sleep(60)
+"""
+    (tmp_path / "rank.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OF_THIS_TEST": str(tmp_path)}
+    command = [sys.executable, str(tmp_path / "rank.py")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as rank:
+        assert rank.stdout.readline() == "reading\n"
+        assert len(_processes(tmp_path)) >= 4  # with the server and two workers
+        rank.kill()
+    end = time.monotonic() + 20
+    while _processes(tmp_path):
+        assert time.monotonic() < end, _processes(tmp_path)
+        time.sleep(0.1)
+
+
+def _processes(mark: Path) -> list[str]:
+    """The processes that have it in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("OF_THIS_TEST") == str(mark) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+    return found
