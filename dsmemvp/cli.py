@@ -6,9 +6,15 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsmemvp.launchers import own_rank
-from dsmemvp.stopping import DONE, REQUEUE, UNEXPECTED, USER_ERROR, Stopped, exit_code, leave_word, listening
+from dsmemvp.stopping import DONE, REQUEUE, UNEXPECTED, USER_ERROR, Stop, Stopped, exit_code, leave_word, listening
+
+if TYPE_CHECKING:  # the commands import what they need, which for training takes seconds
+    from dsmemvp.recipe import Recipe
+    from dsmemvp.training.ranks import Ranks
+    from dsmemvp.training.watch import Watch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,13 +143,11 @@ def _train(given: argparse.Namespace) -> None:
     with listening() as stop:
         from dsmemvp.recipe_file import read_recipe
         from dsmemvp.training.loop import train
-        from dsmemvp.training.ranks import join_ranks, leave_ranks
-        from dsmemvp.training.watch import Watch
+        from dsmemvp.training.ranks import leave_ranks
 
         recipe = read_recipe(given.recipe, given.overrides)
-        silence, standstill = recipe.training.silence_timeout, recipe.training.standstill_timeout
-        ranks = join_ranks(standstill)
-        with Watch(ranks, silence, standstill) as watch:
+        ranks, watched = _join(recipe, stop)
+        with watched as watch:
             train(recipe, ranks, stop, watch)
         leave_ranks()
 
@@ -152,15 +156,28 @@ def _evaluate(given: argparse.Namespace) -> None:
     with listening() as stop:
         from dsmemvp.evaluation.run import evaluate
         from dsmemvp.recipe_file import read_recipe
-        from dsmemvp.training.ranks import join_ranks, leave_ranks
-        from dsmemvp.training.watch import Watch
+        from dsmemvp.training.ranks import leave_ranks
 
         recipe = read_recipe(given.recipe, given.overrides)
-        silence, standstill = recipe.training.silence_timeout, recipe.training.standstill_timeout
-        ranks = join_ranks(standstill)
-        with Watch(ranks, silence, standstill) as watch:
+        ranks, watched = _join(recipe, stop)
+        with watched as watch:
             evaluate(recipe, ranks, stop, watch, blind=given.blind, checkpoint=given.checkpoint)
         leave_ranks()
+
+
+def _join(recipe: "Recipe", stop: Stop) -> "tuple[Ranks, Watch]":
+    from dsmemvp.training.ranks import join_ranks
+    from dsmemvp.training.watch import Watch
+
+    silence, standstill = recipe.training.silence_timeout, recipe.training.standstill_timeout
+    try:
+        ranks = join_ranks(standstill)
+        return ranks, Watch(ranks, silence, standstill)
+    except Exception as error:
+        if not stop.asked:
+            raise
+        # the signal has also ended another rank, or a compiler that DeepSpeed had started
+        raise Stopped(f"while ranks joined: {error}") from None
 
 
 def _count(given: argparse.Namespace) -> None:

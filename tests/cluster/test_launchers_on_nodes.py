@@ -97,6 +97,14 @@ def test_data_preparation_runs_on_both_nodes(slurm, tmp_path, start):
     assert one == four and len(one) > ROWS / 5
 
 
+def test_prepare_sbatch_makes_shards_on_both_nodes(slurm, repository, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "What is 1 + 1?", "answer": "2"}) + "\n")
+    words = ["folder", "--rows", tmp_path / "rows.jsonl", "--images", tmp_path, "--out", tmp_path / "out" / "train"]
+    on_both = ["--nodes=2", "--ntasks=2", f"--output={tmp_path / 'log'}"]
+    slurm.wait_for(slurm.sbatch(*on_both, repository / "slurm" / "prepare.sbatch", *words), "COMPLETED", 120)
+    assert json.loads((tmp_path / "out" / "train" / "dataset.json").read_text())["shards"][0]["samples"] == 1
+
+
 def _few(demo: list[str]) -> list[str]:
     return [*demo, f"training.stop_at_step={STEPS}"]
 
