@@ -42,15 +42,15 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch) -> Path:
     state = checkpoint.state if checkpoint else State()
     last = recipe.training.epochs * data.order.steps
     until = min(last, recipe.training.stop_at_step or last)
-    if state.step >= until and not (validation and _owes_validation(state, recipe, data.order.steps)):
-        if ranks.first:
-            print(f"{recipe.name}: trained to step {until} already", flush=True)
-        return run
     base = ranks.together(lambda: base_fingerprint(recipe))
     if checkpoint is not None:
         checkpoint.check_method(as_dict(recipe))
         checkpoint.check_order(data.identity)
         checkpoint.check_base(base)
+    if state.step >= until and not (validation and _owes_validation(state, recipe, data.order.steps)):
+        if ranks.first:
+            print(f"{recipe.name}: trained to step {until} already", flush=True)
+        return run
     _end_if_asked(ranks, stop)
     limit = recipe.training.most_fruitless_starts
     ranks.together(lambda: note_start(run, state.step, os.environ, limit) if ranks.first else None)
