@@ -240,7 +240,7 @@ def _import(given: argparse.Namespace) -> None:
 
 def _submit(given: argparse.Namespace) -> None:
     from dsmemvp.recipe_file import read_recipe
-    from dsmemvp.submit import Allocation, check_batch, sbatch_text, submit
+    from dsmemvp.submit import Allocation, sbatch_text, submit
 
     recipe = read_recipe(given.recipe, given.overrides)
     asked = Allocation(
@@ -255,7 +255,7 @@ def _submit(given: argparse.Namespace) -> None:
     )
     asked.check()
     if not given.evaluate_only:
-        check_batch(recipe, asked.ranks)
+        recipe.training.micro_steps(asked.ranks)
     text = sbatch_text(recipe.name, [str(given.recipe), *given.overrides], asked, given.evaluate_only)
     print(text if given.print else submit(text), end="" if given.print else "\n")
 

@@ -150,6 +150,15 @@ class Training:
     """End with a checkpoint after this step of the run, which the same command without it goes on from; 0 for the
     recipe's whole length. Schedule and order are those of the whole run."""
 
+    def micro_steps(self, ranks: int) -> int:
+        """Micro-batches of a rank in one optimizer step. Raises ValueError where the ranks cannot share the batch."""
+        if self.global_batch % (self.micro_batch * ranks):
+            raise ValueError(
+                f"training.global_batch: {self.global_batch} is not a multiple of training.micro_batch"
+                f" {self.micro_batch} x {ranks} ranks"
+            )
+        return self.global_batch // (self.micro_batch * ranks)
+
 
 @dataclass
 class Evaluation:

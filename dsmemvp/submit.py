@@ -10,8 +10,6 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dsmemvp.recipe import Recipe
-
 START_FILES = Path(__file__).with_name("slurm")
 
 
@@ -51,16 +49,6 @@ class Allocation:
         for option in self.more:
             if not option.startswith("-") or not option.isprintable():
                 raise ValueError(f"--sbatch: {option!r} is not an option of sbatch; write --sbatch=--mail-type=END")
-
-
-def check_batch(recipe: Recipe, ranks: int) -> None:
-    """Raises ValueError where the global batch cannot be dealt over so many ranks."""
-    training = recipe.training
-    if training.global_batch % (training.micro_batch * ranks):
-        raise ValueError(
-            f"training.global_batch: {training.global_batch} is not a multiple of training.micro_batch"
-            f" {training.micro_batch} x {ranks} ranks"
-        )
 
 
 def sbatch_text(name: str, arguments: list[str], asked: Allocation, evaluate_only: bool = False) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from dsmemvp import cli
 from dsmemvp.recipe_file import read_recipe
-from dsmemvp.submit import START_FILES, Allocation, check_batch, sbatch_text
+from dsmemvp.submit import START_FILES, Allocation, sbatch_text
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE = "recipes/scienceqa-13b.yaml"
@@ -87,17 +87,17 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused_before_the_queue(submit,
 def test_the_start_file_as_it_stands_runs_the_published_recipes(repository, recipe):
     text = (repository / "slurm" / "train.sbatch").read_text()
     nodes, tasks = (int(re.search(rf"--{key}=(\d+)", text)[1]) for key in ("nodes", "ntasks-per-node"))
-    check_batch(read_recipe(repository / "recipes" / f"{recipe}.yaml"), nodes * tasks)
+    read_recipe(repository / "recipes" / f"{recipe}.yaml").training.micro_steps(nodes * tasks)
 
 
 def test_the_batch_rule_is_that_of_training():
     from dsmemvp.recipe import Recipe, Training
-    from dsmemvp.training.engine import deepspeed_settings
+    from dsmemvp.training.sharding import deepspeed_settings
 
     for ranks in range(1, 13):
         recipe = Recipe(name="r", training=Training(global_batch=48, micro_batch=4))
         messages = set()
-        for check in (check_batch, deepspeed_settings):
+        for check in (lambda recipe, ranks: recipe.training.micro_steps(ranks), deepspeed_settings):
             try:
                 check(recipe, ranks)
                 messages.add("")

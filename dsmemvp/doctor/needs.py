@@ -9,6 +9,7 @@ from dsmemvp.doctor.finding import Finding, Here, fail, ok
 from dsmemvp.models.joined import Configs
 from dsmemvp.models.weights import read_configs, tensor_files
 from dsmemvp.recipe import Recipe
+from dsmemvp.training.sharding import deepspeed_settings
 
 
 def of_recipe(recipe: Recipe, here: Here) -> list[Finding]:
@@ -57,9 +58,6 @@ def _training(recipe: Recipe) -> str:
 
 
 def _batch(recipe: Recipe, here: Here) -> str:
-    # here, and not above: its import of DeepSpeed takes seconds
-    from dsmemvp.training.engine import deepspeed_settings
-
     settings = deepspeed_settings(recipe, here.world)
     training = recipe.training
     most = training.global_batch // training.micro_batch

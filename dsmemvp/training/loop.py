@@ -4,6 +4,7 @@ import json
 import math
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from dsmemvp.data.batch import Batch
@@ -79,8 +80,12 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch) -> Path:
 
 def _owes_validation(state: State, recipe: Recipe, per_epoch: int) -> bool:
     """Whether the run was asked to end while it validated."""
-    epochs_are_over = state.step % (per_epoch * recipe.training.checkpoint_epochs) == 0
-    return bool(state.step) and epochs_are_over and state.validation_loss is None
+    return bool(state.step) and _epochs_are_over(state.step, recipe, per_epoch) and state.validation_loss is None
+
+
+def _epochs_are_over(step: int, recipe: Recipe, per_epoch: int) -> bool:
+    """Whether an epoch that a checkpoint is due after ends with this step."""
+    return step % (per_epoch * recipe.training.checkpoint_epochs) == 0
 
 
 def _end_if_asked(ranks: Ranks, stop: Stop) -> None:
@@ -176,7 +181,12 @@ class _Run:
             raise ValueError(f"step {step + 1}: no sample of the global batch could be used; see data.on_bad_sample")
         seed_dropout(self.recipe.seed, ranks.rank, step)
         self.watch.at("forward and backward", step)
-        loss = ranks.sums(trainer.accumulate(batches, 1 / supervised, lambda: self._between(step)))[0] / supervised
+        loss = (
+            ranks.sums(
+                trainer.accumulate(batches, 1 / supervised, partial(self._between, step, "forward and backward"))
+            )[0]
+            / supervised
+        )
         if self.gradients is not None:
             self.gradients.check_all_received(ranks)
             self.gradients = None
@@ -188,9 +198,9 @@ class _Run:
             window.add(loss, samples, tokens, imbalance([row[len(own) :] for row in rows]))
             window.rate, window.norm = rate, norm
 
-    def _between(self, step: int) -> None:
-        """Between the micro-steps of a step, which is given up if somebody asks for the end."""
-        self.watch.at("forward and backward", step)
+    def _between(self, step: int, doing: str) -> None:
+        """Between two passes after `step` whole steps: what is under way is given up if somebody asks for the end."""
+        self.watch.at(doing, step)
         if self.ranks.any(self.stop.asked):
             self._save_and_end(step)
 
@@ -232,38 +242,30 @@ class _Run:
     def _save_is_due(self, step: int) -> bool:
         training = self.recipe.training
         by_steps = training.checkpoint_steps and step % training.checkpoint_steps == 0
-        return bool(by_steps) or self._epochs_are_over(step)
-
-    def _epochs_are_over(self, step: int) -> bool:
-        return step % (self.per_epoch * self.recipe.training.checkpoint_epochs) == 0
+        return bool(by_steps) or _epochs_are_over(step, self.recipe, self.per_epoch)
 
     def _save(self, step: int) -> None:
         loss = None
-        if self.validation is not None and self._epochs_are_over(step):
+        if self.validation is not None and _epochs_are_over(step, self.recipe, self.per_epoch):
             loss = self._validate(step)
         self._begin_save(step, loss)
 
     def _begin_save(self, step: int, validation: float | None = None) -> None:
         self.watch.at("saving", step)
-        updates = self.trainer.masters.updates()
         state = replace(
             self.start,
             epoch=step // self.per_epoch,
             step=step,
-            updates=updates,
+            updates=self.trainer.masters.updates(),
             not_finite=self.health.not_finite,
             validation_loss=validation,
         )
         self.saver.begin(state, self.trainer.masters)
 
     def _validate(self, step: int) -> float:
-        def between() -> None:
-            self.watch.at("validating", step)
-            if self.ranks.any(self.stop.asked):
-                self._save_and_end(step)
-
         assert self.validation is not None
         batch, workers = self.recipe.evaluation.batch, self.recipe.data.workers
+        between = partial(self._between, step, "validating")
         loss = validation_loss(self.trainer, self.ranks, self.validation, self.encoder, batch, workers, between)
         self.monitor.record(step, {"validation/loss": loss}, f"step {step}  validation loss {loss:.4f}")
         return loss

@@ -21,17 +21,11 @@ def deepspeed_settings(recipe: Recipe, world: int, training: bool = True) -> dic
     settings = _read(path)
     _check_stage(settings["zero_optimization"], path, world)
     micro_batch = recipe.training.micro_batch
-    per_step = micro_batch * world
-    global_batch = recipe.training.global_batch if training else per_step
-    if global_batch % per_step:
-        raise ValueError(
-            f"training.global_batch: {global_batch} is not a multiple of training.micro_batch {micro_batch} x"
-            f" {world} ranks"
-        )
+    micro_steps = recipe.training.micro_steps(world) if training else 1
     decided = {
-        "train_batch_size": global_batch,
+        "train_batch_size": micro_batch * world * micro_steps,
         "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": global_batch // per_step,
+        "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": recipe.training.gradient_clipping,
         "bf16": {"enabled": recipe.model.dtype == "bf16"},
     }
