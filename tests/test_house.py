@@ -20,6 +20,7 @@ ORDER = [
     "evaluation",
     "submit",
     "doctor",
+    "commands",
     "cli",
     "__main__",
 ]

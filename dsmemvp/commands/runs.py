@@ -1,0 +1,64 @@
+"""train, evaluate: what all ranks of a launch run together."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsmemvp.commands.recipe_command import recipe_command
+from dsmemvp.stopping import Stop, Stopped, listening
+
+if TYPE_CHECKING:
+    from dsmemvp.recipe import Recipe
+    from dsmemvp.training.ranks import Ranks
+    from dsmemvp.training.watch import Watch
+
+
+def add(commands: Any) -> None:
+    recipe_command(commands, "train", _train, "train a recipe, going on where its run folder stops")
+    command = recipe_command(commands, "evaluate", _evaluate, "score a run's newest checkpoint on data.test")
+    command.add_argument("--blind", action="store_true", help="replace every image by none")
+    command.add_argument(
+        "--checkpoint", type=Path, help="a checkpoint's folder, or a file of trained tensors, instead of the newest"
+    )
+
+
+def _train(given: argparse.Namespace) -> None:
+    with listening() as stop:
+        from dsmemvp.recipe_file import read_recipe
+        from dsmemvp.training.loop import train
+        from dsmemvp.training.ranks import leave_ranks
+
+        recipe = read_recipe(given.recipe, given.overrides)
+        ranks, watched = join(recipe, stop)
+        with watched as watch:
+            train(recipe, ranks, stop, watch)
+        leave_ranks()
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    with listening() as stop:
+        from dsmemvp.evaluation.run import evaluate
+        from dsmemvp.recipe_file import read_recipe
+        from dsmemvp.training.ranks import leave_ranks
+
+        recipe = read_recipe(given.recipe, given.overrides)
+        ranks, watched = join(recipe, stop)
+        with watched as watch:
+            evaluate(recipe, ranks, stop, watch, blind=given.blind, checkpoint=given.checkpoint)
+        leave_ranks()
+
+
+def join(recipe: "Recipe", stop: Stop) -> "tuple[Ranks, Watch]":
+    """This process among its ranks, watched. Raises Stopped where a signal came meanwhile."""
+    from dsmemvp.training.ranks import join_ranks
+    from dsmemvp.training.watch import Watch
+
+    silence, standstill = recipe.training.silence_timeout, recipe.training.standstill_timeout
+    try:
+        ranks = join_ranks(standstill)
+        return ranks, Watch(ranks, silence, standstill)
+    except Exception as error:
+        if not stop.asked:
+            raise
+        # the signal has also ended another rank, or a compiler that DeepSpeed had started
+        raise Stopped(f"while ranks joined: {error}") from None
