@@ -1,17 +1,13 @@
 """Runs converters, in this process or on MPI ranks, and reads what they wrote."""
 
-import io
-import json
 import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 from launch import mpirun
-from PIL import Image
 
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.sample import Sample, read_sample
@@ -68,56 +64,3 @@ def kill(process: subprocess.Popen) -> None:
     for one in [*psutil.Process(process.pid).children(recursive=True), process]:
         one.kill()
     process.communicate()
-
-
-def write_scienceqa(folder: Path, number: int) -> Path:
-    """`number` problems of "train" and one of "val" in the official layout. Two in three have an image, in turns PNG,
-    JPEG under the name of a PNG, palette with a transparent colour, grey, and with transparency."""
-    problems = {str(i): problem(i, "train") for i in range(1, number + 1)} | {"9000": problem(9000, "val")}
-    for name, row in problems.items():
-        if row["image"]:
-            path = folder / "images" / row["split"] / name / "image.png"
-            path.parent.mkdir(parents=True)
-            path.write_bytes(_image(int(name)))
-    splits = {"train": [n for n in problems if n != "9000"], "val": ["9000"], "minival": ["9000"]}
-    captions = {"captions": {name: f"caption {name}" for name, row in problems.items() if row["image"]}}
-    for name, content in (("problems", problems), ("pid_splits", splits), ("captions", captions)):
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return folder
-
-
-def problem(number: int, split: str) -> dict[str, Any]:
-    return {
-        "question": f"Which number is {number}?",
-        "choices": ["none", str(number), "all"][: 2 + number % 2],
-        "answer": number % 2,
-        "hint": "Count." if number % 4 == 0 else "",
-        "image": "image.png" if number % 3 else None,
-        "task": "closed choice",
-        "grade": f"grade{number % 12 + 1}",
-        "subject": ("natural science", "language science", "social science")[number % 3],
-        "topic": "numbers",
-        "category": "Counting",
-        "skill": "Count",
-        "lecture": "One, two, three. " * 5,
-        "solution": "Counting shows it.",
-        "split": split,
-    }
-
-
-def _image(number: int) -> bytes:
-    size = (40 + number % 7, 30 + number % 5)
-    image = Image.linear_gradient("L").resize(size)
-    out = io.BytesIO()
-    match number // 3 % 5:
-        case 0:
-            Image.merge("RGB", (image, image, image.rotate(90).resize(size))).save(out, "PNG")
-        case 1:
-            image.convert("RGB").save(out, "JPEG")
-        case 2:
-            image.convert("P").save(out, "PNG", transparency=number % 256)
-        case 3:
-            image.save(out, "PNG")
-        case _:
-            Image.merge("RGBA", (image, image, image, image)).save(out, "PNG")
-    return out.getvalue()

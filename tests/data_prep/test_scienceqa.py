@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from prepared import here, keys, samples, write_scienceqa
+from prepared import here, keys, samples
+from stand_ins import write_scienceqa
 
 from data_prep import scienceqa
 from dsmemvp.data.manifest import read_manifest
