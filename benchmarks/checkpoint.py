@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from dsmemvp.models.joined import count
+from dsmemvp.models.partitioned import fill_randomly
 from dsmemvp.models.weights import configs_of_shapes
 from dsmemvp.recipe_file import read_recipe
 from dsmemvp.training.checkpoint import State
@@ -38,7 +39,7 @@ def main() -> None:
     )
     configs = configs_of_shapes(recipe)
     configs.language.num_hidden_layers = 1
-    trainer = build_trainer(recipe, configs, ranks, load=lambda model, recipe: None)
+    trainer = build_trainer(recipe, configs, ranks, load=fill_randomly)
     with tempfile.TemporaryDirectory(dir=given.out) if ranks.first else contextlib.nullcontext("") as folder:
         waits, whole = _save(given.saves, Path(folder), ranks, trainer.masters)
     if ranks.first:

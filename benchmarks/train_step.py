@@ -24,7 +24,7 @@ import torch
 
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
-from dsmemvp.models.partitioned import whole_shape
+from dsmemvp.models.partitioned import fill_randomly, whole_shape
 from dsmemvp.models.weights import configs_of_shapes
 from dsmemvp.recipe import Method, Model, Recipe, Training
 
@@ -91,7 +91,7 @@ def measure(method: str, given: argparse.Namespace) -> dict:
     micro_batch = given.micro_batch or shape.micro_batch
     recipe = _recipe(method, shape, micro_batch, given.recompute)
     configs = configs_of_shapes(recipe)
-    trainer = build_trainer(recipe, configs, ranks, load=_keep_random)
+    trainer = build_trainer(recipe, configs, ranks, load=fill_randomly)
     batches = _batches(configs, trainer.model.method.slots, micro_batch, given)
     for batch in batches[:2]:  # the first steps allocate and record the order of gathers
         _step(trainer, batch)
@@ -131,10 +131,6 @@ def _recipe(method: Any, shape: Shape, micro_batch: int, recompute: Any) -> Reci
     )
     model = Model(language_shape=shape.language, vision_shape=shape.vision, dtype="bf16")
     return Recipe("benchmark", model=model, method=Method(method, slots=shape.slots), training=training)
-
-
-def _keep_random(model, recipe: Recipe) -> None:
-    """Speed does not depend on the values of frozen weights: those of construction are kept."""
 
 
 def _batches(configs, slots: int, micro_batch: int, given: argparse.Namespace) -> list[Batch]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from dsmemvp.models.safetensors_file import read_header
 from dsmemvp.recipe import Recipe
 
 BLOCK, BLOCKS = 4096, 4
@@ -38,26 +39,15 @@ def _folder(folder: str, key: str) -> str:
 
 
 def _tensors(path: Path, key: str) -> dict[str, str]:
-    """name -> digest, for one file: 8 bytes of length, a JSON header of that length, the tensors (safetensors'
-    README)."""
+    """name -> digest, for one file."""
     digests = {}
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > path.stat().st_size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(size))
-            header.pop("__metadata__", None)
-            end = 8 + size + max((about["data_offsets"][1] for about in header.values()), default=0)
-            if end != path.stat().st_size:
-                raise ValueError(f"its tensors end at byte {end}, the file at {path.stat().st_size}")
-            for name, about in header.items():
-                start, stop = about["data_offsets"]
-                digest = hashlib.sha256(json.dumps([about["dtype"], about["shape"]]).encode())
-                for i in range(BLOCKS):
-                    file.seek(8 + size + start + max(0, stop - start - BLOCK) * i // (BLOCKS - 1))
-                    digest.update(file.read(min(BLOCK, stop - start)))
-                digests[name] = digest.hexdigest()
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{key}: {path} is not a readable safetensors file ({error})") from None
+    tensors = read_header(path, key)
+    with path.open("rb") as file:
+        for name, tensor in tensors.items():
+            size = tensor.stop - tensor.start
+            digest = hashlib.sha256(json.dumps([tensor.dtype, tensor.shape]).encode())
+            for i in range(BLOCKS):
+                file.seek(tensor.start + max(0, size - BLOCK) * i // (BLOCKS - 1))
+                digest.update(file.read(min(BLOCK, size)))
+            digests[name] = digest.hexdigest()
     return digests

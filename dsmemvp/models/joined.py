@@ -1,10 +1,11 @@
 """Vision tower + visual prompting method + language model: the module that is trained.
 
-Building is in two phases, so that the frozen part can be partitioned while it is built: `build_frozen`, then
+Building is in two phases, so that the frozen part can be partitioned and loaded by itself: `build_frozen`, then
 `add_trainables`, which draws the trainable values from the recipe's seed.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,6 +67,19 @@ def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:
     """The model without anything trainable, on torch's default device and in its default type."""
     model = VisualLanguageModel(configs, sees_images=recipe.method.name != "none")
     return model.requires_grad_(False)
+
+
+def build_empty(recipe: Recipe, configs: Configs, device: torch.device) -> VisualLanguageModel:
+    """As `build_frozen`, with parameters on the meta device, which take no memory and no time, and all else on
+    `device`."""
+    with torch.device("meta"):
+        model = build_frozen(recipe, configs)
+    if model.vision is not None:  # its numbering of patches is computed, not loaded
+        embeddings: Any = model.vision.embeddings
+        embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
+    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    assert not empty, f"buffers without values: {empty}"
+    return model
 
 
 def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs) -> None:

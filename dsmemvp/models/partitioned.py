@@ -1,13 +1,15 @@
-"""Filling parameters that DeepSpeed ZeRO-3 has partitioned, and plain ones, through one pair of functions.
+"""Filling parameters that DeepSpeed ZeRO-3 has partitioned, and plain ones, through the same functions.
 
 A partitioned parameter keeps on each rank `ds_tensor`: a flat run of ceil(numel / ranks) elements of the whole, the
-last rank's padded. This file is all that models/ knows of DeepSpeed.
+last rank's padded; under hpZ also `ds_secondary_tensor`, cut in the same way over the ranks of a node. This file is all
+that models/ knows of DeepSpeed.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 
 def whole_shape(parameter: Any) -> tuple[int, ...]:
@@ -20,9 +22,27 @@ def element_range(parameter: Any) -> tuple[int, int]:
     which ZeRO-3 may have given its attributes."""
     if not hasattr(parameter, "ds_tensor"):
         return 0, parameter.numel()
-    size = parameter.ds_tensor.ds_numel
-    start = min(distributed.get_rank(parameter.ds_process_group) * size, parameter.ds_numel)
-    return start, min(start + size, parameter.ds_numel)
+    return _range(parameter, parameter.ds_tensor, parameter.ds_process_group)
+
+
+def held_pieces(parameter: Any) -> list[tuple[int, torch.Tensor]]:
+    """All that this process holds of the flattened tensor: (first element, its elements without padding), once, or
+    under hpZ twice. What is written into them is in the parameter. Raises ValueError for what cannot be written."""
+    if not hasattr(parameter, "ds_tensor"):
+        return [(0, parameter.data.view(-1))]
+    held = [(parameter.ds_tensor, parameter.ds_process_group)]
+    if getattr(parameter, "ds_secondary_tensor", None) is not None:
+        held.append((parameter.ds_secondary_tensor, parameter.ds_zero_param_process_group))
+    pieces: list[tuple[int, torch.Tensor]] = []
+    for tensor, group in held:
+        if tensor.numel() != tensor.ds_numel or not tensor.is_floating_point():
+            raise ValueError(
+                "training.deepspeed: weights cannot be loaded into quantized partitions or onto NVMe; take out"
+                " zero_quantized_nontrainable_weights, and offload_param's device nvme"
+            )
+        start, stop = _range(parameter, tensor, group)
+        pieces.append((start, tensor.data[: stop - start]))
+    return pieces
 
 
 def fill(parameter: Any, values: torch.Tensor) -> None:
@@ -33,3 +53,33 @@ def fill(parameter: Any, values: torch.Tensor) -> None:
     with torch.no_grad():
         held = parameter.ds_tensor.data if hasattr(parameter, "ds_tensor") else parameter.data.view(-1)
         held[: values.numel()].copy_(values)
+
+
+def fill_randomly(model: nn.Module, *_unused: Any) -> None:
+    """In place of loading, where only sizes matter (benchmarks, tests): matrices small, weights of norms one."""
+    for name, parameter in model.named_parameters():
+        for _, piece in held_pieces(parameter):
+            if len(whole_shape(parameter)) > 1:
+                piece.normal_(std=0.02)
+            else:
+                piece.fill_(float(name.endswith("weight")))
+
+
+def give_memory(
+    model: nn.Module, device: torch.device, partition: Callable[[nn.Parameter], None] = lambda parameter: None
+) -> None:
+    """Put parameters without values on `device` in place of those on the meta device, one after another; each is
+    partitioned before the next one is made. A shared parameter stays shared."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, empty in list(module.named_parameters(recurse=False)):
+            if empty not in made:
+                new = nn.Parameter(torch.empty_like(empty, device=device), requires_grad=empty.requires_grad)
+                partition(new)
+                made[empty] = new
+            setattr(module, name, made[empty])
+
+
+def _range(parameter: Any, held: Any, group: Any) -> tuple[int, int]:
+    start = min(distributed.get_rank(group) * held.ds_numel, parameter.ds_numel)
+    return start, min(start + held.ds_numel, parameter.ds_numel)

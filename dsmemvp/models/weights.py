@@ -5,20 +5,22 @@ A partitioned parameter takes only its own range of elements; nothing is sent be
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPConfig, CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.models.joined import Configs, VisualLanguageModel
-from dsmemvp.models.partitioned import element_range, fill, whole_shape
+from dsmemvp.models.partitioned import held_pieces, whole_shape
+from dsmemvp.models.reading import TYPES, Reader
+from dsmemvp.models.safetensors_file import StoredTensor, folder_tensors, some
 from dsmemvp.models.shapes import language_config, vision_config
 from dsmemvp.recipe import Recipe
 
-INDEX = "model.safetensors.index.json"
+OurName = Callable[[str, Any], str | None]
 SHAPE_KEYS = {
     "language": ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     "vision": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size"),
@@ -71,68 +73,80 @@ def _folder_config(folder: str, key: str, kind: Any) -> Any:
     return kind.from_dict(content)
 
 
-def load_frozen(model: VisualLanguageModel, recipe: Recipe) -> None:
-    """Fill the frozen parameters of `model` from the recipe's folders. Raises ValueError listing what is missing, left
-    over or of another shape."""
+def load_frozen(model: VisualLanguageModel, recipe: Recipe, tell: bool = False) -> int:
+    """Fill the frozen parameters of `model` from the recipe's folders and return the bytes that this process read for
+    it; with `tell` it says how far it is. Nothing is read before all of it is found. Raises ValueError listing what is
+    missing, left over, of another shape or of a type that is not read, FileNotFoundError for a file that is not there.
+    """
     tied = model.language.config.tie_word_embeddings
-    load_folder(model.language, recipe.model.language_model, "model.language_model", _language_name, tied)
+    pairs = _matched(model.language, recipe.model.language_model, "model.language_model", _language_name, tied)
     if model.vision is not None:
-        load_folder(model.vision, recipe.model.vision_tower, "model.vision_tower", _vision_name)
+        pairs += _matched(model.vision, recipe.model.vision_tower, "model.vision_tower", _vision_name)
+    return _read(pairs, tell)
 
 
-def load_folder(module: nn.Module, folder: str, key: str, our_name, tied: bool = False) -> None:
-    """`our_name` turns a name in the file into the module's own, or None for a known extra."""
-    if not folder:
-        raise ValueError(f"{key}: give the folder of its weights")
-    files = tensor_files(Path(folder), key)
-    names = {ours: theirs for theirs in files if (ours := our_name(theirs, module)) is not None}
-    parameters = dict(module.named_parameters())  # a tied parameter appears once
-    if tied:
-        names.pop("lm_head.weight", None)
-    missing, extra = sorted(parameters.keys() - names.keys()), sorted(names.keys() - parameters.keys())
-    if missing or extra:
-        raise ValueError(
-            f"{key}: {folder} does not fit its config.json; missing: {_some(missing)}; left over: {_some(extra)}"
-        )
-    for path in sorted(set(files.values())):
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                for name, parameter in parameters.items():
-                    if files[names[name]] == path:
-                        _fill_from(tensors, names[name], parameter, f"{key}: {path}")
-        except SafetensorError as error:
-            raise ValueError(f"{key}: {path} is not a readable safetensors file ({error})") from None
-
-
-def _fill_from(tensors, name: str, parameter: nn.Parameter, where: str) -> None:
-    stored = tensors.get_slice(name)
-    shape, (start, stop) = tuple(stored.get_shape()), element_range(parameter)
-    wanted = whole_shape(parameter)
-    if shape != wanted:
-        raise ValueError(f"{where}: {name} has shape {shape}, the model wants {wanted}")
-    row = max(1, torch.Size(shape[1:]).numel())
-    first, last = start // row, -(-stop // row)
-    flat = stored[first:last].reshape(-1)  # only the rows that hold the wanted elements are read
-    fill(parameter, flat[start - first * row : stop - first * row])
+def load_folder(module: nn.Module, folder: str, key: str, our_name: OurName, tied: bool = False) -> None:
+    """Fill one module from one folder, as `load_frozen` does."""
+    _read(_matched(module, folder, key, our_name, tied), tell=False)
 
 
 def tensor_files(folder: Path, key: str) -> dict[str, Path]:
     """Tensor name -> file that holds it. Raises FileNotFoundError or ValueError naming `key`."""
-    if (folder / INDEX).is_file():
-        names = json.loads((folder / INDEX).read_bytes())["weight_map"]
-        files = {name: folder / file for name, file in names.items()}
-        for path in set(files.values()):
-            if not path.is_file():
-                raise FileNotFoundError(f"{key}: {path} is named in {INDEX} but does not exist")
-        return files
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{key}: {folder} has neither model.safetensors nor {INDEX}")
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return dict.fromkeys(tensors.keys(), path)
-    except SafetensorError as error:
-        raise ValueError(f"{key}: {path} is not a readable safetensors file ({error})") from None
+    return {name: tensor.path for name, tensor in folder_tensors(folder, key).items()}
+
+
+def _matched(
+    module: nn.Module, folder: str, key: str, our_name: OurName, tied: bool = False
+) -> list[tuple[StoredTensor, nn.Parameter]]:
+    """Every parameter beside its tensor. `our_name` turns a name in the files into the module's own, or None for a
+    known extra."""
+    if not folder:
+        raise ValueError(f"{key}: give the folder of its weights")
+    stored = {ours: t for name, t in folder_tensors(Path(folder), key).items() if (ours := our_name(name, module))}
+    parameters = dict(module.named_parameters())  # a tied parameter appears once
+    if tied:
+        stored.pop("lm_head.weight", None)
+    both = sorted(parameters.keys() & stored.keys())
+    shapes = {name: (stored[name].shape, whole_shape(parameters[name])) for name in both}
+    problems = {
+        "missing": sorted(parameters.keys() - stored.keys()),
+        "left over": sorted(stored.keys() - parameters.keys()),
+        "of another shape": [f"{n} {has} instead of {wants}" for n, (has, wants) in shapes.items() if has != wants],
+        f"of a type other than {', '.join(TYPES)}": [
+            f"{name} ({stored[name].dtype})" for name in both if stored[name].dtype not in TYPES
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
+        raise ValueError(f"{key}: {folder} does not fit its config.json; {listed}")
+    return [(stored[name], parameters[name]) for name in both]
+
+
+def _read(pairs: list[tuple[StoredTensor, nn.Parameter]], tell: bool) -> int:
+    """In the order of the files, each from its beginning to its end."""
+    wanted = [(stored, held_pieces(parameter)) for stored, parameter in pairs]
+    wanted.sort(key=lambda each: (each[0].path, each[0].start))
+    total = sum(pieces[0][1].numel() * TYPES[stored.dtype].itemsize for stored, pieces in wanted)
+    with torch.no_grad(), Reader(total, tell) as reader:
+        for stored, (own, *inside) in wanted:
+            reader.read(stored, *own)
+            for piece in inside:
+                _read_beside(reader, stored, own, piece)
+    return reader.count
+
+
+def _read_beside(
+    reader: Reader, stored: StoredTensor, own: tuple[int, torch.Tensor], piece: tuple[int, torch.Tensor]
+) -> None:
+    """hpZ's second piece: what it has in common with the first, which is there already, is not read again."""
+    (held, values), (start, into) = own, piece
+    low, high = max(held, start), min(held + len(values), start + len(into))
+    if low >= high:
+        reader.read(stored, start, into)
+        return
+    reader.read(stored, start, into[: low - start])
+    into[low - start : high - start] = values[low - held : high - held]
+    reader.read(stored, high, into[high - start :])
 
 
 def _language_name(name: str, module: nn.Module) -> str | None:
@@ -149,7 +163,3 @@ def _vision_name(name: str, module: Any) -> str | None:
     if name.startswith(f"layers.{len(module.layers)}.") or name == "embeddings.position_ids":
         return None
     return name
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"

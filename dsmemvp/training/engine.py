@@ -1,8 +1,9 @@
-"""Recipe -> a DeepSpeed engine around the model; under ZeRO-3 the frozen part is partitioned while it is built."""
+"""Recipe -> a DeepSpeed engine around the model; under ZeRO-3 a rank loads only its partitions of the frozen part."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 from dsmemvp.data.batch import Batch
-from dsmemvp.models.joined import Configs, VisualLanguageModel, add_trainables, build_frozen, loss_sum
+from dsmemvp.models.joined import Configs, VisualLanguageModel, add_trainables, build_empty, loss_sum
+from dsmemvp.models.partitioned import give_memory
 from dsmemvp.models.weights import load_frozen
 from dsmemvp.recipe import Recipe
 from dsmemvp.training.checkpoint import Checkpoint
@@ -56,32 +58,51 @@ class Trainer:
         return math.inf if norm is None or not self.engine.was_step_applied() else float(norm)
 
 
-Load = Callable[[VisualLanguageModel, Recipe], None]
+Load = Callable[[VisualLanguageModel, Recipe], object]
 
 
 def build_model(
-    recipe: Recipe, configs: Configs, settings: dict[str, Any], device: torch.device, load: Load = load_frozen
+    recipe: Recipe, configs: Configs, settings: dict[str, Any], ranks: Ranks, load: Load | None = None
 ) -> VisualLanguageModel:
-    """The whole model with its frozen weights loaded. Under ZeRO-3 each parameter is partitioned as it is made, so no
-    rank ever holds the model."""
+    """The whole model with its frozen weights loaded (by `load`; None: from the recipe's folders). Under ZeRO-3 no rank
+    ever holds more of the frozen part than its partitions and one tensor that has no values yet. Nothing is sent
+    between ranks but whether all have loaded; errors are raised on all."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(TYPES[recipe.model.dtype])
     try:
-        # the type comes from the settings: DeepSpeed 0.19 takes an explicit float32 for bf16 on CPUs
-        cut = deepspeed.zero.Init(config_dict_or_path=settings, enabled=partitioned(settings))
-        with torch.device(device), cut:
-            model = build_frozen(recipe, configs)
+        model = build_empty(recipe, configs, ranks.device)
     finally:
         torch.set_default_dtype(before)
-    load(model, recipe)
+    if partitioned(settings):
+        give_memory(model, ranks.device, _cut(settings))
+    else:
+        give_memory(model, ranks.device)
+    read = load or partial(load_frozen, tell=ranks.first)
+    ranks.together(lambda: read(model, recipe))
     add_trainables(model, recipe, configs)
     return model
 
 
-def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks, load: Load = load_frozen) -> Trainer:
-    """`load` fills the frozen weights. Raises ValueError where the recipe has nothing to train."""
+def _cut(settings: dict[str, Any]) -> Callable[[nn.Parameter], None]:
+    """What makes a parameter ZeRO-3's and frees all but this rank's partition, values being of no interest yet.
+
+    DeepSpeed's public ways (`zero.Init` around a constructor or a module) also broadcast every parameter from the first
+    rank, so the two steps around that broadcast are called by themselves; the first one has no public name."""
+    # a module without parameters: takes settings only, and turns on what they say of linear layers' memory; the type
+    # comes from the settings, too, since DeepSpeed 0.19 takes an explicit float32 for bf16 on CPUs
+    init: Any = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings)
+
+    def cut(parameter: Any) -> None:
+        init._convert_to_deepspeed_param(parameter)
+        parameter.partition()
+
+    return cut
+
+
+def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks, load: Load | None = None) -> Trainer:
+    """`load` as in `build_model`. Raises ValueError where the recipe has nothing to train."""
     settings = deepspeed_settings(recipe, ranks.world)
-    model = build_model(recipe, configs, settings, ranks.device, load)
+    model = build_model(recipe, configs, settings, ranks, load)
     trainables = model.trainables()
     if not trainables:
         raise ValueError("method.name: 'none' has no trainable parameters; it can only be evaluated")
@@ -122,7 +143,7 @@ def build_for_inference(
     """The model with a checkpoint's values (None: its initial ones), and its forward, which all ranks must call the
     same number of times."""
     settings = deepspeed_settings(recipe, ranks.world, training=False)
-    model = build_model(recipe, configs, settings, ranks.device)
+    model = build_model(recipe, configs, settings, ranks)
     trainables = model.trainables()
     if checkpoint is not None:
         values = checkpoint.values({name: tuple(p.shape) for name, p in trainables.items()})

@@ -13,7 +13,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.models.joined import Configs
-from dsmemvp.models.partitioned import element_range, fill
+from dsmemvp.models.partitioned import fill_randomly
 from dsmemvp.planning.trace import example_batch
 from dsmemvp.recipe_file import read_recipe
 from dsmemvp.training.engine import build_trainer
@@ -27,7 +27,7 @@ def main(given: str) -> None:
     recipe = read_recipe(wanted["recipe"], wanted["overrides"])
     configs = Configs(LlamaConfig(**wanted["language"]), CLIPVisionConfig(**wanted["vision"]))
     torch.manual_seed(0)
-    trainer = build_trainer(recipe, configs, ranks, load=_fill)
+    trainer = build_trainer(recipe, configs, ranks, load=fill_randomly)
     batch = example_batch(recipe, configs, trainer.model.method.slots, wanted["tokens"])
     counts = []
     for _ in range(STEPS):
@@ -41,13 +41,6 @@ def main(given: str) -> None:
         print(json.dumps([after - before for before, after in itertools.pairwise(counts)]), flush=True)
     leave_ranks()
     os._exit(0)  # as dsmemvp/__main__.py does, and why
-
-
-def _fill(model, recipe) -> None:
-    """As loading does: each rank its own part."""
-    for parameter in model.parameters():
-        start, stop = element_range(parameter)
-        fill(parameter, 0.02 * torch.randn(stop - start))
 
 
 def _sent() -> int:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.models.joined import Configs, loss_sum
+from dsmemvp.models.partitioned import fill_randomly
 from dsmemvp.planning.trace import example_batch
 from dsmemvp.recipe_file import read_recipe
 from dsmemvp.training.engine import build_trainer
@@ -31,7 +32,7 @@ def main(given: str, out: str) -> None:
     recipe = read_recipe(wanted["recipe"], wanted["overrides"])
     configs = Configs(LlamaConfig(**wanted["language"]), CLIPVisionConfig(**wanted["vision"]))
     torch.manual_seed(0)
-    engine = build_trainer(recipe, configs, ranks, load=lambda model, recipe: None).engine
+    engine = build_trainer(recipe, configs, ranks, load=fill_randomly).engine
     batch = example_batch(recipe, configs, engine.module.method.slots, wanted["tokens"])
     live = [0]
     for module in engine.module.modules():

@@ -1,0 +1,108 @@
+"""What a folder of safetensors files holds: its tensors' names, types, shapes and places in the files.
+
+A file is 8 bytes of length, a JSON header of that length, and the tensors without gaps (safetensors' README). Only
+headers are read here, and what does not add up is refused: a truncated file is found before anything is loaded.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+INDEX = "model.safetensors.index.json"
+LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors' own limit."""
+BITS = {"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64}
+BITS |= {"F16": 16, "BF16": 16, "F32": 32, "F64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
+"""Per element. Types that are not named here (newer ones) are not measured."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    path: Path
+    dtype: str
+    """As safetensors names it: "BF16", "F32", ..."""
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    """Bytes of the file: [start, stop)."""
+
+
+def read_header(path: Path, key: str) -> dict[str, StoredTensor]:
+    """name -> where it is, in the header's order. Raises ValueError that begins with `key` and names the file."""
+    try:
+        with path.open("rb") as file:
+            whole = path.stat().st_size
+            size = int.from_bytes(file.read(8), "little")
+            if size > min(whole, LONGEST_HEADER):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(size), object_pairs_hook=_without_repetition)
+        header.pop("__metadata__", None)
+        tensors = {name: _stored(path, name, about, 8 + size) for name, about in header.items()}
+        end = 8 + size
+        for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+            if tensor.start != end:
+                raise ValueError(f"{name} begins at byte {tensor.start}, the one before it ends at {end}")
+            end = tensor.stop
+        if end != whole:
+            raise ValueError(f"its tensors end at byte {end}, the file at {whole}")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{key}: {path} is not a readable safetensors file ({error})") from None
+    return tensors
+
+
+def folder_tensors(folder: Path, key: str) -> dict[str, StoredTensor]:
+    """All tensors of the files that the folder's index names, or of its only file. Raises FileNotFoundError or
+    ValueError that begins with `key`."""
+    if not (folder / INDEX).is_file():
+        path = folder / "model.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"{key}: {folder} has neither model.safetensors nor {INDEX}")
+        return read_header(path, key)
+    files = _index(folder / INDEX, key)
+    absent = sorted({name for name in files.values() if not (folder / name).is_file()})
+    if absent:
+        raise FileNotFoundError(
+            f"{key}: {some([str(folder / name) for name in absent])} named in {INDEX} but not there;"
+            " download the folder again"
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for file in sorted(set(files.values())):
+        tensors |= read_header(folder / file, key)
+    wrong = sorted(name for name, file in files.items() if name not in tensors or tensors[name].path != folder / file)
+    if wrong:
+        raise ValueError(f"{key}: {folder / INDEX} does not fit its files; not where it says: {some(wrong)}")
+    return tensors
+
+
+def some(names: list[str]) -> str:
+    """The first of them, for messages."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
+
+
+def _index(path: Path, key: str) -> dict[str, str]:
+    try:
+        files = json.loads(path.read_bytes())["weight_map"]
+        if not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
+            raise ValueError("its weight_map names something else than files beside it")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{key}: {path} is not a readable index ({error})") from None
+    return files
+
+
+def _stored(path: Path, name: str, about: dict[str, Any], base: int) -> StoredTensor:
+    (start, stop), shape = about["data_offsets"], tuple(about["shape"])
+    if not all(type(number) is int and number >= 0 for number in (start, stop, *shape)):
+        raise ValueError(f"the shape or the place of {name} is not of whole numbers")
+    bits = BITS.get(about["dtype"])
+    if bits and math.prod(shape) * bits != 8 * (stop - start):
+        raise ValueError(f"{name}, {about['dtype']} {list(shape)}, has {stop - start} bytes")
+    return StoredTensor(path, about["dtype"], shape, base + start, base + stop)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in its header twice")
+    return found
