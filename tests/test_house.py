@@ -17,6 +17,7 @@ ORDER = [
     "planning",
     "data_tools",
     "training",
+    "generation",
     "evaluation",
     "submit",
     "doctor",

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.data.batch import Batch
-from dsmemvp.models.language import LanguageModel
+from dsmemvp.models.language import LanguageModel, Step
 from dsmemvp.models.vision import VisionTower, image_tokens, square
 from dsmemvp.prompts import Sizes, VisualPrompt, build_method
+from dsmemvp.prompts.interface import State
 from dsmemvp.recipe import Recipe
 
 
@@ -43,7 +44,15 @@ class VisualLanguageModel(nn.Module):
         self.language = LanguageModel(configs.language)
         self.method = VisualPrompt()
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, step: Step | None = None) -> Any:
+        """-> the logits; for a step of decoding, (logits, what its later steps take as their `state`)."""
+        if step is None:
+            return self.language(batch, self.see(batch), self.method)
+        state = self.see(batch) if step.state is None else step.state
+        return self.language(batch, state, self.method, step), self.method.for_later_steps(state)
+
+    def see(self, batch: Batch) -> State:
+        """What the method makes of the batch's images."""
         features = None
         if self.vision is not None:
             images = batch.images
@@ -51,8 +60,7 @@ class VisualLanguageModel(nn.Module):
                 # every rank runs the same modules in every micro-step; the method gives the dummy row weight zero
                 images = images.new_zeros(1, *images.shape[1:])
             features = self.vision(images.to(self.vision.pre_layrnorm.weight.dtype))
-        state = self.method(features, batch)
-        return self.language(batch, state, self.method)
+        return self.method(features, batch)
 
     def trainables(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}

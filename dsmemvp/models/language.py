@@ -4,11 +4,12 @@ its points (prompts/interface.py). With no method the logits are transformers' o
 Parameter names are transformers' without the leading "model.". B samples, L places, d width, S supervised places.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig
+from transformers import Cache, LlamaConfig
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaMLP,
@@ -20,6 +21,21 @@ from dsmemvp.data.batch import Batch
 from dsmemvp.models.recompute import run_layer
 from dsmemvp.prompts import VisualPrompt
 from dsmemvp.prompts.interface import State
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward of decoding with a key/value cache: the first reads the prompts, each later one a token per sample.
+    Padding stands on the left, so that all samples go on at the same place."""
+
+    cache: Cache
+    """Keys and values of the C places before, which this forward's are added to."""
+    positions: torch.Tensor
+    """[B, L] int64: each place's position in its own sample"""
+    mask: torch.Tensor | None = None
+    """[B, C + L]: nonzero where there is a token or slot, zero for padding; None where nothing is padded"""
+    state: State | None = None
+    """What an earlier forward made of the images; None: this one does."""
 
 
 class DecoderLayer(nn.Module):
@@ -38,10 +54,14 @@ class DecoderLayer(nn.Module):
         state: State,
         method: VisualPrompt,
         batch: Batch,
+        mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
     ) -> torch.Tensor:
         hidden_BLd = method.enter_layer(self.index, hidden_BLd, state, batch)
         # without a mask the attention backend applies causality itself: no [L, L] mask exists
-        attended = self.self_attn(self.input_layernorm(hidden_BLd), position_embeddings=rotary, attention_mask=None)
+        attended = self.self_attn(
+            self.input_layernorm(hidden_BLd), position_embeddings=rotary, attention_mask=mask, past_key_values=cache
+        )
         hidden_BLd = hidden_BLd + attended[0]
         x_BLd = self.post_attention_layernorm(hidden_BLd)
         out_BLd = self.mlp(x_BLd)
@@ -75,18 +95,30 @@ class LanguageModel(nn.Module):
                     if new is not None:
                         setattr(parent, name, new)
 
-    def forward(self, batch: Batch, state: State, method: VisualPrompt) -> torch.Tensor:
+    def forward(self, batch: Batch, state: State, method: VisualPrompt, step: Step | None = None) -> torch.Tensor:
         embedded_Td = self.embed_tokens(batch.tokens)
         B, L, d = batch.size, batch.length, embedded_Td.shape[-1]
         hidden = embedded_Td.new_zeros(B * L, d).index_copy(0, batch.place, embedded_Td).view(B, L, d)
-        rotary = self._rotary(hidden)
+        rotary = self._rotary(hidden, step)
+        attention = (attention_mask(step, L), step.cache) if step else ()
         for layer in self.layers:
-            hidden = run_layer(layer, self.recompute, hidden, rotary, state, method, batch)
+            hidden = run_layer(layer, self.recompute, hidden, rotary, state, method, batch, *attention)
         hidden_Sd = hidden.flatten(0, 1)[batch.supervised]
         return self.lm_head(self.norm(hidden_Sd)).float()
 
-    def _rotary(self, hidden_BLd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotary(self, hidden_BLd: torch.Tensor, step: Step | None) -> tuple[torch.Tensor, torch.Tensor]:
         # made anew each time (a few thousand numbers), since a module's buffer would be cast to 16 bits with the model
         with torch.device(hidden_BLd.device):
-            positions = torch.arange(hidden_BLd.shape[1])[None]
+            positions = step.positions if step else torch.arange(hidden_BLd.shape[1])[None]
             return LlamaRotaryEmbedding(self.config)(hidden_BLd, positions)
+
+
+def attention_mask(step: Step, length: int) -> torch.Tensor | None:
+    """[B, 1, L, C + L] bool: which places each of this forward's `length` places sees. None where nothing is padded:
+    the attention backend then applies causality itself."""
+    if step.mask is None:
+        return None
+    seen = torch.arange(step.mask.shape[1], device=step.mask.device)
+    own = seen[-length:, None]
+    # a padded place sees itself, so that no softmax is over nothing; nobody sees it
+    return (((seen <= own) & step.mask.bool()[:, None]) | (seen == own))[:, None]

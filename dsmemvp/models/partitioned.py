@@ -12,6 +12,11 @@ import torch
 from torch import distributed, nn
 
 
+def is_partitioned(parameter: Any) -> bool:
+    """Whether this process may hold a part of it only."""
+    return hasattr(parameter, "ds_tensor")
+
+
 def whole_shape(parameter: Any) -> tuple[int, ...]:
     """The shape of the whole tensor, of which this process may hold a part; no communication."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
@@ -20,7 +25,7 @@ def whole_shape(parameter: Any) -> tuple[int, ...]:
 def element_range(parameter: Any) -> tuple[int, int]:
     """The elements [start, stop) of the flattened tensor that this process holds; `parameter` is an nn.Parameter,
     which ZeRO-3 may have given its attributes."""
-    if not hasattr(parameter, "ds_tensor"):
+    if not is_partitioned(parameter):
         return 0, parameter.numel()
     return _range(parameter, parameter.ds_tensor, parameter.ds_process_group)
 

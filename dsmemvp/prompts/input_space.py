@@ -28,12 +28,19 @@ class InputSpace(VisualPrompt):
         assert features is not None
         return (self.projector(features),)
 
+    def for_later_steps(self, state: State) -> State:
+        """Nothing: the image tokens are in the key/value cache."""
+        return ()
+
     def enter_layer(self, layer: int, hidden_BLd: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
-        if layer > 0:
+        if layer > 0 or not state:
             return hidden_BLd
-        visual_d = state[0].flatten(0, 1)
+        visual_IPd = state[0]
         if batch.slot_place.numel() == 0:
-            return hidden_BLd + 0.0 * visual_d.sum()  # the dummy row enters the graph with weight zero
+            return hidden_BLd + 0.0 * visual_IPd.sum()  # the dummy row enters the graph with weight zero
+        if batch.slot_place.numel() > visual_IPd.shape[0] * self.slots:  # samples share images
+            visual_IPd = visual_IPd[batch.image_of[batch.image_of >= 0]]
+        visual_d = visual_IPd.flatten(0, 1)
         flat = hidden_BLd.flatten(0, 1).index_copy(0, batch.slot_place, visual_d.to(hidden_BLd.dtype))
         return flat.view_as(hidden_BLd)
 

@@ -37,8 +37,14 @@ class VisualPrompt(nn.Module):
 
     def forward(self, features: torch.Tensor | None, batch: Batch) -> State:
         """Once per forward: what all layers share. `features` [max(I, 1), P, v]; where the batch has no image it is
-        one dummy row that must enter the graph with weight zero."""
+        one dummy row that must enter the graph with weight zero. Made from one sample with an image, it also serves
+        a batch of any size whose samples all look at that image."""
         return ()
+
+    def for_later_steps(self, state: State) -> State:
+        """What decoding needs of the state after its first step, when a batch holds one new token per sample and
+        neither images nor slots."""
+        return state
 
     def enter_layer(self, layer: int, hidden_BLd: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
         """The hidden states on entering a layer."""

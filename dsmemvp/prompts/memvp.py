@@ -46,6 +46,10 @@ class MemVP(VisualPrompt):
         key, value = (memory_BNd + p.float() for p in (self.key_positions, self.value_positions))
         return key, value, key.detach().to(features.dtype), value.detach().to(features.dtype)
 
+    def for_later_steps(self, state: State) -> State:
+        """The 16-bit memory alone: decoding has no gradient to gather."""
+        return (*state[2:], *state[2:])
+
     def feed_forward(self, layer: int, x_BLd: torch.Tensor, state: State) -> torch.Tensor | None:
         key_BNd, value_BNd = _SharedMemory.apply(*state)
         active_BLN = F.silu(x_BLd @ key_BNd.transpose(1, 2))

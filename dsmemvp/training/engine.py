@@ -139,9 +139,9 @@ def decay_groups(trainables: dict[str, nn.Parameter], weight_decay: float) -> li
 
 def build_for_inference(
     recipe: Recipe, configs: Configs, ranks: Ranks, checkpoint: Checkpoint | None
-) -> tuple[VisualLanguageModel, Callable[[Batch], torch.Tensor]]:
+) -> tuple[VisualLanguageModel, Callable[..., Any]]:
     """The model with a checkpoint's values (None: its initial ones), and its forward, which all ranks must call the
-    same number of times."""
+    same number of times: `forward(batch)`, or `forward(batch, step)` to decode."""
     settings = deepspeed_settings(recipe, ranks.world, training=False)
     model = build_model(recipe, configs, settings, ranks)
     trainables = model.trainables()
@@ -151,7 +151,7 @@ def build_for_inference(
             parameter.data.copy_(values[name])
     _cast(trainables, ranks.device, TYPES[recipe.model.dtype])
     if not partitioned(settings):
-        return model.eval(), lambda batch: model(batch.to(ranks.device))
+        return model.eval(), lambda batch, *step: model(batch.to(ranks.device), *step)
     engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
     engine.eval()
-    return model, lambda batch: engine(batch.to(ranks.device))
+    return model, lambda batch, *step: engine(batch.to(ranks.device), *step)

@@ -1,0 +1,77 @@
+"""Our model as transformers' `generate` wants one: what its loop hands over at each step becomes a batch and a Step.
+
+The adapter owns no parameter. It calls the model's forward, which under ZeRO-3 is the engine's, since DeepSpeed's
+hooks at the root begin and end every forward.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Cache, GenerationMixin, LlamaConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from dsmemvp.data.batch import Batch
+from dsmemvp.generation.layout import next_tokens
+from dsmemvp.models.joined import VisualLanguageModel
+from dsmemvp.models.language import Step
+from dsmemvp.models.partitioned import is_partitioned
+from dsmemvp.prompts.interface import State
+from dsmemvp.training.ranks import Ranks
+
+
+@dataclass
+class StepOutput(ModelOutput):
+    logits: torch.Tensor | None = None
+    """[B, 1, vocabulary], float32"""
+    past_key_values: Cache | None = None
+    state: State | None = None
+
+
+class Decoder(PreTrainedModel, GenerationMixin):
+    """`forward(batch, step)` is that of training/engine.py's `build_for_inference`, on `place`. Where `in_step`, all
+    ranks generate at the same time, and each goes on until the last one is done."""
+
+    config_class = LlamaConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: LlamaConfig, forward: Callable[..., Any], place: torch.device, eos: int, in_step: bool):
+        super().__init__(deepcopy(config))  # which transformers writes into
+        self._run, self._place = forward, place
+        self.eos, self.in_step = eos, in_step
+
+    @property
+    def device(self) -> torch.device:
+        return self._place
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        batch: Batch | None = None,
+        state: State | None = None,
+        **_: Any,
+    ) -> StepOutput:
+        """`batch` is that of the prompts, left-padded; `state` what was made of its images, if it was made already."""
+        assert batch is not None and past_key_values is not None and position_ids is not None
+        now = next_tokens(input_ids[:, 0], batch) if past_key_values.get_seq_length() else batch
+        logits_BV, state = self._run(now, Step(past_key_values, position_ids, attention_mask, state))
+        return StepOutput(logits_BV[:, None], past_key_values, state)
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **more: Any):
+        model_kwargs["state"] = outputs.state
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **more)
+
+
+def build_decoder(model: VisualLanguageModel, forward: Callable[..., Any], ranks: Ranks, eos: int) -> Decoder:
+    """For what `build_for_inference` returns. Where the weights are cut over ranks, all ranks generate together."""
+    in_step = ranks.world > 1 and any(map(is_partitioned, model.parameters()))
+    return Decoder(model.language.config, forward, ranks.device, eos, in_step)

@@ -1,0 +1,88 @@
+"""A batch of prompts -> new tokens, greedily or by sampling, with a key/value cache."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from dsmemvp.data.batch import Batch
+from dsmemvp.generation.decoder import Decoder
+from dsmemvp.generation.layout import left_padded
+from dsmemvp.prompts.interface import State
+
+Done = Callable[[list[int]], bool]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    max_new_tokens: int = 64
+    """Most tokens of an answer."""
+    temperature: float = 0.0
+    """0 takes the most likely token; else logits are divided by it before drawing."""
+    top_p: float = 1.0
+    """Draw among the most likely tokens that together have this probability (Holtzman et al., arXiv 1904.09751)."""
+    seed: int = 0
+    """Of the draws; the same batch with the same seed gives the same texts."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the setting."""
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: must be at least 1, is {self.max_new_tokens}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature: must be 0 (greedy) or a positive number, is {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: must be above 0 and at most 1, is {self.top_p}")
+
+
+def generate(
+    decoder: Decoder, batch: Batch, sampling: Sampling, done: Done | None = None, state: State | None = None
+) -> list[list[int]]:
+    """The new tokens of every sample of `batch` (made with last_only), up to EOS and without it. A sample also ends
+    where `done` holds of its new tokens, the last of which it keeps. `state`, where the images were looked at before
+    (`VisualLanguageModel.see`). A batch without samples decodes nothing, but keeps step with the other ranks."""
+    samples, length = batch.indices.numel(), batch.length
+    prompts, mask = left_padded(batch.to(decoder.device))
+    # what stands in the prompt is in `prompts`; these only tell `generate` how long it is
+    ids = torch.zeros_like(mask)
+    ends = _Ends(length, samples, done)
+    with torch.random.fork_rng(devices=[decoder.device] if decoder.device.type == "cuda" else []):
+        torch.manual_seed(sampling.seed)
+        whole = decoder.generate(
+            inputs=ids,
+            attention_mask=mask,
+            generation_config=_settings(sampling, decoder.eos),
+            stopping_criteria=StoppingCriteriaList([ends]),
+            synced_gpus=decoder.in_step,
+            batch=prompts,
+            state=state,
+        )
+    rows = whole[:samples, length:].tolist()
+    # a sample that is done goes on with EOS until the others are
+    return [tokens[: tokens.index(decoder.eos)] if decoder.eos in tokens else tokens for tokens in rows]
+
+
+def _settings(sampling: Sampling, eos: int) -> GenerationConfig:
+    drawing = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=sampling.temperature > 0,
+        eos_token_id=eos,
+        pad_token_id=eos,
+        **drawing,
+    )
+
+
+class _Ends(StoppingCriteria):
+    """Which rows are done before EOS: those `done` says so of, and those beyond the batch's samples."""
+
+    def __init__(self, prompt: int, samples: int, done: Done | None):
+        self._prompt, self._samples, self._done = prompt, samples, done
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **more: object) -> torch.Tensor:
+        ended = torch.arange(input_ids.shape[0], device=input_ids.device) >= self._samples
+        if self._done is not None:
+            new = input_ids[: self._samples, self._prompt :].tolist()
+            ended[: self._samples] = torch.tensor([self._done(tokens) for tokens in new], dtype=torch.bool)
+        return ended

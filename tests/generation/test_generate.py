@@ -1,0 +1,139 @@
+"""Decoding with a key/value cache against decoding without, and against transformers' own model."""
+
+import pytest
+import small
+import torch
+from transformers import LlamaForCausalLM
+
+from dsmemvp.data.batch import make_batch
+from dsmemvp.generation.generate import Sampling, generate
+
+STEPS = Sampling(max_new_tokens=12)
+GROUPED = {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
+
+
+@pytest.mark.parametrize("shape", [{}, GROUPED], ids=["llama-1", "grouped queries"])
+@pytest.mark.parametrize("method", small.METHODS)
+def test_with_a_cache_the_tokens_are_those_without(method, shape):
+    model = small.model(method, **shape)
+    images = small.PICTURES if method != "none" else (False,) * 4
+    batch = small.batch(model, images=images)
+    wanted = small.without_cache(model, batch, STEPS.max_new_tokens)
+    assert generate(small.decoder(model), batch, STEPS) == wanted
+    assert len({tuple(tokens) for tokens in wanted}) >= 3 and any(len(set(tokens)) >= 3 for tokens in wanted)
+    if method != "none":  # what is in the pictures counts
+        others = small.batch(model, images=[small.pictures(9)[-1] if image else None for image in images])
+        assert small.without_cache(model, others, STEPS.max_new_tokens) != wanted
+
+
+@pytest.mark.parametrize("method", small.METHODS)
+def test_left_padding_changes_nothing(method):
+    """The shortest sample by itself and beside the longer ones: the same tokens, and nearly the same logits."""
+    model = small.model(method)
+    decoder, logits = small.decoder(model), []
+    with_image = method != "none"
+    decoder._run = lambda batch, step: keep(model(batch, step))
+
+    def keep(output):
+        logits.append(output[0][0])
+        return output
+
+    image = small.pictures(1)[0] if with_image else None
+    few = Sampling(max_new_tokens=5)
+    alone = generate(decoder, small.batch(model, [[1, 8, 4]], [image]), few)
+    own, logits[:] = list(logits), []
+    beside = generate(decoder, small.batch(model, [[1, 8, 4], [1, *range(3, 50)]], [image, None]), few)
+    assert beside[0] == alone[0] and len(own) == len(logits) == 5
+    for one, other in zip(own, logits, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_without_a_method_the_texts_are_transformers_own():
+    ours = small.model("none", **GROUPED)
+    theirs = LlamaForCausalLM(ours.language.config).eval()
+    theirs.load_state_dict({n if "lm_head" in n else f"model.{n}": t for n, t in ours.language.state_dict().items()})
+    longest = max(map(len, small.TEXTS))
+    ids = torch.tensor([[0] * (longest - len(text)) + text for text in small.TEXTS])
+    mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in small.TEXTS])
+    stock = theirs.generate(
+        ids, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=small.EOS, pad_token_id=small.EOS
+    )
+    wanted = [row[longest:].tolist() for row in stock]
+    wanted = [row[: row.index(small.EOS)] if small.EOS in row else row for row in wanted]
+    assert generate(small.decoder(ours), small.batch(ours, images=(False,) * 4), STEPS) == wanted
+
+
+@pytest.mark.parametrize("method", ["memvp", "input_space"])
+def test_questions_about_one_picture_look_at_it_once(method):
+    model = small.model(method)
+    rows = []
+    model.vision.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[0]))
+    picture, other = small.pictures(2)
+    separate = [
+        generate(small.decoder(model), small.batch(model, [text], [image]), STEPS)[0]
+        for text, image in zip(small.TEXTS, (picture, None, picture, other), strict=True)
+    ]
+    rows.clear()
+    together = small.batch(model, images=(picture, None, picture, other))
+    assert generate(small.decoder(model), together, STEPS) == separate
+    assert rows == [2] and together.image_of.tolist() == [0, -1, 0, 1]
+
+
+@pytest.mark.parametrize("method", ["memvp", "input_space"])
+def test_a_picture_that_was_seen_is_not_looked_at_again(method):
+    model = small.model(method)
+    picture = small.pictures(1)[0]
+    wanted = generate(small.decoder(model), small.batch(model, images=[picture] * 4), STEPS)
+    with torch.no_grad():
+        seen = model.see(small.batch(model, [[1]], [picture]))
+    model.vision.register_forward_hook(lambda module, inputs, output: pytest.fail("looked again"))
+    model.method.projector.register_forward_hook(lambda module, inputs, output: pytest.fail("projected again"))
+    assert generate(small.decoder(model), small.batch(model, images=[picture] * 4), STEPS, state=seen) == wanted
+
+
+def test_a_text_ends_at_eos_and_where_it_is_done():
+    model = small.model("memvp")
+    batch = small.batch(model)
+    free = generate(small.decoder(model, eos=small.VOCABULARY), batch, STEPS)
+    assert {len(tokens) for tokens in free} == {12}
+    eos = free[0][5]
+    wanted = [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in free]
+    assert generate(small.decoder(model, eos=eos), batch, STEPS) == wanted
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    few = generate(small.decoder(model), batch, STEPS, done=lambda tokens: len(tokens) == 3)
+    assert few == [tokens[:3] for tokens in free] and len(calls) == 3
+
+
+def test_an_empty_batch_decodes_nothing():
+    model = small.model("memvp")
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert generate(small.decoder(model), make_batch([], small.RESOLUTION, last_only=True), STEPS) == []
+    assert len(calls) == 1
+
+
+def test_equal_seeds_draw_equal_texts_and_leave_torch_s_generator_alone():
+    model = small.model("memvp")
+    batch = small.batch(model)
+
+    def drawn(**settings):
+        return generate(small.decoder(model), batch, Sampling(12, **{"temperature": 3.0, **settings}))
+
+    before = torch.get_rng_state()
+    first = drawn(seed=1)
+    assert drawn(seed=1) == first != drawn(seed=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    greedy = generate(small.decoder(model), batch, STEPS)
+    assert first != greedy
+    # with next to no mass to draw from, or next to no temperature, only the most likely token is left
+    assert drawn(top_p=1e-6) == greedy and drawn(temperature=1e-4) == greedy
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("max_new_tokens", 0), ("temperature", -1.0), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.5)],
+)
+def test_a_setting_out_of_range_is_named(setting, value):
+    with pytest.raises(ValueError, match=f"^{setting}: must be"):
+        Sampling(**{setting: value})

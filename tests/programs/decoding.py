@@ -1,0 +1,61 @@
+"""On every rank: answers of a partitioned model to prompts of this rank's own, with other lengths than the others'.
+
+Arguments: a recipe, a folder of trained tensors by method, a DeepSpeed configuration, where to write what was said.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import small
+import torch
+
+from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.text import EncodedText
+from dsmemvp.generation.decoder import build_decoder
+from dsmemvp.generation.generate import Sampling, generate
+from dsmemvp.models.weights import read_configs
+from dsmemvp.recipe_file import read_recipe
+from dsmemvp.training.checkpoint import Checkpoint
+from dsmemvp.training.engine import build_for_inference
+from dsmemvp.training.ranks import join_ranks, leave_ranks
+
+SHARES = {1: [[(0, 1, 2, 3)], [(0, 1, 2, 3)]], 2: [[(2,), (0, 1, 3)], [(), (0, 1, 2, 3)]]}
+"""By number of ranks: for each round, the prompts of every rank."""
+
+
+def main(recipe_path: str, trained: str, settings: str, out: str) -> None:
+    ranks = join_ranks(seconds=600)
+    said = {}
+    for method in ("memvp", "input_space"):
+        recipe = read_recipe(recipe_path, [f"method.name={method}", f"training.deepspeed={settings}"])
+        configs = read_configs(recipe)
+        checkpoint = Checkpoint(Path(trained) / f"{method}.safetensors")
+        model, forward = build_for_inference(recipe, configs, ranks, checkpoint)
+        decoder = build_decoder(model, forward, ranks, small.EOS)
+        for number, shares in enumerate(SHARES[ranks.world]):
+            own = shares[ranks.rank]
+            answers = generate(decoder, prompts(own, configs.resolution, model.method.slots), Sampling(9), done)
+            rows = [json.dumps([sample, tokens]) for sample, tokens in zip(own, answers, strict=True)]
+            said[f"{method}, round {number}"] = sorted(map(json.loads, ranks.gather(rows)))
+        said[f"{method}, in step"] = decoder.in_step
+    if ranks.first:
+        Path(out).write_text(json.dumps(said))
+    leave_ranks()
+    os._exit(0)  # as dsmemvp/__main__.py does, and why
+
+
+def done(tokens: list[int]) -> bool:
+    """Samples end at different times, and on different ranks."""
+    return sum(tokens) % 3 == 0 and len(tokens) > 2
+
+
+def prompts(samples: tuple[int, ...], resolution: int, slots: int):
+    drawn = torch.randn(4, 3, resolution, resolution, generator=torch.Generator().manual_seed(5))
+    items = [Item(i, EncodedText(small.TEXTS[i], 0, False), drawn[i] if small.PICTURES[i] else None) for i in samples]
+    return make_batch(items, resolution, slots, last_only=True)
+
+
+if __name__ == "__main__":
+    main(*[argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")])

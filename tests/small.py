@@ -1,0 +1,83 @@
+"""Small random models whose method matters to what they say, prompts for them, and decoding without a cache."""
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.text import EncodedText
+from dsmemvp.generation.decoder import Decoder
+from dsmemvp.models.joined import Configs, VisualLanguageModel, add_trainables, build_frozen
+from dsmemvp.recipe import Recipe
+
+VOCABULARY, RESOLUTION, EOS = 60, 16, 2
+METHODS = ("memvp", "input_space", "none")
+TEXTS = [[1, 5, 9, 3, 7, 30, 41], [1, 8, 4], [1], [1, 7, 7, 50, 12]]
+PICTURES = (True, False, True, True)
+
+
+def configs(**language) -> Configs:
+    sizes = {"intermediate_size": 64, "num_attention_heads": 4}
+    return Configs(
+        LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, **{**sizes, **language}),
+        CLIPVisionConfig(hidden_size=16, num_hidden_layers=3, image_size=RESOLUTION, patch_size=8, **sizes),
+    )
+
+
+def recipe(method: str) -> Recipe:
+    made = Recipe(name="x")
+    made.method.name, made.method.hidden, made.method.slots = method, 8, 7
+    made.method.visual_scale = made.method.output_scale = 1.0
+    made.vision.adapter_dim = 4
+    return made
+
+
+def model(method: str, seed: int = 0, **language) -> VisualLanguageModel:
+    torch.manual_seed(seed)
+    made = build_frozen(recipe(method), configs(**language))
+    add_trainables(made, recipe(method), configs(**language))
+    enliven(made)
+    return made.eval()
+
+
+def enliven(made: VisualLanguageModel) -> None:
+    """Weights large enough that neighbouring tokens and pictures change the answer."""
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in made.named_parameters():
+        if parameter.dim() > 1:
+            scale = 2.0 if "embed_tokens" in name or "positions" in name else 3.0 / parameter.shape[-1] ** 0.5
+            parameter.data = scale * torch.randn(parameter.shape, generator=generator)
+
+
+def pictures(number: int) -> list[torch.Tensor]:
+    return list(torch.randn(number, 3, RESOLUTION, RESOLUTION, generator=torch.Generator().manual_seed(5)))
+
+
+def batch(made: VisualLanguageModel, texts=TEXTS, images=PICTURES) -> Batch:
+    """`images`: whether each sample has one (the i-th of `pictures`), or the tensors themselves."""
+    drawn = pictures(len(texts))
+    rows = [(drawn[i] if image else None) if isinstance(image, bool) else image for i, image in enumerate(images)]
+    items = [
+        Item(i, EncodedText(t, len(t), False), image) for i, (t, image) in enumerate(zip(texts, rows, strict=True))
+    ]
+    return make_batch(items, RESOLUTION, made.method.slots, last_only=True)
+
+
+def decoder(made: VisualLanguageModel, eos: int = EOS) -> Decoder:
+    return Decoder(made.language.config, lambda *given: made(*given), torch.device("cpu"), eos, in_step=False)
+
+
+@torch.no_grad()
+def without_cache(made: VisualLanguageModel, asked: Batch, steps: int, eos: int = EOS) -> list[list[int]]:
+    """Each sample by itself, the whole text computed again for every token, through the forward of training."""
+    answers = []
+    tokens, offsets = asked.tokens.tolist(), asked.offsets.tolist()
+    for b in range(asked.indices.numel()):
+        text, new = tokens[offsets[b] : offsets[b + 1]], []
+        image = asked.images[asked.image_of[b]] if asked.image_of[b] >= 0 else None
+        while len(new) < steps:
+            token = int(made(batch(made, [[*text, *new]], [image]))[0].argmax())
+            if token == eos:
+                break
+            new.append(token)
+        answers.append(new)
+    return answers
