@@ -24,7 +24,7 @@ class Model:
     vision_shape: str = ""
     """Name of a published shape of the vision tower, as above."""
     tokenizer: str = ""
-    """File of a sentencepiece model, such as LLaMA's tokenizer.model."""
+    """File of a sentencepiece model, such as LLaMA's tokenizer.model, or a Hugging Face tokenizer.json (LLaMA 3)."""
     dtype: DTYPES = "bf16"
     """Compute type of all modules; the optimizer always keeps float32 masters."""
 

@@ -54,13 +54,9 @@ class Encoder:
 
 def recipe_encoder(recipe: Recipe, resolution: int, vocabulary: int) -> Encoder:
     """The encoder that a recipe describes, for training; `resolution` and `vocabulary` are the models'. Raises
-    ValueError where the tokenizer knows more tokens than the model."""
+    ValueError where the tokenizer is another model's."""
     tokenizer = Tokenizer(recipe.model.tokenizer)
-    if tokenizer.vocabulary > vocabulary:
-        raise ValueError(
-            f"model.tokenizer: {recipe.model.tokenizer} has {tokenizer.vocabulary} pieces, the language model only"
-            f" {vocabulary}"
-        )
+    tokenizer.check_fits(vocabulary, recipe.model.tokenizer)
     return Encoder(
         tokenizer_path=recipe.model.tokenizer,
         image=ImageTransform(resolution, recipe.vision.statistics, recipe.vision.max_pixels),

@@ -10,37 +10,11 @@ and options are never cut.
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import sentencepiece
 
 from dsmemvp.data.sample import Sample, SampleError
+from dsmemvp.data.tokenizer import Tokenizer
 
 LEAD_IN = "The answer is"
-
-
-class Tokenizer:
-    """A sentencepiece model with LLaMA's conventions: a text starts with BOS, a target ends with EOS."""
-
-    def __init__(self, path: str | Path):
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"tokenizer {path} does not exist; give a sentencepiece model in model.tokenizer")
-        self._model = sentencepiece.SentencePieceProcessor()
-        try:
-            self._model.Load(str(path))
-        except RuntimeError:
-            raise ValueError(f"tokenizer {path} is not a sentencepiece model") from None
-        self.bos, self.eos = self._model.bos_id(), self._model.eos_id()
-        self.vocabulary = self._model.GetPieceSize()
-        if self.bos < 0 or self.eos < 0:
-            raise ValueError(f"tokenizer {path} has no BOS or no EOS piece; train it with both")
-
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text, BOS first."""
-        return [self.bos, *self._model.EncodeAsIds(text)]
-
-    def decode(self, tokens: list[int]) -> str:
-        return self._model.DecodeIds([t for t in tokens if t not in (self.bos, self.eos)])
 
 
 @dataclass(frozen=True)
@@ -76,16 +50,14 @@ def lead_in(sample: Sample) -> str:
 
 
 def encode_for_training(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:
-    """Prompt + target + EOS, at most `most` tokens. The prompt's tokens must be the first of the whole text's: else
-    the loss would train on tokens that generation never meets. Raises SampleError."""
+    """Prompt + target + EOS, at most `most` tokens. The prompt's tokens are the first of the whole text's: else the
+    loss would train on tokens that generation never meets. Raises SampleError."""
 
     def encode(sample: Sample) -> tuple[list[int], list[int]]:
-        prompt = prompt_text(sample, captions)
-        return tokenizer.encode(prompt), [*tokenizer.encode(prompt + target_text(sample)), tokenizer.eos]
+        prompt, whole = _continued(tokenizer, prompt_text(sample, captions), target_text(sample), sample.where)
+        return prompt, [*whole, tokenizer.eos]
 
     (prompt, whole), cut = _fitted(encode, sample, captions, most)
-    if whole[: len(prompt)] != prompt:
-        raise SampleError(sample.where, "the tokenizer joins the end of the prompt with the target; use another one")
     return EncodedText(whole, len(prompt), cut)
 
 
@@ -93,11 +65,23 @@ def encode_for_answer(tokenizer: Tokenizer, sample: Sample, captions: bool, most
     """Prompt + "The answer is" where the task has it, for a model to go on from."""
 
     def encode(sample: Sample) -> tuple[list[int], list[int]]:
-        tokens = tokenizer.encode(prompt_text(sample, captions) + lead_in(sample))
-        return tokens, tokens
+        _, whole = _continued(tokenizer, prompt_text(sample, captions), lead_in(sample), sample.where)
+        return whole, whole
 
     (_, whole), cut = _fitted(encode, sample, captions, most)
     return EncodedText(whole, len(whole), cut)
+
+
+def _continued(tokenizer: Tokenizer, prompt: str, rest: str, where: str) -> tuple[list[int], list[int]]:
+    """Tokens of the prompt, and of prompt + rest, which begin with the prompt's. Raises SampleError."""
+    first, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + rest)
+    if whole[: len(first)] != first:
+        # a byte-level tokenizer may have a piece like ":The"; the two are then encoded one by one. A sentencepiece model
+        # would put a space between them
+        whole = [*first, *tokenizer.encode(rest)[1:]]
+        if tokenizer.decode(whole) != prompt + rest:
+            raise SampleError(where, "the tokenizer joins the end of the prompt with the target; use another one")
+    return first, whole
 
 
 def _fitted(encode, sample: Sample, captions: bool, most: int):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -47,9 +48,10 @@ def generate(
     # what stands in the prompt is in `prompts`; these only tell `generate` how long it is
     ids = torch.zeros_like(mask)
     ends = _Ends(length, samples, done)
+    writer: Any = decoder  # transformers' own declaration wants more methods than it calls
     with torch.random.fork_rng(devices=[decoder.device] if decoder.device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
-        whole = decoder.generate(
+        whole = writer.generate(
             inputs=ids,
             attention_mask=mask,
             generation_config=_settings(sampling, decoder.eos),

@@ -208,7 +208,7 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_refused(recipe_path, toke
     pieces = tokenizer.vocabulary
     recipe_encoder(recipe, 32, pieces)
     with pytest.raises(
-        ValueError, match=rf"^model\.tokenizer: .* has {pieces} pieces, the language model only {pieces - 1}"
+        ValueError, match=rf"^model\.tokenizer: .* has {pieces} pieces, the language model {pieces - 1};"
     ):
         recipe_encoder(recipe, 32, pieces - 1)
 

@@ -119,6 +119,11 @@ class Joining:
     def encode(self, text):
         return [self.bos, *(10 + ord(c) for c in text.replace(":T", "\u2020"))]
 
+    def decode(self, tokens):
+        return (
+            "".join(chr(token - 10) for token in tokens if token != self.bos).replace("\u2020", ":T").replace(":", ": ")
+        )
+
 
 def test_a_tokenizer_that_joins_prompt_and_target_is_refused():
     with pytest.raises(SampleError, match=r"file\.tar, sample s0: the tokenizer joins the end of the prompt"):

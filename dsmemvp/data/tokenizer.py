@@ -1,0 +1,125 @@
+"""Text <-> tokens: a sentencepiece model (LLaMA 1 and 2), or a tokenizer.json (Hugging Face; LLaMA 3 has only that).
+
+LLaMA's conventions: a text starts with BOS, a target ends with EOS. What looks like a special token inside of a text is
+text like any other.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import tokenizers
+
+KNOWN = {"bos": ("<s>", "<|begin_of_text|>"), "eos": ("</s>", "<|end_of_text|>")}
+"""LLaMA's names, for a tokenizer.json without the files that name them."""
+PADDED = 1024
+"""Rows of the model's embedding beyond the tokenizer's pieces that are taken for padding (to multiples of 64 and the
+like); more of them, and the tokenizer is another model's."""
+
+
+class Tokenizer:
+    """The file that `model.tokenizer` names. Beside a tokenizer.json its folder's tokenizer_config.json,
+    special_tokens_map.json or config.json say which pieces are BOS and EOS."""
+
+    def __init__(self, path: str | Path):
+        """Raises FileNotFoundError or ValueError naming the file."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"tokenizer {path} does not exist; give a sentencepiece model or a tokenizer.json in model.tokenizer"
+            )
+        content = path.read_bytes()
+        self._model: _SentencePiece | _Json = (
+            _Json(content, path) if content.lstrip()[:1] == b"{" else _SentencePiece(content, path)
+        )
+        bos, eos = self._model.bos, self._model.eos
+        if bos is None or eos is None:
+            raise ValueError(f"tokenizer {path} has no BOS or no EOS piece; {self._model.remedy}")
+        self.bos, self.eos, self.vocabulary = bos, eos, self._model.vocabulary
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, BOS first."""
+        return [self.bos, *self._model.encode(text)]
+
+    def decode(self, tokens: list[int]) -> str:
+        """BOS, EOS and what the model has beyond the tokenizer's pieces are left out."""
+        return self._model.decode([t for t in tokens if t not in (self.bos, self.eos) and t < self.vocabulary])
+
+    def check_fits(self, rows: int, path: str) -> None:
+        """`rows` is the language model's vocabulary. Raises ValueError where it is another one than the tokenizer's."""
+        if not self.vocabulary <= rows <= self.vocabulary + PADDED:
+            raise ValueError(
+                f"model.tokenizer: {path} has {self.vocabulary} pieces, the language model {rows}; take the tokenizer"
+                f" that the model came with (up to {PADDED} more in the model are taken for padding)"
+            )
+
+
+class _SentencePiece:
+    remedy = "train it with both"
+
+    def __init__(self, content: bytes, path: Path):
+        self._model = sentencepiece.SentencePieceProcessor()
+        try:
+            self._model.LoadFromSerializedProto(content)
+        except RuntimeError:
+            if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
+                raise ValueError(
+                    f"tokenizer {path} is a tiktoken file, as Meta's LLaMA 3 has; give the tokenizer.json of the same"
+                    " model's Hugging Face folder in model.tokenizer"
+                ) from None
+            raise ValueError(f"tokenizer {path} is not a sentencepiece model") from None
+        self.bos, self.eos = (i if i >= 0 else None for i in (self._model.bos_id(), self._model.eos_id()))
+        self.vocabulary: int = self._model.GetPieceSize()
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.EncodeAsIds(text)
+
+    def decode(self, tokens: list[int]) -> str:
+        return self._model.DecodeIds(tokens)
+
+
+class _Json:
+    remedy = "name them in a tokenizer_config.json beside it (bos_token, eos_token)"
+
+    def __init__(self, content: bytes, path: Path):
+        try:
+            self._model = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises no narrower one
+            raise ValueError(f"tokenizer {path} is not a tokenizer.json ({error})") from None
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._model.encode_special_tokens = True  # as text
+        self.vocabulary = max(self._model.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.bos, self.eos = (self._special(path.parent, which) for which in ("bos", "eos"))
+
+    def _special(self, folder: Path, which: str) -> int | None:
+        for file in ("tokenizer_config.json", "special_tokens_map.json"):
+            named = _read(folder / file).get(f"{which}_token")
+            named = named.get("content") if isinstance(named, dict) else named
+            if isinstance(named, str) and (found := self._model.token_to_id(named)) is not None:
+                return found
+        number = _read(folder / "config.json").get(f"{which}_token_id")
+        number = number[0] if isinstance(number, list) and number else number
+        if isinstance(number, int) and 0 <= number < self.vocabulary:
+            return number
+        found_ids = map(self._model.token_to_id, KNOWN[which])
+        return next((found for found in found_ids if found is not None), None)
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: list[int]) -> str:
+        return self._model.decode(tokens, skip_special_tokens=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Empty where there is no such file. Raises ValueError."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}, which names BOS and EOS, is not JSON: {error}") from None
+    return content if isinstance(content, dict) else {}
