@@ -76,8 +76,8 @@ def _continued(tokenizer: Tokenizer, prompt: str, rest: str, where: str) -> tupl
     """Tokens of the prompt, and of prompt + rest, which begin with the prompt's. Raises SampleError."""
     first, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + rest)
     if whole[: len(first)] != first:
-        # a byte-level tokenizer may have a piece like ":The"; the two are then encoded one by one. A sentencepiece model
-        # would put a space between them
+        # a byte-level tokenizer may have a piece like ":The"; the two are then encoded one by one. With a sentencepiece
+        # model that would put a space between them
         whole = [*first, *tokenizer.encode(rest)[1:]]
         if tokenizer.decode(whole) != prompt + rest:
             raise SampleError(where, "the tokenizer joins the end of the prompt with the target; use another one")

@@ -1,6 +1,7 @@
 """A batch of prompts -> new tokens, greedily or by sampling, with a key/value cache."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,17 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from dsmemvp.data.batch import Batch
+from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.generation.decoder import Decoder
 from dsmemvp.generation.layout import left_padded
 from dsmemvp.prompts.interface import State
 
 Done = Callable[[list[int]], bool]
+
+
+def once(pattern: re.Pattern[str], tokenizer: Tokenizer) -> Done:
+    """A sample is done as soon as `pattern` is somewhere in its new text."""
+    return lambda tokens: pattern.search(tokenizer.decode(tokens)) is not None
 
 
 @dataclass(frozen=True)

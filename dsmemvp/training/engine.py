@@ -20,6 +20,8 @@ from dsmemvp.training.masters import Masters, PartitionedMasters, ReplicatedMast
 from dsmemvp.training.ranks import Ranks
 from dsmemvp.training.sharding import deepspeed_settings, partitioned
 
+WHOLE: dict[str, Any] = {"zero_optimization": {"stage": 0}}
+"""Settings of a model that DeepSpeed has no part in."""
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -138,11 +140,12 @@ def decay_groups(trainables: dict[str, nn.Parameter], weight_decay: float) -> li
 
 
 def build_for_inference(
-    recipe: Recipe, configs: Configs, ranks: Ranks, checkpoint: Checkpoint | None
+    recipe: Recipe, configs: Configs, ranks: Ranks, checkpoint: Checkpoint | None, whole: bool = False
 ) -> tuple[VisualLanguageModel, Callable[..., Any]]:
     """The model with a checkpoint's values (None: its initial ones), and its forward, which all ranks must call the
-    same number of times: `forward(batch)`, or `forward(batch, step)` to decode."""
-    settings = deepspeed_settings(recipe, ranks.world, training=False)
+    same number of times: `forward(batch)`, or `forward(batch, step)` to decode. `whole`: each rank holds the
+    model by itself, whatever the recipe's training.deepspeed says."""
+    settings = WHOLE if whole else deepspeed_settings(recipe, ranks.world, training=False)
     model = build_model(recipe, configs, settings, ranks)
     trainables = model.trainables()
     if checkpoint is not None:

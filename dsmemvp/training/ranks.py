@@ -103,12 +103,10 @@ def join_ranks(seconds: float) -> Ranks:
         os.environ.update(place.variables())
     if "LOCAL_SIZE" in os.environ:  # the deepspeed launcher's word for it
         os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if get_accelerator().device_name() == "cuda":
-        device = torch.device("cuda", local)
+    device = own_device()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        device = torch.device("cpu")
         _share_cores()
         # Where it says that all ranks are on this node, DeepSpeed maps 66 MiB of shared memory per rank for a
         # collective that training does not use, leaves it behind for good, and waits for ever if it was not true
@@ -121,6 +119,13 @@ def join_ranks(seconds: float) -> Ranks:
         deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     control = torch.distributed.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, control)
+
+
+def own_device() -> torch.device:
+    """The GPU of this process's number on its node, where there are any."""
+    if get_accelerator().device_name() == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
 
 
 def _caught(source: Iterator[T]) -> Iterator[T | ValueError | OSError]:

@@ -1,0 +1,72 @@
+"""generate: what a trained model answers."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsmemvp.commands.runs import join
+from dsmemvp.launchers import launched
+from dsmemvp.stopping import Stop
+
+if TYPE_CHECKING:
+    from dsmemvp.generation.answers import Answerer
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "generate",
+        help="answer questions about a picture with a trained model",
+        description="Answer questions about a picture, or without one. One process holds the whole model; started by a"
+        " launcher, it is cut over the ranks as the recipe's training.deepspeed says.",
+    )
+    command.set_defaults(run=_generate)
+    command.add_argument("questions", nargs="+", metavar="question")
+    command.add_argument("--run", type=Path, required=True, dest="folder", help="the run's folder, such as runs/demo")
+    command.add_argument("--checkpoint", type=Path, help="instead of the run's newest one")
+    command.add_argument("--image", type=Path, help="the picture that all questions are about")
+    command.add_argument("--context", default="", help="a hint that is given with every question")
+    command.add_argument(
+        "--choice", action="append", default=[], metavar="TEXT", help="an answer to choose from; give it several times"
+    )
+    command.add_argument(
+        "--free",
+        action="store_true",
+        help='answer in a text of its own, as captions and conversations are, instead of after "The answer is"',
+    )
+    command.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (default: 64; of a choice 4)")
+    command.add_argument("--temperature", type=float, default=0.0, help="0: the most likely token (default)")
+    command.add_argument("--top-p", type=float, default=1.0, help="draw among the tokens of this probability together")
+    command.add_argument("--seed", type=int, default=0, help="of the draws")
+    command.add_argument("--set", action="append", default=[], metavar="key=value", help="instead of the recipe's")
+
+
+def _generate(given: argparse.Namespace) -> None:
+    from dsmemvp.generation.answers import Answerer
+    from dsmemvp.training.opening import open_run
+    from dsmemvp.training.ranks import leave_ranks
+
+    if given.image and not given.image.is_file():
+        raise FileNotFoundError(f"image {given.image} does not exist")
+    recipe, found = open_run(given.folder, given.set, given.checkpoint)
+    if "RANK" not in os.environ and launched(os.environ)[1] == 1:
+        print(*_answers(Answerer(recipe, found), given), sep="\n")
+        return
+    ranks, watched = join(recipe, Stop())
+    with watched as watch:
+        if len(set(ranks.gather([str(found.trained)]))) > 1:
+            raise ValueError("the ranks found different checkpoints, since the run goes on; name one with --checkpoint")
+        watch.at("generating", found.state.step)
+        answers = _answers(Answerer(recipe, found, ranks), given)
+        if ranks.first:
+            print(*answers, sep="\n", flush=True)
+    leave_ranks()
+
+
+def _answers(answerer: "Answerer", given: argparse.Namespace) -> list[str]:
+    picture = answerer.see(given.image) if given.image else None
+    sampling = {"temperature": given.temperature, "top_p": given.top_p, "seed": given.seed}
+    if given.max_new_tokens is not None:
+        sampling["max_new_tokens"] = given.max_new_tokens
+    asked = {"choices": given.choice, "context": given.context, "free": given.free}
+    return answerer.answer(given.questions, picture, **asked, **sampling)

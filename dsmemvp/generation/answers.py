@@ -1,0 +1,131 @@
+"""Questions and pictures -> answers in text: what `dsmemvp generate` and `dsmemvp.load` use."""
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.encoder import recipe_encoder
+from dsmemvp.data.sample import Sample
+from dsmemvp.data.text import EncodedText, encode_for_answer
+from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.generation.decoder import build_decoder
+from dsmemvp.generation.generate import Sampling, generate, once
+from dsmemvp.models.weights import read_configs
+from dsmemvp.prompts.interface import State
+from dsmemvp.recipe import Recipe
+from dsmemvp.training.checkpoint import Checkpoint
+from dsmemvp.training.engine import build_for_inference
+from dsmemvp.training.opening import open_run
+from dsmemvp.training.ranks import Ranks, own_device
+
+LETTER = re.compile("[A-Z]")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as the model has seen it."""
+
+    pixels: torch.Tensor
+    """[3, R, R] float32"""
+    state: State | None
+    """What the method made of it, once for all questions; None where every forward makes it, with weights that are cut
+    over ranks."""
+
+
+class Answerer:
+    """A trained model that answers questions. Without `ranks` this process holds the whole model, on its own device;
+    the ranks of a launcher hold it as the recipe's training.deepspeed says, and must all ask the same."""
+
+    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, ranks: Ranks | None = None):
+        whole, ranks = ranks is None, ranks or Ranks(0, 1, own_device())
+        configs = read_configs(recipe)
+        encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
+        self._tokenizer, self._transform = Tokenizer(recipe.model.tokenizer), encoder.image
+        self._max_length, self._method = recipe.data.max_length, recipe.method.name
+        self._model, forward = build_for_inference(recipe, configs, ranks, checkpoint, whole)
+        self._decoder = build_decoder(self._model, forward, ranks, self._tokenizer.eos)
+        self._whole = whole
+
+    def see(self, image: str | Path | bytes | Image.Image) -> Picture:
+        """Look at a picture: a file, an encoded image, or Pillow's. Raises OSError or ValueError."""
+        if self._model.vision is None:
+            raise ValueError(f"method.name: {self._method!r} looks at no images")
+        where = str(image) if isinstance(image, str | Path) else "image"
+        pixels = self._transform(_encoded(image), where)
+        if not self._whole:
+            return Picture(pixels, None)
+        batch = make_batch([Item(0, EncodedText([self._tokenizer.bos], 1, False), pixels)], self._transform.resolution)
+        with torch.no_grad():
+            return Picture(pixels, self._model.see(batch.to(self._decoder.device)))
+
+    def answer(
+        self,
+        questions: str | Sequence[str],
+        picture: Picture | None = None,
+        *,
+        choices: Sequence[str] = (),
+        context: str = "",
+        free: bool = False,
+        **sampling: Any,
+    ) -> Any:
+        """The answer to a question, or a list of them to several; `sampling` as in `Sampling`.
+
+        The prompt is that of training. An answer follows "The answer is", which is left out with the full stop at its
+        end; with `free` it stands by itself, as captions and conversations were trained. With `choices` it is one of
+        these, or empty where the model names none of their letters. Raises ValueError."""
+        if isinstance(questions, str):
+            return self.answer([questions], picture, choices=choices, context=context, free=free, **sampling)[0]
+        if free and choices:
+            raise ValueError("free and choices exclude each other: a choice is a letter")
+        samples = [_sample(question, choices, context, free) for question in questions]
+        prompts = [encode_for_answer(self._tokenizer, s, captions=False, most=self._max_length) for s in samples]
+        pixels = picture.pixels if picture else None
+        items = [Item(i, text, pixels) for i, text in enumerate(prompts)]
+        batch = make_batch(items, self._transform.resolution, self._model.method.slots, last_only=True)
+        settings = Sampling(**{**({"max_new_tokens": 4} if choices else {}), **sampling})
+        done = once(LETTER, self._tokenizer) if choices else None
+        tokens = generate(self._decoder, batch, settings, done, picture.state if picture else None)
+        texts = [self._tokenizer.decode(new).strip() for new in tokens]
+        if choices:
+            return [_choice(text, choices) for text in texts]
+        return texts if free else [text.removesuffix(".") for text in texts]
+
+
+def load(folder: str | Path, checkpoint: str | Path | None = None, **overrides: Any) -> Answerer:
+    """The model of a run's folder on this process's own device, whole; `overrides` are keys of its recipe. Raises
+    FileNotFoundError or ValueError."""
+    given = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    return Answerer(*open_run(folder, given, checkpoint))
+
+
+def _sample(question: str, choices: Sequence[str], context: str, free: bool) -> Sample:
+    if not question.strip():
+        raise ValueError("a question has no words")
+    if len(choices) > 26:
+        raise ValueError(f"{len(choices)} choices: letters end at 26")
+    scores = {"task": "conversation"} if free else {}
+    return Sample(question, 0, tuple(choices), context, scores=scores, where=f"question {question[:40]!r}")
+
+
+def _choice(text: str, choices: Sequence[str]) -> str:
+    letter = LETTER.search(text)
+    number = ord(letter[0]) - ord("A") if letter else len(choices)
+    return choices[number] if number < len(choices) else ""
+
+
+def _encoded(image: str | Path | bytes | Image.Image) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | Path):
+        return Path(image).read_bytes()
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,142 @@
+"""Answers from a run's folder, in Python and from the command line."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from launch import run_on_ranks
+from PIL import Image
+
+import dsmemvp
+from dsmemvp import cli
+from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.text import EncodedText
+
+QUESTIONS = ["What colour is the star?", "Is there a star?", "How many?"]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `dsmemvp generate ...` in this process and returns (exit code, stdout, stderr)."""
+    for name in ("DSMEMVP_TRACEBACK", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+    def command(*arguments):
+        capsys.readouterr()
+        code = cli.main(["generate", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def plainly(model, text: str, pixels, steps: int) -> str:
+    """The text that follows `text`, by the forward of training for every token."""
+    new: list[int] = []
+    tokens = model._tokenizer.encode(text)
+    while len(new) < steps:
+        item = Item(0, EncodedText([*tokens, *new], 0, False), pixels)
+        with torch.no_grad():
+            token = int(model._model(make_batch([item], 32, model._model.method.slots, last_only=True)).argmax())
+        if token == model._tokenizer.eos:
+            break
+        new.append(token)
+    return model._tokenizer.decode(new).strip()
+
+
+def test_answers_follow_the_prompt_of_training(run_folder, picture_path):
+    model = dsmemvp.load(run_folder)
+    seen = model.see(picture_path)
+    short, free = (
+        plainly(model, f"Question: {QUESTIONS[0]}\n{more}", seen.pixels, 8)
+        for more in ("Context: A hint.\nResponse:The answer is", "Response:")
+    )
+    assert model.answer(QUESTIONS[0], seen, context="A hint.", max_new_tokens=8) == short.removesuffix(".")
+    assert model.answer(QUESTIONS[0], seen, free=True, max_new_tokens=8) == free
+    assert model.answer(QUESTIONS[0], free=True, max_new_tokens=8) != free
+
+
+def test_a_picture_is_looked_at_once_for_all_questions(run_folder, picture_path):
+    model = dsmemvp.load(run_folder)
+    looked = []
+    model._model.vision.register_forward_hook(lambda *_: looked.append(1))
+    seen = model.see(picture_path)
+    one_by_one = [model.answer(question, seen, max_new_tokens=6) for question in QUESTIONS]
+    assert model.answer(QUESTIONS, seen, max_new_tokens=6) == one_by_one and len(set(one_by_one)) > 1
+    assert len(looked) == 1
+
+
+def test_a_picture_may_be_a_file_bytes_or_pillow_s(run_folder, picture_path):
+    model = dsmemvp.load(run_folder)
+    file = model.see(str(picture_path))
+    for other in (picture_path, picture_path.read_bytes(), Image.open(picture_path)):
+        assert torch.equal(model.see(other).pixels, file.pixels)
+
+
+def test_a_choice_is_one_of_those_given(run_folder, picture_path, monkeypatch):
+    model = dsmemvp.load(run_folder)
+    given = {"choices": ("red", "blue"), "context": "A hint."}
+    prompt = f"Question: {QUESTIONS[0]}\nContext: A hint.\nOptions: (A) red (B) blue\nResponse:The answer is"
+    asked = []
+    encode = model._tokenizer.encode
+    monkeypatch.setattr(model._tokenizer, "encode", lambda text: asked.append(text) or encode(text))
+    assert model.answer(QUESTIONS[0], model.see(picture_path), **given) in ("red", "blue", "")
+    assert prompt in asked
+    for text, wanted in ((" B.", "blue"), ("A", "red"), (" C.", ""), ("b", "")):
+        monkeypatch.setattr(model._tokenizer, "decode", lambda tokens, text=text: text)
+        assert model.answer(QUESTIONS[0], **given) == wanted
+
+
+def test_overrides_are_keys_of_the_recipe(run_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model\.tokenizer: nowhere"):
+        dsmemvp.load(run_folder, **{"model.tokenizer": "nowhere"})
+    with pytest.raises(ValueError, match=r"method\.output_scale: is 2\.0"):
+        dsmemvp.load(run_folder, **{"method.output_scale": 2})
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, dsmemvp; sys.exit(bool({'torch', 'transformers', 'deepspeed'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_command_prints_what_python_answers(command, run_folder, picture_path):
+    model = dsmemvp.load(run_folder)
+    drawn = {"temperature": 2.0, "top_p": 0.9, "seed": 3, "max_new_tokens": 5}
+    options = [part for key, value in drawn.items() for part in (f"--{key.replace('_', '-')}", value)]
+    wanted = model.answer(QUESTIONS, model.see(picture_path), free=True, **drawn)
+    code, out, err = command("--run", run_folder, "--image", picture_path, "--free", *options, *QUESTIONS)
+    assert (code, out) == (0, "\n".join(wanted) + "\n"), err
+    code, out, _ = command("--run", run_folder, "--max-new-tokens", 5, QUESTIONS[0])
+    assert (code, out) == (0, model.answer(QUESTIONS[0], max_new_tokens=5) + "\n")
+
+
+def test_what_is_wrong_ends_in_one_line(command, run_folder, picture_path, tmp_path, tokenizer_path):
+    (tmp_path / "odd.jpg").write_bytes(picture_path.read_bytes()[:40])
+    (tmp_path / "other.model").write_bytes(tokenizer_path.read_bytes() + b"\x0a\x00")
+    (tmp_path / "untrained").mkdir()
+    (tmp_path / "untrained" / "recipe.json").write_text((run_folder / "recipe.json").read_text())
+    run = ["--run", run_folder]
+    for arguments, part in (
+        (["--run", tmp_path / "none"], "none does not exist; give the folder that a training run has written"),
+        (["--run", tmp_path], "has no recipe.json; give the folder"),
+        (["--run", tmp_path / "untrained"], "untrained/checkpoints holds no intact checkpoint"),
+        ([*run, "--checkpoint", tmp_path / "gone"], "gone/state.json does not exist"),
+        ([*run, "--image", tmp_path / "no.png"], "no.png does not exist"),
+        ([*run, "--image", tmp_path / "odd.jpg"], "odd.jpg: image cannot be decoded"),
+        ([*run, "--set", f"model.tokenizer={tmp_path / 'other.model'}"], "model.tokenizer: "),
+        ([*run, "--set", "method.slot=3"], "did you mean 'method.slots'?"),
+        ([*run, "--temperature", "-1"], "temperature: must be 0 (greedy) or a positive number"),
+        ([*run, "--free", "--choice", "red"], "exclude each other"),
+    ):
+        code, out, err = command(*arguments, "What?")
+        assert code == 1 and out == "" and err.count("\n") == 1, err
+        assert err.startswith("dsmemvp generate: error: ") and part in err
+
+
+@pytest.mark.ranks
+def test_ranks_that_share_the_weights_answer_as_one_process(run_folder, picture_path):
+    model = dsmemvp.load(run_folder)
+    wanted = model.answer(QUESTIONS, model.see(picture_path), max_new_tokens=6)
+    arguments = ["generate", "--run", run_folder, "--image", picture_path, "--max-new-tokens", 6, *QUESTIONS]
+    out = run_on_ranks(["--module", "dsmemvp"], 2, *map(str, arguments))
+    assert "\n".join(wanted) + "\n" in out
