@@ -54,7 +54,7 @@ class Batch:
     place: torch.Tensor
     """[T] int64: flat place of every token in [B * L]"""
     slot_place: torch.Tensor
-    """[I * slots] int64: flat places of the reserved slots, image by image"""
+    """int64: flat places of the reserved slots, sample by sample with an image; [I * slots] where none share one"""
     indices: torch.Tensor
     """[B] int64: the samples' running numbers in the data set"""
     length: int
@@ -87,7 +87,7 @@ def make_batch(items: list[Item], resolution: int, slots: int = 0, last_only: bo
     """Pack items. `last_only` supervises only the last token's place (with target 0): for reading an answer.
 
     An empty list is a batch that computes on one lone BOS-like token and trains nothing: every rank must run the same
-    modules even when all its samples were left out.
+    modules even when all its samples were left out. Items that hold the same image tensor share its row.
     """
     lengths = [len(item.text.tokens) for item in items] or [1]
     extra = [slots if item.image is not None else 0 for item in items] or [0]
@@ -103,11 +103,13 @@ def make_batch(items: list[Item], resolution: int, slots: int = 0, last_only: bo
         else:
             supervised += range(base + shift + item.text.prompt - 1, base + shift + len(tokens) - 1)
             targets += tokens[item.text.prompt :]
-    images = [item.image for item in items if item.image is not None]
-    image_of, seen = [], 0
+    images: list[torch.Tensor] = []
+    image_of, rows = [], {}
     for item in items:
-        image_of.append(seen if item.image is not None else -1)
-        seen += item.image is not None
+        if item.image is not None and id(item.image) not in rows:
+            rows[id(item.image)] = len(images)
+            images.append(item.image)
+        image_of.append(rows[id(item.image)] if item.image is not None else -1)
     return Batch(
         tokens=torch.tensor([t for item in items for t in item.text.tokens] or [0]),
         offsets=torch.tensor([0, *lengths]).cumsum(0),
