@@ -14,11 +14,11 @@ def decode_greedily(
     slots: int,
     steps: int,
     over: Callable[[int, list[int]], bool] = lambda sample, tokens: False,
-    any_rank: Callable[[bool], bool] = bool,
+    any_rank: Callable[[bool], bool] = lambda own: True,
 ) -> list[list[int]]:
     """Up to `steps` tokens after each sample of `batch` (made with last_only), the same number for each. Ends sooner
-    where the tokens of every sample are `over`, on all ranks: `any_rank` says whether it is so on any. `forward` gives
-    the logits at the supervised places."""
+    where the tokens of every sample are `over`: `any_rank(own)` says whether some rank's are not. `forward` gives the
+    logits at the supervised places."""
     texts = _texts(batch)
     decoded: list[list[int]] = [[] for _ in texts]
     for step in range(steps):

@@ -6,8 +6,8 @@ depend on that number, not even by rounding. Batches that a run before has answe
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from functools import partial as bound
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from dsmemvp.data.batch import Batch
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.loader import Share, evaluation_batches, evaluation_steps
 from dsmemvp.data.manifest import Manifest
+from dsmemvp.data.sample import Sample
 from dsmemvp.evaluation.answering import Answer, Answering
 from dsmemvp.evaluation.partial import Partial
 from dsmemvp.evaluation.progress import Progress
@@ -42,8 +43,8 @@ class Predicted:
 
 
 def prediction_of(row: dict[str, Any]) -> Prediction:
-    known = {f.name: row[f.name] for f in fields(Prediction)}
-    return Prediction(**{name: tuple(v) if isinstance(v, list) else v for name, v in known.items()})
+    text = (row["id"], row["kind"], row["text"], row["predicted"])
+    return Prediction(row["index"], *text, tuple(row["answers"]), tuple(row["classes"]))
 
 
 def predict_all(
@@ -76,7 +77,7 @@ def predict_all(
                 new = ranks.gather([line] if share.rank < len(turns) else [])
                 if ranks.first:
                     lines += new
-                ranks.together(lambda new=new: partial.add(new) if partial else None)
+                ranks.together(bound(_keep, partial, new))
                 progress.advance(sum(_samples(number, data, share) for number in turns))
     except Stopped:
         if partial:
@@ -90,6 +91,11 @@ def predict_all(
     return _joined(lines)
 
 
+def _keep(partial: Partial | None, lines: list[str]) -> None:
+    if partial:
+        partial.add(lines)
+
+
 def _samples(number: int, data: Manifest, share: Share) -> int:
     """Of a batch."""
     return min(share.micro_batch, data.samples - number * share.micro_batch)
@@ -101,7 +107,7 @@ def _line(number: int, batch: Batch, answers: list[Answer]) -> str:
     return json.dumps({"batch": number, "rows": rows, "skipped": skipped, "cut": batch.cut})
 
 
-def _row(sample, answer: Answer) -> dict[str, Any]:
+def _row(sample: Sample, answer: Answer) -> dict[str, Any]:
     row = {**asdict(predict(sample, answer.text)), "question": sample.question}
     return row if answer.log_likelihoods is None else {**row, "log_likelihoods": answer.log_likelihoods}
 
@@ -113,8 +119,3 @@ def _joined(lines: list[str]) -> Predicted:
         [message for batch in batches for message in batch["skipped"]],
         sum(batch["cut"] for batch in batches),
     )
-
-
-def open_partial(ranks: Ranks, path: Path, belongs: dict[str, Any]) -> Partial | None:
-    """The first rank's; None on others. Raises OSError on all ranks."""
-    return ranks.together(lambda: Partial(path, belongs) if ranks.first else None)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
+from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from dsmemvp.data.text import Tokenizer
 from dsmemvp.evaluation.answering import Answering
 from dsmemvp.evaluation.decode import decode_greedily
 from dsmemvp.evaluation.partial import Partial
-from dsmemvp.evaluation.predictions import predict_all
+from dsmemvp.evaluation.predictions import Predicted, predict_all
 from dsmemvp.evaluation.report import Report
 from dsmemvp.evaluation.scores import main_score, scored
 from dsmemvp.models.fingerprint import base_fingerprint
@@ -72,20 +72,25 @@ def evaluate(
     answering = _answering(recipe, ranks, model, forward)
     encoder = replace(encoder, slots=model.method.slots, answers=True, blind=blind)
     suffix = ("-validation" if split == "validation" else "") + ("-blind" if blind else "")
-    predicted, partials = {}, []
+    about = {"checkpoint": [state.step, ranks.together(lambda: _checksum(found) if ranks.first else "")], "base": base}
+    about |= {"data": data.fingerprint, "recipe": _what_counts(recipe)}
+    predicted: dict[str, Predicted] = {}
+    partials: list[Partial | None] = []
     for captions in recipe.evaluation.captions:
-        name = _name(recipe, captions, blind)
-        own = replace(encoder, captions=captions)
-        open_partial = partial(_open_partial, run, suffix, name, recipe, found, base, data, own)
-        partials.append(ranks.together(lambda open=open_partial: open() if ranks.first else None))
+        name, own = _name(recipe, captions, blind), replace(encoder, captions=captions)
+        path = (
+            run / "evaluation" / f"{name.replace(',', '').replace(' ', '-')}{'-validation' * (split != 'test')}.jsonl"
+        )
+        belongs = {"evaluation": name, "encoder": asdict(own), **about}
+        partials.append(ranks.together(bound(_open_partial, ranks, path, belongs)))
         predicted[name] = predict_all(recipe, ranks, data, own, answering, name, between, partials[-1])
         if ranks.first and predicted[name].cut:
             cut, most = predicted[name].cut, recipe.data.max_length
             print(f"{name}: {cut} contexts were cut to data.max_length = {most} tokens")
     report = Report(run, suffix, state, data.location, data.samples, recipe.evaluation.protocol)
     ranks.together(lambda: report.write(predicted) if ranks.first else None)
-    for each in partials:
-        ranks.together(lambda each=each: each.remove() if each else None)
+    for partial in partials:
+        ranks.together(partial.remove if partial else lambda: None)
 
 
 def validation_scores(
@@ -138,7 +143,7 @@ def _open_data(recipe: Recipe, split: str) -> Manifest:
 def _chosen(recipe: Recipe, ranks: Ranks, run: Path, best: bool) -> Checkpoint | None:
     """The newest or the best checkpoint; None where there is nothing trained to look for."""
     by = recipe.training.best_by
-    find = (partial(best_checkpoint, best_by=by),) if best else ()
+    find = (bound(best_checkpoint, best_by=by),) if best else ()
     found, complaints = agreed_checkpoint(run, ranks, *find)
     if ranks.first:
         print(*complaints, sep="\n", end="\n" if complaints else "", flush=True)
@@ -157,27 +162,17 @@ def _name(recipe: Recipe, captions: bool, blind: bool) -> str:
     return f"captions {'on' if captions else 'off'}" + ", blind" * blind + f", {protocol}" * (protocol != "generate")
 
 
-def _open_partial(
-    run: Path,
-    suffix: str,
-    name: str,
-    recipe: Recipe,
-    found: Checkpoint | None,
-    base: dict[str, str],
-    data: Manifest,
-    encoder: Encoder,
-) -> Partial:
-    """With all that answers follow from. Raises OSError."""
+def _open_partial(ranks: Ranks, path: Path, belongs: dict[str, Any]) -> Partial | None:
+    """The first rank's."""
+    return Partial(path, belongs) if ranks.first else None
+
+
+def _checksum(found: Checkpoint | None) -> str:
+    return hashlib.sha256(found.trained.read_bytes()).hexdigest() if found else ""
+
+
+def _what_counts(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's part in the answers."""
     whole = as_dict(recipe)
-    trained = hashlib.sha256(found.trained.read_bytes()).hexdigest() if found else None
-    belongs = {
-        "evaluation": name,
-        "checkpoint": [found.state.step if found else 0, trained],
-        "base": base,
-        "data": data.fingerprint,
-        "encoder": asdict(encoder),
-        "recipe": {key: whole[key] for key in ("vision", "method", "evaluation")} | {"dtype": recipe.model.dtype},
-    }
-    belongs["recipe"]["evaluation"].pop("captions")  # which of them was answered is the encoder's
-    words = name.replace(",", "").replace(" ", "-")
-    return Partial(run / "evaluation" / f"{words}{suffix.removesuffix('-blind')}.jsonl", belongs)
+    evaluation = {key: value for key, value in whole["evaluation"].items() if key != "captions"}  # the encoder knows
+    return {"dtype": recipe.model.dtype, "vision": whole["vision"], "method": whole["method"], "evaluation": evaluation}

@@ -30,9 +30,9 @@ def _newest(run):
 
 
 def test_what_was_saved_is_read_back(tmp_path):
-    _save(tmp_path, 2, updates=19, not_finite=1, validation_loss=0.5)
+    _save(tmp_path, 2, updates=19, not_finite=1, validation_loss=0.5, validation_score=60.0)
     found = _newest(tmp_path)
-    assert found.state == State(2, 20, 19, 1, 0.5, ORDER, {"name": "x"}, BASE)
+    assert found.state == State(2, 20, 19, 1, 0.5, 60.0, ORDER, {"name": "x"}, BASE)
     for saved, read in ((VALUES, found.values(SHAPES)), (MOMENTS, found.moments(SHAPES))):
         assert saved.keys() == read.keys()
         assert all(torch.equal(saved[name], read[name]) for name in saved)
