@@ -20,7 +20,7 @@ from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.sets import open_test_data
 from dsmemvp.data.text import Tokenizer
 from dsmemvp.evaluation.decode import decode_greedily
-from dsmemvp.evaluation.scores import Prediction, accuracies, predict, table
+from dsmemvp.evaluation.scores import Prediction, Score, as_json, predict, scored, table
 from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.models.weights import read_configs
 from dsmemvp.recipe import Recipe
@@ -69,15 +69,15 @@ def evaluate(
         encoder = replace(encoder, captions=captions)
         predictions[name], skipped, cut = _predict_all(recipe, ranks, between, manifest, encoder, forward, name)
         left_out |= skipped
-        results[name] = accuracies(predictions[name])
+        results[name] = scored(predictions[name])
         if cut and ranks.first:
             print(f"{name}: {cut} contexts were cut to data.max_length = {recipe.data.max_length} tokens")
     if ranks.first:
         epoch = state.epoch
-        scored = len(next(iter(predictions.values())))
-        about = {"epoch": epoch, "samples": manifest.samples, "left_out": manifest.samples - scored}
+        used = len(next(iter(predictions.values())))
+        about = {"epoch": epoch, "samples": manifest.samples, "left_out": manifest.samples - used}
         _write(run, blind, results, predictions, about)
-        print(f"{recipe.name}, epoch {epoch}, {scored} samples of {recipe.data.test}")
+        print(f"{recipe.name}, epoch {epoch}, {used} samples of {recipe.data.test}")
         print(table(results), flush=True)
         if left_out:
             print(f"{about['left_out']} samples left out:", *sorted(left_out), sep="\n  ", flush=True)
@@ -113,21 +113,23 @@ def _predict_all(
             skipped.update(skip.message for skip in batch.skipped)
             cut += batch.cut
     rows = sorted(map(json.loads, ranks.gather(own)), key=lambda row: row[0])
-    predictions = [Prediction(**{**row, "classes": tuple(row["classes"])}) for _, row in rows]
+    predictions = [
+        Prediction(**{**row, "classes": tuple(row["classes"]), "answers": tuple(row["answers"])}) for _, row in rows
+    ]
     return predictions, set(ranks.gather(sorted(skipped))), int(ranks.sums(cut)[0])
 
 
 def _write(
     run: Path,
     blind: bool,
-    results: dict[str, dict[str, float]],
+    results: dict[str, dict[str, Score]],
     predictions: dict[str, list[Prediction]],
     about: dict,
 ) -> None:
     run.mkdir(parents=True, exist_ok=True)
     suffix = "-blind" if blind else ""
-    write_json(run / f"evaluation{suffix}.json", {**about, "accuracy": results})
+    write_json(run / f"evaluation{suffix}.json", {**about, **as_json(results)})
     with (run / f"predictions{suffix}.jsonl").open("w", encoding="utf-8") as file:
         for name, rows in predictions.items():
             for row in rows:
-                file.write(json.dumps({"evaluation": name, **asdict(row), "right": row.right}) + "\n")
+                file.write(json.dumps({"evaluation": name, **asdict(row)}) + "\n")
