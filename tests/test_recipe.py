@@ -193,7 +193,7 @@ POSITIVE = [
         f"training.{k}"
         for k in ("epochs", "learning_rate", "global_batch", "micro_batch", "log_every", "checkpoint_epochs")
     ),
-    *(f"evaluation.{k}" for k in ("batch", "max_new_tokens")),
+    *(f"evaluation.{k}" for k in ("batch", "max_new_tokens", "caption_tokens")),
     *(f"data.{k}" for k in ("max_length", "block_shards", "most_bad_in_a_row", "cache_gib")),
     "vision.max_pixels",
     *(f"method.{k}" for k in ("hidden", "slots", "lora_rank")),

@@ -19,13 +19,12 @@ class Partial:
         self._path = path
         head = json.dumps(belongs, sort_keys=True)
         self.lines = _lines_of(path, head)
-        """One for each finished batch."""
+        """One for each batch that was there already."""
         replace_file(path, "".join(f"{line}\n" for line in [head, *self.lines]).encode())
         self._file = path.open("ab", buffering=0)
 
     def add(self, lines: list[str]) -> None:
         """Raises OSError; what it leaves then is as good as what a killed run leaves."""
-        self.lines += lines
         rest = "".join(f"{line}\n" for line in lines).encode()
         while rest:
             rest = rest[self._file.write(rest) :]

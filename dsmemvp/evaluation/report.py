@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from dsmemvp.data.durable import replace_file
+from dsmemvp.evaluation import captions
 from dsmemvp.evaluation.predictions import Predicted
 from dsmemvp.evaluation.scores import as_json, scored, table
 from dsmemvp.training.checkpoint import State
@@ -43,6 +44,9 @@ class Report:
         self._show(rows, {name: {column: s.value for column, s in own.items()} for name, own in scores.items()})
         print(f"{self.run.name}, epoch {self.state.epoch}, {used} samples of {self.location}")
         print(table(scores), flush=True)
+        if any(row["kind"] == "caption" for own in rows.values() for row in own):
+            for line in captions.missing():
+                print(line, flush=True)
         if left_out := {message for found in predicted.values() for message in found.skipped}:
             print(f"{self.samples - used} samples left out:", *sorted(left_out), sep="\n  ", flush=True)
 

@@ -5,7 +5,7 @@ import random
 import shutil
 
 import pytest
-from faulty import run
+from faulty import numbers, run, steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_prep.demo import sample
@@ -112,6 +112,35 @@ def test_an_interrupted_one_goes_on_with_another_number_of_ranks(evaluate, alone
     assert f"{NAMES[0]}: going on after 23 of 23" in ended.said[0]
     assert f"{NAMES[1]}: going on after 4 of 23" in ended.said[0]
     assert written(folder) == written(alone) and not (folder / "evaluation").exists()
+
+
+@pytest.mark.ranks
+def test_inside_training_the_best_by_score_is_kept_and_training_is_none_the_wiser(
+    small_run, uninterrupted, mixed, tmp_path
+):
+    arguments = [*small_run, f"output={tmp_path}", f"data.validation={mixed}", "evaluation.batch=4"]
+    arguments += ["evaluation.protocol=likelihood"]
+    scored = [*arguments, "training.best_by=score", "training.keep_best=1", "training.keep_last=1"]
+    # 2 steps of the loss, then the second of the score, after the first epoch: it is owed when the run goes on
+    ended = run(["train", *scored], tmp_path / "logs", "evaluation:TERM:2", 0)
+    assert ended.codes == [75, 75] and "step 6: ended as asked" in ended.text, ended.text
+    ended = run(["train", *scored], tmp_path / "logs")
+    assert ended.codes == [0, 0], ended.text
+    folder = tmp_path / "demo"
+    assert numbers(folder) == numbers(uninterrupted)
+    scores = numbers(folder, "validation/score")
+    assert list(scores) == [6, 12] and scores == numbers(folder, "validation/Avg")
+    best = 6 if scores[6] >= scores[12] else 12
+    assert steps(folder) == sorted({best, 12})
+    state = json.loads((folder / "checkpoints" / f"step-{best:08d}" / "state.json").read_text())
+    assert state["validation_score"] == scores[best]
+
+    ended = run(["evaluate", *scored, "--best", "--split", "validation", "evaluation.captions=[false]"], tmp_path / "e")
+    assert ended.codes == [0, 0], ended.text
+    found = json.loads((folder / "evaluation-validation.json").read_text())
+    assert found["step"] == best and found["accuracy"][NAMES[0]]["Avg"] == scores[best]
+    ended = run(["evaluate", *arguments, "--best", "training.best_by=loss", "output=nowhere"], tmp_path / "f", ranks=1)
+    assert ended.codes == [1] and "holds no checkpoint with a loss on data.validation" in ended.text
 
 
 def _partial(folder, captions):
