@@ -72,19 +72,17 @@ def predict_all(
         with torch.no_grad():
             for step, (batch,) in enumerate(ranks.in_step(source)):
                 between()
-                turns = todo[step * share.world : (step + 1) * share.world]
-                line = _line(turns[share.rank] if share.rank < len(turns) else -1, batch, answering(batch))
-                new = ranks.gather([line] if share.rank < len(turns) else [])
-                if ranks.first:
-                    lines += new
+                numbers = todo[step * share.world : (step + 1) * share.world]
+                answers = answering(batch)
+                own = numbers[share.rank : share.rank + 1]  # none in the last step of some ranks
+                new = ranks.gather([_line(number, batch, answers) for number in own])
                 ranks.together(bound(_keep, partial, new))
-                progress.advance(sum(_samples(number, data, share) for number in turns))
+                lines += new if ranks.first else []
+                progress.advance(sum(_samples(number, data, share) for number in numbers))
     except Stopped:
         if partial:
-            count = sum(_samples(json.loads(line)["batch"], data, share) for line in lines)
-            print(
-                f"{name}: {count} of {data.samples} samples are kept; the same command goes on from there", flush=True
-            )
+            kept = sum(_samples(json.loads(line)["batch"], data, share) for line in lines)
+            print(f"{name}: {kept} of {data.samples} samples are kept; the same command goes on there", flush=True)
         raise
     finally:
         progress.close()

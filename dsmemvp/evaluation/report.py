@@ -9,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dsmemvp.data.durable import replace_file
 from dsmemvp.evaluation import captions
+from dsmemvp.evaluation.confidence import Score
 from dsmemvp.evaluation.predictions import Predicted
 from dsmemvp.evaluation.scores import as_json, scored, table
 from dsmemvp.training.checkpoint import State
@@ -31,33 +32,33 @@ class Report:
 
     def write(self, predicted: dict[str, Predicted]) -> None:
         """`predicted` by the evaluation's name. Raises OSError."""
-        rows = {name: found.rows for name, found in predicted.items()}
         scores = {name: scored(found.predictions) for name, found in predicted.items()}
-        used = len(next(iter(rows.values())))
+        used = len(next(iter(predicted.values())).rows)
         about: dict[str, Any] = {"epoch": self.state.epoch, "step": self.state.step, "data": self.location}
         about |= {"protocol": self.protocol, "samples": self.samples, "left_out": self.samples - used}
         self.run.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"evaluation": name, **row}) + "\n" for name, own in rows.items() for row in own]
-        replace_file(self.run / f"predictions{self.suffix}.jsonl", "".join(lines).encode())
+        lines = [{"evaluation": name, **row} for name, found in predicted.items() for row in found.rows]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        replace_file(self.run / f"predictions{self.suffix}.jsonl", text.encode())
         content = json.dumps({**about, **as_json(scores)}, indent=1, ensure_ascii=False) + "\n"
         replace_file(self.run / f"evaluation{self.suffix}.json", content.encode())
-        self._show(rows, {name: {column: s.value for column, s in own.items()} for name, own in scores.items()})
-        print(f"{self.run.name}, epoch {self.state.epoch}, {used} samples of {self.location}")
-        print(table(scores), flush=True)
-        if any(row["kind"] == "caption" for own in rows.values() for row in own):
-            for line in captions.missing():
-                print(line, flush=True)
+        self._show(predicted, scores)
+        said = [f"{self.run.name}, epoch {self.state.epoch}, {used} samples of {self.location}", table(scores)]
+        said += [f"{n}: {f.cut} contexts were cut to data.max_length tokens" for n, f in predicted.items() if f.cut]
+        if any(line["kind"] == "caption" for line in lines):
+            said += captions.missing()
         if left_out := {message for found in predicted.values() for message in found.skipped}:
-            print(f"{self.samples - used} samples left out:", *sorted(left_out), sep="\n  ", flush=True)
+            said += [f"{self.samples - used} samples left out:", *(f"  {message}" for message in sorted(left_out))]
+        print(*said, sep="\n", flush=True)
 
-    def _show(self, rows: dict[str, list[dict[str, Any]]], scores: dict[str, dict[str, float]]) -> None:
+    def _show(self, predicted: dict[str, Predicted], scores: dict[str, dict[str, Score]]) -> None:
         """In TensorBoard, at the checkpoint's step."""
         with SummaryWriter(str(self.run / "tensorboard")) as board:
-            for name, own in rows.items():
-                for column, value in scores[name].items():
-                    board.add_scalar(f"evaluation{self.suffix}/{name}/{column}", value, self.state.step)
-                text = "\n\n".join(map(as_text, _spaced(own)))
-                board.add_text(f"evaluation{self.suffix}/{name}", text, self.state.step)
+            for name, found in predicted.items():
+                tag = f"evaluation{self.suffix}/{name}"
+                for column, score in scores[name].items():
+                    board.add_scalar(f"{tag}/{column}", score.value, self.state.step)
+                board.add_text(tag, "\n\n".join(map(as_text, _spaced(found.rows))), self.state.step)
 
 
 def as_text(row: dict[str, Any]) -> str:

@@ -71,22 +71,17 @@ def evaluate(
     model, forward = build_for_inference(recipe, configs, ranks, found)
     answering = _answering(recipe, ranks, model, forward)
     encoder = replace(encoder, slots=model.method.slots, answers=True, blind=blind)
-    suffix = ("-validation" if split == "validation" else "") + ("-blind" if blind else "")
-    about = {"checkpoint": [state.step, ranks.together(lambda: _checksum(found) if ranks.first else "")], "base": base}
-    about |= {"data": data.fingerprint, "recipe": _what_counts(recipe)}
+    checksum = ranks.together(lambda: _checksum(found) if ranks.first else "")
+    about = {"checkpoint": [state.step, checksum], "base": base, "data": data.fingerprint, **_what_counts(recipe)}
     predicted: dict[str, Predicted] = {}
     partials: list[Partial | None] = []
     for captions in recipe.evaluation.captions:
         name, own = _name(recipe, captions, blind), replace(encoder, captions=captions)
-        path = (
-            run / "evaluation" / f"{name.replace(',', '').replace(' ', '-')}{'-validation' * (split != 'test')}.jsonl"
-        )
         belongs = {"evaluation": name, "encoder": asdict(own), **about}
-        partials.append(ranks.together(bound(_open_partial, ranks, path, belongs)))
+        partials.append(ranks.together(bound(_open_partial, ranks, run, split, belongs)))
         predicted[name] = predict_all(recipe, ranks, data, own, answering, name, between, partials[-1])
-        if ranks.first and predicted[name].cut:
-            cut, most = predicted[name].cut, recipe.data.max_length
-            print(f"{name}: {cut} contexts were cut to data.max_length = {most} tokens")
+    watch.at("scoring", state.step)
+    suffix = "-validation" * (split != "test") + "-blind" * blind
     report = Report(run, suffix, state, data.location, data.samples, recipe.evaluation.protocol)
     ranks.together(lambda: report.write(predicted) if ranks.first else None)
     for partial in partials:
@@ -162,8 +157,10 @@ def _name(recipe: Recipe, captions: bool, blind: bool) -> str:
     return f"captions {'on' if captions else 'off'}" + ", blind" * blind + f", {protocol}" * (protocol != "generate")
 
 
-def _open_partial(ranks: Ranks, path: Path, belongs: dict[str, Any]) -> Partial | None:
+def _open_partial(ranks: Ranks, run: Path, split: str, belongs: dict[str, Any]) -> Partial | None:
     """The first rank's."""
+    words = belongs["evaluation"].replace(",", "").split()
+    path = run / "evaluation" / ("-".join([*words, *(["validation"] if split != "test" else [])]) + ".jsonl")
     return Partial(path, belongs) if ranks.first else None
 
 
@@ -172,7 +169,7 @@ def _checksum(found: Checkpoint | None) -> str:
 
 
 def _what_counts(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's part in the answers."""
+    """The recipe's part in the answers, beside what the encoder has of it."""
     whole = as_dict(recipe)
-    evaluation = {key: value for key, value in whole["evaluation"].items() if key != "captions"}  # the encoder knows
-    return {"dtype": recipe.model.dtype, "vision": whole["vision"], "method": whole["method"], "evaluation": evaluation}
+    evaluation = {key: value for key, value in whole["evaluation"].items() if key != "captions"}
+    return {"dtype": recipe.model.dtype, "vision": whole["vision"], "method": whole["method"], "settings": evaluation}
