@@ -46,5 +46,5 @@ check: .venv/ready
 lock:
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet torch==2.13.0 -e '.[dev]'
+	$(BIN)/python -m pip install --quiet torch==2.13.0 -e '.[dev,captions]'
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock

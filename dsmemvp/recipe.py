@@ -134,7 +134,10 @@ class Training:
     keep_last: int = 3
     """Checkpoints to keep, the latest ones; 0 keeps all."""
     keep_best: int = 0
-    """Beside these, so many with the lowest loss on data.validation."""
+    """Beside these, so many of the best ones, by `best_by`."""
+    best_by: Literal["loss", "score"] = "loss"
+    """What tells which checkpoints are best: the lowest loss on data.validation, or the highest score of an evaluation
+    on it, which is then made beside every checkpoint of `checkpoint_epochs` with the first of `evaluation.captions`."""
     most_not_finite: int = 3
     """Steps of the run whose loss or gradient may be infinite or not a number: they update nothing. One more ends the
     run."""
@@ -163,11 +166,17 @@ class Training:
 @dataclass
 class Evaluation:
     batch: int = 16
-    """Samples per rank and forward."""
+    """Samples per forward. Part of what the scores follow from, by rounding; the number of ranks is not."""
+    protocol: Literal["generate", "likelihood"] = "generate"
+    """How a multiple-choice question is answered: by the letter that the model writes, or by the likeliest of the
+    letters of its choices. All else is written by the model either way."""
     captions: list[bool] = field(default_factory=lambda: [False, True])
     """Evaluate with captions left out of the context, put into it, or both."""
-    max_new_tokens: int = 4
-    """Most tokens decoded for an open answer; a multiple-choice answer takes one."""
+    max_new_tokens: int = 10
+    """Most tokens decoded for an open answer, which ends sooner at its full stop; a multiple-choice answer takes
+    one."""
+    caption_tokens: int = 40
+    """Most tokens decoded for a caption or a turn of a conversation."""
 
 
 @dataclass
@@ -215,7 +224,9 @@ class Recipe:
                 f"data.passes: {len(self.data.passes)} numbers for the {len(self.data.train)} folders of data.train"
             )
         if self.training.keep_best and not self.data.validation:
-            raise ValueError("training.keep_best: give data.validation, whose loss tells which is best")
+            raise ValueError("training.keep_best: give data.validation, on which is measured which is best")
+        if self.training.best_by == "score" and not self.data.validation:
+            raise ValueError("training.best_by: give data.validation, on which the score is measured")
         if self.vision.max_pixels > PILLOW_PIXELS:
             raise ValueError(f"vision.max_pixels: Pillow itself refuses images over {PILLOW_PIXELS} pixels")
         if not self.evaluation.captions:
@@ -238,6 +249,7 @@ def _positive(recipe: Recipe) -> list[tuple[str, float]]:
         ("training.most_fruitless_starts", t.most_fruitless_starts),
         ("evaluation.batch", recipe.evaluation.batch),
         ("evaluation.max_new_tokens", recipe.evaluation.max_new_tokens),
+        ("evaluation.caption_tokens", recipe.evaluation.caption_tokens),
         ("data.max_length", recipe.data.max_length),
         ("data.block_shards", recipe.data.block_shards),
         ("data.most_bad_in_a_row", recipe.data.most_bad_in_a_row),

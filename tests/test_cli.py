@@ -85,6 +85,15 @@ def test_what_evaluation_lacks_ends_in_one_line(command, recipe_path, override, 
     assert is_one_line(command("evaluate", recipe_path, override), "evaluate", part)
 
 
+def test_the_validation_split_and_the_best_checkpoint_must_be_there(command, recipe_path, demo_shards, capsys):
+    assert is_one_line(command("evaluate", recipe_path, "--split", "validation"), "evaluate", "data.validation: give")
+    given = [f"data.validation={demo_shards}", "--split", "validation", "--best"]
+    assert is_one_line(command("evaluate", recipe_path, *given), "evaluate", "no checkpoint with a loss on")
+    with pytest.raises(SystemExit) as caught:
+        command("evaluate", recipe_path, "--best", "--checkpoint", "x")
+    assert caught.value.code == 2 and "not allowed with argument" in capsys.readouterr().err
+
+
 def test_a_damaged_shard_is_told_before_training(command, recipe_path, tmp_path, demo_shards):
     import shutil
 

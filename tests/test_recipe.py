@@ -193,7 +193,7 @@ POSITIVE = [
         f"training.{k}"
         for k in ("epochs", "learning_rate", "global_batch", "micro_batch", "log_every", "checkpoint_epochs")
     ),
-    *(f"evaluation.{k}" for k in ("batch", "max_new_tokens")),
+    *(f"evaluation.{k}" for k in ("batch", "max_new_tokens", "caption_tokens")),
     *(f"data.{k}" for k in ("max_length", "block_shards", "most_bad_in_a_row", "cache_gib")),
     "vision.max_pixels",
     *(f"method.{k}" for k in ("hidden", "slots", "lora_rank")),
@@ -244,6 +244,8 @@ def test_a_dropout_outside_its_range_is_refused_by_name(read, key, value):
         ("data: {train: [a, b], passes: [1, -2]}", "data.passes: must be positive, is -2"),
         ("data: {train: [a], passes: [nan]}", "data.passes: must be positive, is nan"),
         ("data: {train: [a], passes: [.inf]}", "data.passes: must be positive, is inf"),
+        ("training: {keep_best: 1}", "training.keep_best: give data.validation"),
+        ("training: {best_by: score}", "training.best_by: give data.validation"),
         ("method: {name: input_space, lora_targets: []}", "method.lora_targets: name at least one linear layer"),
     ],
 )

@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     recipe_command(commands, "train", _train, "train a recipe, going on where its run folder stops")
-    command = recipe_command(commands, "evaluate", _evaluate, "score a run's newest checkpoint on data.test")
+    command = recipe_command(commands, "evaluate", _evaluate, "score a run's checkpoint on data.test")
     command.add_argument("--blind", action="store_true", help="replace every image by none")
-    command.add_argument(
+    command.add_argument("--split", choices=["test", "validation"], default="test", help="data.test or data.validation")
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--best", action="store_true", help="the best checkpoint (training.best_by), not the newest")
+    which.add_argument(
         "--checkpoint", type=Path, help="a checkpoint's folder, or a file of trained tensors, instead of the newest"
     )
 
 
 def _train(given: argparse.Namespace) -> None:
     with listening() as stop:
+        from dsmemvp.evaluation.run import validation_scores
         from dsmemvp.recipe_file import read_recipe
         from dsmemvp.training.loop import train
         from dsmemvp.training.ranks import leave_ranks
@@ -31,7 +35,7 @@ def _train(given: argparse.Namespace) -> None:
         recipe = read_recipe(given.recipe, given.overrides)
         ranks, watched = join(recipe, stop)
         with watched as watch:
-            train(recipe, ranks, stop, watch)
+            train(recipe, ranks, stop, watch, validation_scores)
         leave_ranks()
 
 
@@ -44,7 +48,7 @@ def _evaluate(given: argparse.Namespace) -> None:
         recipe = read_recipe(given.recipe, given.overrides)
         ranks, watched = join(recipe, stop)
         with watched as watch:
-            evaluate(recipe, ranks, stop, watch, blind=given.blind, checkpoint=given.checkpoint)
+            evaluate(recipe, ranks, stop, watch, given.blind, given.split, given.checkpoint, given.best)
         leave_ranks()
 
 

@@ -44,36 +44,68 @@ def training_steps(
 ) -> Iterator[list[Batch]]:
     """This rank's micro-batches of the global batches `steps`, counted from the start of the run: one list per
     optimizer step. Raises SampleError, ValueError or OSError (also out of a worker)."""
-    return _load(_Steps(manifests, encoder, share, order.batch, steps, order.near_shards), workers)
+    return _load(_Steps(manifests, encoder, _Dealt(order.batch, encoder, share), steps, order.near_shards), workers)
 
 
-def evaluation_steps(manifest: Manifest, encoder: Encoder, share: Share, workers: int) -> Iterator[list[Batch]]:
-    """All samples in file order, one micro-batch per step, the same number of steps on every rank: the last may be
-    smaller or empty."""
-    places, size = file_order(manifest.counts), share.world * share.micro_batch
-    steps = range(-(-len(places) // size))
-    return _load(_Steps([manifest], encoder, share, _Slices(places, size), steps, 2), workers)
+def evaluation_batches(manifest: Manifest, share: Share) -> range:
+    """The batches that all samples make up, by number: batch k is samples k x micro_batch and following in file order,
+    for any number of ranks."""
+    return range(-(-manifest.samples // share.micro_batch))
 
 
-@dataclass(frozen=True)
-class _Slices:
-    places: list[Place]
-    size: int
-
-    def __call__(self, step: int) -> list[Place]:
-        return self.places[step * self.size : (step + 1) * self.size]
+def evaluation_steps(
+    manifest: Manifest, encoder: Encoder, share: Share, workers: int, batches: Sequence[int] | None = None
+) -> Iterator[list[Batch]]:
+    """The batches of these numbers (None: all), one per rank and step: number s x ranks + r of the list is rank r's in
+    step s. All ranks take the same number of steps, and where the list ends, some have an empty batch. So a sample is
+    always computed in the same company, and its result does not depend on the number of ranks."""
+    numbers = list(evaluation_batches(manifest, share) if batches is None else batches)
+    steps = range(-(-len(numbers) // share.world))
+    own = _Whole(file_order(manifest.counts), numbers, share)
+    return _load(_Steps([manifest], encoder, own, steps, 2), workers)
 
 
 MicroBatch = list[tuple[int, Place]]
 """(place in the global batch, sample)"""
 
 
+@dataclass(frozen=True)
+class _Dealt:
+    """This rank's micro-batches of a global batch that is dealt by length."""
+
+    batch: Callable[[int], list[Place]]
+    encoder: Encoder
+    share: Share
+
+    def __call__(self, reader: Reader, step: int) -> list[MicroBatch]:
+        places = self.batch(step)
+        weights = [weigh(reader, place, self.encoder) for place in places]
+        dealt = deal(weights, self.share.world, self.share.micro_batch)[self.share.rank]
+        return [[(i, places[i]) for i in part] for part in dealt]
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """This rank's one batch of a step of an evaluation; its samples' places are counted from the first of all."""
+
+    places: list[Place]
+    numbers: list[int]
+    share: Share
+
+    def __call__(self, reader: Reader, step: int) -> list[MicroBatch]:
+        turn, size = step * self.share.world + self.share.rank, self.share.micro_batch
+        if turn >= len(self.numbers):
+            return [[]]
+        start = self.numbers[turn] * size
+        return [list(enumerate(self.places[start : start + size], start))]
+
+
 @dataclass
 class _Steps(IterableDataset):
     manifests: Sequence[Manifest]
     encoder: Encoder
-    share: Share
-    batch: Callable[[int], list[Place]]
+    own: Callable[[Reader, int], list[MicroBatch]]
+    """This rank's micro-batches of a step."""
     steps: range
     near_shards: int
     """How many shards the samples of neighbouring steps lie in."""
@@ -97,7 +129,7 @@ class _Steps(IterableDataset):
         that each pass goes forward through the shards of a block."""
         window, size, most = [], 0, 1
         for step in steps:
-            own = self._own(reader, step)
+            own = self.own(reader, step)
             window.append(own)
             size += sum(member.size for part in own for _, place in part for member in reader.entry(place).members)
             if size >= most:
@@ -105,13 +137,6 @@ class _Steps(IterableDataset):
                 window, size, most = [], 0, min(READ_AHEAD, max(1 << 20, 2 * most))
         if window:
             yield window
-
-    def _own(self, reader: Reader, step: int) -> list[MicroBatch]:
-        """This rank's micro-batches of a global batch."""
-        places = self.batch(step)
-        weights = [weigh(reader, place, self.encoder) for place in places]
-        dealt = deal(weights, self.share.world, self.share.micro_batch)[self.share.rank]
-        return [[(i, places[i]) for i in part] for part in dealt]
 
 
 def weigh(reader: Reader, place: Place, encoder: Encoder) -> Weight:

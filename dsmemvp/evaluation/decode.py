@@ -8,17 +8,26 @@ from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
 
 
-def decode_greedily(forward: Callable[[Batch], torch.Tensor], batch: Batch, slots: int, steps: int) -> list[list[int]]:
-    """`steps` tokens after each sample of `batch` (made with last_only), [size][steps]. `forward` gives the logits at
-    the supervised places."""
+def decode_greedily(
+    forward: Callable[[Batch], torch.Tensor],
+    batch: Batch,
+    slots: int,
+    steps: int,
+    over: Callable[[int, list[int]], bool] = lambda sample, tokens: False,
+    any_rank: Callable[[bool], bool] = lambda own: True,
+) -> list[list[int]]:
+    """Up to `steps` tokens after each sample of `batch` (made with last_only), the same number for each. Ends sooner
+    where the tokens of every sample are `over`: `any_rank(own)` says whether some rank's are not. `forward` gives the
+    logits at the supervised places."""
     texts = _texts(batch)
     decoded: list[list[int]] = [[] for _ in texts]
     for step in range(steps):
         logits = forward(batch)[: len(texts)]
         for own, token in zip(decoded, logits.argmax(-1).tolist(), strict=True):
             own.append(token)
-        if step + 1 < steps:
-            batch = _longer(batch, [t + d for t, d in zip(texts, decoded, strict=True)], slots)
+        if step + 1 == steps or not any_rank(any(not over(b, own) for b, own in enumerate(decoded))):
+            break
+        batch = _longer(batch, [t + d for t, d in zip(texts, decoded, strict=True)], slots)
     return decoded
 
 

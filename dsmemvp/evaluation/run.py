@@ -1,57 +1,65 @@
-"""Evaluation of a run on its test shards, the work dealt over all ranks, for captions on and off.
+"""Evaluation of a run on its test or validation shards, for captions on and off, the work dealt over all ranks.
 
-Writes RUN/evaluation.json (RUN/evaluation-blind.json) and predictions as JSON lines beside it; the first rank prints
-the table.
+    RUN/evaluation.json, RUN/predictions.jsonl     scores, and a JSON line for every answer
+    RUN/evaluation/NAME.jsonl                      answers of one that is under way (partial.py)
+
+Other files end in -validation, in -blind, or in both. What follows from a checkpoint, the data and the recipe does not
+depend on the number of ranks.
 """
 
+import hashlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial as bound
 from pathlib import Path
+from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from dsmemvp.data.batch import Batch
 from dsmemvp.data.encoder import Encoder, recipe_encoder
-from dsmemvp.data.loader import Share, evaluation_steps
 from dsmemvp.data.manifest import Manifest
-from dsmemvp.data.sets import open_test_data
+from dsmemvp.data.sets import open_test_data, open_validation_data
 from dsmemvp.data.text import Tokenizer
+from dsmemvp.evaluation.answering import Answering
 from dsmemvp.evaluation.decode import decode_greedily
-from dsmemvp.evaluation.scores import Prediction, accuracies, predict, table
+from dsmemvp.evaluation.partial import Partial
+from dsmemvp.evaluation.predictions import Predicted, predict_all
+from dsmemvp.evaluation.report import Report
+from dsmemvp.evaluation.scores import main_score, scored
 from dsmemvp.models.fingerprint import base_fingerprint
+from dsmemvp.models.joined import VisualLanguageModel
 from dsmemvp.models.weights import read_configs
 from dsmemvp.recipe import Recipe
 from dsmemvp.recipe_file import as_dict
 from dsmemvp.stopping import Stop, Stopped
-from dsmemvp.training.checkpoint import State, read_checkpoint
+from dsmemvp.training.checkpoint import Checkpoint, State, best_checkpoint, read_checkpoint
 from dsmemvp.training.engine import build_for_inference
-from dsmemvp.training.monitor import write_json
 from dsmemvp.training.ranks import Ranks
 from dsmemvp.training.saver import agreed_checkpoint
 from dsmemvp.training.watch import Watch
 
 
 def evaluate(
-    recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, blind: bool, checkpoint: Path | None = None
+    recipe: Recipe,
+    ranks: Ranks,
+    stop: Stop,
+    watch: Watch,
+    blind: bool = False,
+    split: str = "test",
+    checkpoint: Path | None = None,
+    best: bool = False,
 ) -> None:
-    """Score the run's newest checkpoint, or the given one. Raises ValueError or OSError with what to do, and Stopped
-    where `stop` asked for it."""
+    """Score the run's newest checkpoint, its best one, or the given one, on the "test" or "validation" data. Goes on
+    where the same evaluation was interrupted. Raises ValueError or OSError with what to do, and Stopped where `stop`
+    asked for it."""
     run = Path(recipe.output) / recipe.name
-    manifest = open_test_data(recipe)
+    data = _open_data(recipe, split)
     configs = read_configs(recipe)
     encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
-    found, complaints = (read_checkpoint(checkpoint), []) if checkpoint else agreed_checkpoint(run, ranks)
-    if found is None and recipe.method.name != "none":
-        raise FileNotFoundError(f"{run / 'checkpoints'} holds no checkpoint; train first, or give --checkpoint")
+    found = read_checkpoint(checkpoint) if checkpoint else _chosen(recipe, ranks, run, best)
+    base = ranks.together(lambda: base_fingerprint(recipe))
     if found is not None:
         found.check_method(as_dict(recipe))
-        base = ranks.together(lambda: base_fingerprint(recipe))
         found.check_base(base)
-    if ranks.first:
-        print(*complaints, sep="\n", end="\n" if complaints else "", flush=True)
     state = found.state if found else State()
 
     def between() -> None:
@@ -61,73 +69,107 @@ def evaluate(
 
     watch.at("loading", state.step)
     model, forward = build_for_inference(recipe, configs, ranks, found)
+    answering = _answering(recipe, ranks, model, forward)
     encoder = replace(encoder, slots=model.method.slots, answers=True, blind=blind)
-    results, predictions = {}, {}
-    left_out: set[str] = set()
+    checksum = ranks.together(lambda: _checksum(found) if ranks.first else "")
+    about = {"checkpoint": [state.step, checksum], "base": base, "data": data.fingerprint, **_what_counts(recipe)}
+    predicted: dict[str, Predicted] = {}
+    partials: list[Partial | None] = []
     for captions in recipe.evaluation.captions:
-        name = f"captions {'on' if captions else 'off'}" + (", blind" if blind else "")
-        encoder = replace(encoder, captions=captions)
-        predictions[name], skipped, cut = _predict_all(recipe, ranks, between, manifest, encoder, forward, name)
-        left_out |= skipped
-        results[name] = accuracies(predictions[name])
-        if cut and ranks.first:
-            print(f"{name}: {cut} contexts were cut to data.max_length = {recipe.data.max_length} tokens")
-    if ranks.first:
-        epoch = state.epoch
-        scored = len(next(iter(predictions.values())))
-        about = {"epoch": epoch, "samples": manifest.samples, "left_out": manifest.samples - scored}
-        _write(run, blind, results, predictions, about)
-        print(f"{recipe.name}, epoch {epoch}, {scored} samples of {recipe.data.test}")
-        print(table(results), flush=True)
-        if left_out:
-            print(f"{about['left_out']} samples left out:", *sorted(left_out), sep="\n  ", flush=True)
+        name, own = _name(recipe, captions, blind), replace(encoder, captions=captions)
+        belongs = {"evaluation": name, "encoder": asdict(own), **about}
+        partials.append(ranks.together(bound(_open_partial, ranks, run, split, belongs)))
+        predicted[name] = predict_all(recipe, ranks, data, own, answering, name, between, partials[-1])
+    watch.at("scoring", state.step)
+    suffix = "-validation" * (split != "test") + "-blind" * blind
+    report = Report(run, suffix, state, data.location, data.samples, recipe.evaluation.protocol)
+    ranks.together(lambda: report.write(predicted) if ranks.first else None)
+    for partial in partials:
+        ranks.together(partial.remove if partial else lambda: None)
 
 
-def _predict_all(
+def validation_scores(
     recipe: Recipe,
     ranks: Ranks,
-    between: Callable[[], object],
-    manifest: Manifest,
+    data: Manifest,
     encoder: Encoder,
-    forward: Callable[[Batch], torch.Tensor],
-    name: str,
-) -> tuple[list[Prediction], set[str], int]:
-    """From all ranks: predictions in the samples' order, messages of the skipped samples, and how many contexts were
-    cut."""
-    share = Share(ranks.rank, ranks.world, recipe.evaluation.batch)
-    tokenizer = Tokenizer(recipe.model.tokenizer)
-    own: list[str] = []
-    skipped: set[str] = set()
-    cut = 0
-    source = evaluation_steps(manifest, encoder, share, recipe.data.workers)
-    total = -(-manifest.samples // (share.world * share.micro_batch))
-    quiet = not (ranks.first and sys.stderr.isatty())
-    with torch.no_grad():
-        for (batch,) in tqdm(ranks.in_step(source), total=total, desc=name, unit="batch", disable=quiet):
-            between()
-            is_open = ranks.sums(any(not sample.choices for sample in batch.samples))[0]
-            steps = recipe.evaluation.max_new_tokens if is_open else 1
-            decoded = decode_greedily(forward, batch, encoder.slots, steps)
-            for sample, tokens in zip(batch.samples, decoded, strict=True):
-                own.append(json.dumps([sample.index, asdict(predict(sample, tokenizer.decode(tokens)))]))
-            skipped.update(skip.message for skip in batch.skipped)
-            cut += batch.cut
-    rows = sorted(map(json.loads, ranks.gather(own)), key=lambda row: row[0])
-    predictions = [Prediction(**{**row, "classes": tuple(row["classes"])}) for _, row in rows]
-    return predictions, set(ranks.gather(sorted(skipped))), int(ranks.sums(cut)[0])
+    model: VisualLanguageModel,
+    forward: Callable[..., Any],
+    between: Callable[[], object],
+) -> dict[str, float]:
+    """Scores inside training (training/validation.py's Scoring): with the first of evaluation.captions, the main score
+    first. Raises ValueError."""
+    captions = recipe.evaluation.captions[0]
+    encoder = replace(encoder, answers=True, captions=captions)
+    answering = _answering(recipe, ranks, model, forward)
+    name = f"validation, {_name(recipe, captions, blind=False)}"
+    predicted = predict_all(recipe, ranks, data, encoder, answering, name, between)
+
+    def score() -> list[str]:
+        if not ranks.first:
+            return []
+        scores = scored(predicted.predictions)
+        main = main_score(scores)
+        ordered = sorted(scores.items(), key=lambda item: item[1] is not main)
+        return [json.dumps([[column, score.value] for column, score in ordered])]
+
+    (text,) = ranks.gather(ranks.together(score))
+    return dict(json.loads(text))
 
 
-def _write(
-    run: Path,
-    blind: bool,
-    results: dict[str, dict[str, float]],
-    predictions: dict[str, list[Prediction]],
-    about: dict,
-) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    suffix = "-blind" if blind else ""
-    write_json(run / f"evaluation{suffix}.json", {**about, "accuracy": results})
-    with (run / f"predictions{suffix}.jsonl").open("w", encoding="utf-8") as file:
-        for name, rows in predictions.items():
-            for row in rows:
-                file.write(json.dumps({"evaluation": name, **asdict(row), "right": row.right}) + "\n")
+def _answering(recipe: Recipe, ranks: Ranks, model: VisualLanguageModel, forward: Callable[..., Any]) -> Answering:
+    slots = model.method.slots
+
+    def decode(batch, steps, over):
+        return decode_greedily(forward, batch, slots, steps, over, ranks.any)
+
+    return Answering(recipe.evaluation, ranks, Tokenizer(recipe.model.tokenizer), forward, decode, slots)
+
+
+def _open_data(recipe: Recipe, split: str) -> Manifest:
+    if split == "test":
+        return open_test_data(recipe)
+    data = open_validation_data(recipe)
+    if data is None:
+        raise ValueError("data.validation: give the folder of shards to evaluate on")
+    return data
+
+
+def _chosen(recipe: Recipe, ranks: Ranks, run: Path, best: bool) -> Checkpoint | None:
+    """The newest or the best checkpoint; None where there is nothing trained to look for."""
+    by = recipe.training.best_by
+    find = (bound(best_checkpoint, best_by=by),) if best else ()
+    found, complaints = agreed_checkpoint(run, ranks, *find)
+    if ranks.first:
+        print(*complaints, sep="\n", end="\n" if complaints else "", flush=True)
+    if found is None and best:
+        raise FileNotFoundError(
+            f"{run / 'checkpoints'} holds no checkpoint with a {by} on data.validation, by which training.best_by tells"
+            " the best; evaluate without --best, or give --checkpoint"
+        )
+    if found is None and recipe.method.name != "none":
+        raise FileNotFoundError(f"{run / 'checkpoints'} holds no checkpoint; train first, or give --checkpoint")
+    return found
+
+
+def _name(recipe: Recipe, captions: bool, blind: bool) -> str:
+    protocol = recipe.evaluation.protocol
+    return f"captions {'on' if captions else 'off'}" + ", blind" * blind + f", {protocol}" * (protocol != "generate")
+
+
+def _open_partial(ranks: Ranks, run: Path, split: str, belongs: dict[str, Any]) -> Partial | None:
+    """The first rank's."""
+    words = belongs["evaluation"].replace(",", "").split()
+    path = run / "evaluation" / ("-".join([*words, *(["validation"] if split != "test" else [])]) + ".jsonl")
+    return Partial(path, belongs) if ranks.first else None
+
+
+def _checksum(found: Checkpoint | None) -> str:
+    return hashlib.sha256(found.trained.read_bytes()).hexdigest() if found else ""
+
+
+def _what_counts(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's part in the answers, beside what the encoder has of it."""
+    whole = as_dict(recipe)
+    evaluation = {key: value for key, value in whole["evaluation"].items() if key != "captions"}
+    return {"dtype": recipe.model.dtype, "vision": whole["vision"], "method": whole["method"], "settings": evaluation}

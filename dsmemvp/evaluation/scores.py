@@ -1,81 +1,197 @@
-"""From decoded text to scores. Pure functions.
+"""From decoded text to predictions, and from predictions to scores. Pure functions.
 
-ScienceQA's protocol as published (MemVP, eval.py:33-100, the same classes as ScienceQA's own tools/evaluate_acc.py):
-the first capital letter of the decoded text; a letter that is not among the choices is wrong. Open answers are compared
-after lower-casing, up to the first full stop that is no decimal point.
+choice   ScienceQA's protocol as published (MemVP, eval.py:33-100, the same classes as ScienceQA's own
+         tools/evaluate_acc.py): the first capital letter of the decoded text; a letter that is not among the choices is
+         wrong. Columns: ScienceQA's classes and Avg.
+open     the answer in lower case must equal the right one. Columns as for choice.
+vqa      VQAv2's accuracy (vqa.py). Columns: its answer types and Overall.
+gqa      GQA's accuracy (eval.py of https://cs.stanford.edu/people/dorarad/gqa): the answer must equal the given one,
+         nothing is normalised but upper case. Columns: structural and semantic types, Binary, Open, and Accuracy. Its
+         consistency, validity, plausibility, distribution and grounding need further files and are left out.
+caption  CIDEr, BLEU-4, METEOR and ROUGE-L (captions.py).
+
+Where a task is asked with "The answer is", the answer is read up to the first full stop at the end of a word.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from dsmemvp.data.sample import Sample
+from dsmemvp.evaluation.captions import CAPTION_COLUMNS, caption_scores
+from dsmemvp.evaluation.confidence import Score, mean_score
+from dsmemvp.evaluation.vqa import GIVEN, vqa_accuracy
 
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
-COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
+KINDS = ("choice", "vqa", "gqa", "caption", "open")
+MAIN = ("Avg", "Overall", "Accuracy", *CAPTION_COLUMNS)
+"""The columns that the table shows with their interval; the first of them that an evaluation has is its main score."""
+COLUMNS = (
+    *("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg"),
+    *("yes/no", "number", "other", "Overall"),
+    *("verify", "query", "choose", "logical", "compare", "obj", "attr", "cat", "rel", "global"),
+    *("Binary", "Open", "Accuracy"),
+    *CAPTION_COLUMNS,
+)
+"""The published order. Other columns stand before these, sorted by name."""
+FULL_STOP = re.compile(r"(?<!\bst)(?<!\bmt)(?<!\bdr)(?<!\bmr)(?<!\bms)(?<!\bmrs)\.(?=\s|$)", re.IGNORECASE)
+"""Not the point of 3.5, amazon.com or st. louis."""
 
 
 @dataclass(frozen=True)
 class Prediction:
+    index: int
+    """The sample's running number."""
     id: str
-    answer: str
-    """The right answer: a letter, or text."""
+    kind: str
+    """One of KINDS."""
+    text: str
+    """What the model wrote, as decoded; for a choice by likelihood, the letter."""
     predicted: str
-    """What was read out of the decoded text; empty where nothing could be."""
+    """What was read out of it; empty where nothing could be."""
+    answers: tuple[str, ...]
+    """The right letter, the ten answers of VQAv2, the one answer, or the references of a caption."""
     classes: tuple[str, ...]
-    """The columns of the table it counts in, besides Avg."""
-
-    @property
-    def right(self) -> bool:
-        return self.predicted == self.answer
+    """The columns of the table it counts in, besides that of all samples."""
 
 
 def predict(sample: Sample, decoded: str) -> Prediction:
-    """Read the answer out of the text that the model decoded after "The answer is"."""
+    """Read the answer out of the text that the model wrote."""
+    kind = kind_of(sample)
     name = str(sample.scores.get("id", sample.index))
-    if not sample.choices:
-        texts = (str(sample.answer), decoded)
-        answer, predicted = (re.split(r"\.(?!\d)", text, maxsplit=1)[0].strip().lower() for text in texts)
+    answers: tuple[str, ...]
+    if kind == "choice":
+        answers, predicted = (sample.letter,), _letter(decoded, len(sample.choices))
+    elif kind == "caption":
+        references = sample.scores.get("references") or [sample.answer]
+        answers, predicted = tuple(map(str, references)), decoded.strip()
+    elif kind == "vqa":
+        answers, predicted = tuple(sample.scores["answers"]), _answer(decoded)
     else:
-        letter = re.search("[A-Z]", decoded)
-        valid = letter is not None and ord(letter[0]) - ord("A") < len(sample.choices)
-        answer, predicted = sample.letter, letter[0] if letter and valid else ""
-    return Prediction(name, answer, predicted, classes_of(sample))
+        answers, predicted = (_answer(str(sample.answer)),), _answer(decoded)
+    return Prediction(sample.index, name, kind, decoded, predicted, answers, classes_of(sample, kind))
 
 
-def classes_of(sample: Sample) -> tuple[str, ...]:
-    """ScienceQA's classes. A sample with hint and image counts in both TXT and IMG."""
-    classes = []
-    if (subject := sample.scores.get("subject")) in SUBJECTS:
-        classes.append(SUBJECTS[subject])
-    hint = bool(sample.context.strip())
-    if hint:
-        classes.append("TXT")
-    if sample.image is not None:
-        classes.append("IMG")
-    if not hint and sample.image is None:
-        classes.append("NO")
+def kind_of(sample: Sample) -> str:
+    """Which protocol a sample is scored by."""
+    scores, given = sample.scores, sample.scores.get("answers")
+    if sample.choices:
+        return "choice"
+    if scores.get("task") == "caption":
+        return "caption"
+    if scores.get("task") == "vqa" and isinstance(given, list) and len(given) == GIVEN:
+        return "vqa" if all(isinstance(answer, str) for answer in given) else "gqa"
+    return "gqa" if scores.get("task") == "vqa" or {"structural_type", "semantic_type"} & scores.keys() else "open"
+
+
+def _letter(decoded: str, choices: int) -> str:
+    letter = re.search("[A-Z]", decoded)
+    return letter[0] if letter and ord(letter[0]) - ord("A") < choices else ""
+
+
+def _answer(text: str) -> str:
+    return FULL_STOP.split(text, maxsplit=1)[0].strip().lower()
+
+
+def classes_of(sample: Sample, kind: str) -> tuple[str, ...]:
+    if kind == "vqa":
+        return _named(sample.scores.get("answer_type"))
+    if kind == "gqa":
+        structural = sample.scores.get("structural_type")
+        # a question for which the answer is one of two, as GQA's eval.py tells them apart
+        two = ("Open" if structural == "query" else "Binary") if structural else None
+        return _named(structural, sample.scores.get("semantic_type"), two)
+    return () if kind == "caption" else _scienceqa_classes(sample)
+
+
+def _named(*classes: Any) -> tuple[str, ...]:
+    return tuple(str(name) for name in classes if name)
+
+
+def _scienceqa_classes(sample: Sample) -> tuple[str, ...]:
+    """A sample with hint and image counts in both TXT and IMG."""
+    hint, image = bool(sample.context.strip()), sample.image is not None
     grade = re.fullmatch(r"(?:grade)?(\d+)", str(sample.scores.get("grade", "")))
-    if grade and 1 <= int(grade[1]) <= 12:
-        classes.append("G1-6" if int(grade[1]) <= 6 else "G7-12")
-    return tuple(classes)
+    number = int(grade[1]) if grade else 0
+    return _named(
+        SUBJECTS.get(str(sample.scores.get("subject"))),
+        "TXT" if hint else None,
+        "IMG" if image else None,
+        "NO" if not hint and not image else None,
+        "G1-6" if 1 <= number <= 6 else "G7-12" if 7 <= number <= 12 else None,
+    )
 
 
-def accuracies(predictions: list[Prediction]) -> dict[str, float]:
-    """Per cent right in each class that has samples, and Avg over all."""
-    counted: dict[str, list[bool]] = {}
+def points(prediction: Prediction) -> float:
+    """0 to 1, for all kinds but captions."""
+    if prediction.kind == "vqa":
+        return vqa_accuracy(prediction.predicted, prediction.answers)
+    return float(prediction.predicted == prediction.answers[0])
+
+
+def scored(predictions: Sequence[Prediction]) -> dict[str, Score]:
+    """A score for each column that has samples, in per cent; of captions in their usual units times 100. What scores of
+    captions need and do not find, they do without: captions.missing() says so."""
+    counted: dict[str, list[float]] = {}
     for prediction in predictions:
-        for name in (*prediction.classes, "Avg"):
-            counted.setdefault(name, []).append(prediction.right)
-    return {name: 100 * sum(right) / len(right) for name, right in counted.items()}
+        if prediction.kind != "caption":
+            value = points(prediction)
+            for name in (*prediction.classes, _of_all(prediction.kind)):
+                counted.setdefault(name, []).append(value)
+    scores = {name: mean_score(np.array(values)) for name, values in counted.items()}
+    captions = sorted((p for p in predictions if p.kind == "caption"), key=lambda p: p.index)
+    if captions:
+        scores |= caption_scores([p.predicted for p in captions], [p.answers for p in captions])
+    return scores
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """Accuracies of several evaluations, one line each, as Markdown."""
-    columns = [c for c in COLUMNS if any(c in row for row in rows.values())]
-    width = max(len(name) for name in rows)
-    lines = ["| " + " " * width + " | " + " | ".join(f"{c:>6}" for c in columns) + " |"]
-    lines.append("|" + "-" * (width + 2) + "|" + "|".join("-------:" for _ in columns) + "|")
-    for name, row in rows.items():
-        cells = " | ".join(f"{row[c]:6.2f}" if c in row else "     -" for c in columns)
-        lines.append(f"| {name:<{width}} | {cells} |")
-    return "\n".join(lines)
+def _of_all(kind: str) -> str:
+    return {"vqa": "Overall", "gqa": "Accuracy"}.get(kind, "Avg")
+
+
+def main_score(scores: dict[str, Score]) -> Score:
+    """The one by which two checkpoints are compared: more is better. Raises ValueError where there is none."""
+    for name in MAIN:
+        if name in scores:
+            return scores[name]
+    raise ValueError("no score at all: no sample was evaluated, or captions without the package that scores them")
+
+
+def as_json(rows: dict[str, dict[str, Score]]) -> dict[str, Any]:
+    """What evaluation.json holds of the scores: under "accuracy" {evaluation: {column: value}}, under "interval" the
+    two ends of the 95 % confidence interval, under "counted" the number of samples."""
+    return {
+        "accuracy": {row: {name: s.value for name, s in scores.items()} for row, scores in rows.items()},
+        "interval": {row: {name: [s.low, s.high] for name, s in scores.items()} for row, scores in rows.items()},
+        "counted": {row: {name: s.samples for name, s in scores.items()} for row, scores in rows.items()},
+    }
+
+
+def table(rows: dict[str, dict[str, Score]]) -> str:
+    """Several evaluations, one line each, as Markdown; +- half of the 95 % confidence interval beside the scores of all
+    samples."""
+    present = {name for scores in rows.values() for name in scores}
+    columns = [*sorted(present - set(COLUMNS)), *(name for name in COLUMNS if name in present)]
+    lines = [["", *columns]]
+    for row, scores in rows.items():
+        lines.append([row, *(_cell(name, scores.get(name)) for name in columns)])
+    widths = [max(6 if i else 0, *(len(line[i]) for line in lines)) for i in range(len(columns) + 1)]
+    text = ["| " + " | ".join(_aligned(line, widths)) + " |" for line in lines]
+    text.insert(1, "|" + "-" * (widths[0] + 2) + "|" + "|".join("-" * (width + 1) + ":" for width in widths[1:]) + "|")
+    return "\n".join(text)
+
+
+def _cell(name: str, score: Score | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score.value:.2f} ±{score.margin:.2f}" if name in MAIN else f"{score.value:.2f}"
+
+
+def _aligned(line: list[str], widths: list[int]) -> list[str]:
+    return [
+        f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
+        for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ]

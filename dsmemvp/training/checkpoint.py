@@ -25,7 +25,9 @@ from safetensors.torch import load_file, save
 
 from dsmemvp.data.durable import flush
 
-FORMAT = 3
+FORMAT = 4
+READABLE = (3, FORMAT)
+"""Format 3 has no validation_score."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of each tensor."""
 TENSOR_FILES = ("trained.safetensors", "optimizer.safetensors")
@@ -46,6 +48,8 @@ class State:
     """Steps whose loss or gradient was not finite."""
     validation_loss: float | None = None
     """Loss per supervised token on data.validation, where there is one."""
+    validation_score: float | None = None
+    """The main score of an evaluation on data.validation, where the recipe wants it."""
     order: dict[str, Any] = field(default_factory=dict)
     """What the order of samples follows from, by the recipe's keys (data/sets.py)."""
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -131,13 +135,25 @@ def save_checkpoint(run: Path, state: State, values: Tensors, moments: Tensors) 
 
 def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The intact checkpoint of the latest step in a run's folder, and what is wrong with later ones."""
-    complaints = []
-    for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+    found, complaints = _first_intact(sorted((run / "checkpoints").glob("step-*"), reverse=True))
+    return found, [f"{complaint}; the checkpoint before it is taken" for complaint in complaints]
+
+
+def best_checkpoint(run: Path, best_by: str) -> tuple[Checkpoint | None, list[str]]:
+    """The intact checkpoint with the lowest "loss" or the highest "score" on data.validation, and what is wrong with
+    better ones. None where that was measured beside none of them."""
+    found, complaints = _first_intact(_best_first(sorted((run / "checkpoints").glob("step-*")), best_by))
+    return found, [f"{complaint}; the next best checkpoint is taken" for complaint in complaints]
+
+
+def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
+    complaints: list[str] = []
+    for folder in folders:
         try:
             found = read_checkpoint(folder)
             check_sums(folder)
         except (ValueError, FileNotFoundError) as error:
-            complaints.append(f"{error}; the checkpoint before it is taken")
+            complaints.append(str(error))
         else:
             return found, complaints
     return None, complaints
@@ -149,7 +165,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if folder.is_file():
         return Checkpoint(folder)
     content = _read_state(folder)
-    fields = {name: content[name] for name in State.__dataclass_fields__}
+    fields = {name: content[name] for name in State.__dataclass_fields__ if name != "validation_score"}
+    if content["format"] > 3:
+        fields["validation_score"] = content["validation_score"]
     return Checkpoint(folder / "trained.safetensors", State(**fields))
 
 
@@ -163,10 +181,10 @@ def check_sums(folder: Path) -> None:
             raise ValueError(f"{path} is damaged: its checksum is not the one it was written with")
 
 
-def prune(run: Path, step: int, keep_last: int, keep_best: int) -> None:
-    """Take away all but the latest and the best (lowest loss on data.validation) checkpoints up to `step`, and what
-    cut-off writes have left. `keep_last` 0 keeps all. Those of later steps go: they were damaged, or the run would have
-    gone on from there, and counted as the latest they would push out the good ones."""
+def prune(run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "loss") -> None:
+    """Take away all but the latest and the best (by "loss" or "score" on data.validation) checkpoints up to `step`, and
+    what cut-off writes have left. `keep_last` 0 keeps all. Those of later steps go: they were damaged, or the run would
+    have gone on from there, and counted as the latest they would push out the good ones."""
     folder = run / "checkpoints"
     for left in [*folder.glob("partial-*"), *folder.glob("old-*")]:
         shutil.rmtree(left, ignore_errors=True)
@@ -174,7 +192,7 @@ def prune(run: Path, step: int, keep_last: int, keep_best: int) -> None:
     later = [path for path in folders if path.name > f"step-{step:08d}"]
     folders = folders[: len(folders) - len(later)]
     kept = set(folders[-keep_last:])  # [-0:] is all
-    kept.update(sorted((path for path in folders if _loss(path) < math.inf), key=_loss)[:keep_best])
+    kept.update(_best_first(folders, best_by)[:keep_best])
     for path in [*folders, *later]:
         if path not in kept:
             shutil.rmtree(_out_of_the_way(path))
@@ -211,8 +229,9 @@ def _read_state(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist; {folder} is not a checkpoint")
     try:
         content = json.loads(path.read_bytes())
-        if content["format"] != FORMAT:
-            raise ValueError(f"{path}: checkpoint format {content['format']}, this version reads {FORMAT}")
+        if content["format"] not in READABLE:
+            formats = " and ".join(map(str, READABLE))
+            raise ValueError(f"{path}: checkpoint format {content['format']}, this version reads {formats}")
         if content["crc32"] != _own_sum(content):
             raise ValueError(f"{path} is damaged: its checksum is not the one it was written with")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -234,10 +253,17 @@ def _sum_of(path: Path) -> list[int]:
     return [size, total]
 
 
-def _loss(folder: Path) -> float:
+def _best_first(folders: list[Path], best_by: str) -> list[Path]:
+    """Of checkpoints in the order of their steps, those for which it is known how good they are; the earlier of two
+    equal ones first."""
+    badness = {folder: _badness(folder, best_by) for folder in folders}
+    return sorted((folder for folder in folders if badness[folder] < math.inf), key=badness.__getitem__)
+
+
+def _badness(folder: Path, best_by: str) -> float:
     """On data.validation; infinite where it is not known."""
     try:
-        loss = _read_state(folder)["validation_loss"]
+        value = _read_state(folder).get(f"validation_{best_by}")
     except (ValueError, FileNotFoundError):
         return math.inf
-    return math.inf if loss is None else loss
+    return math.inf if value is None else -value if best_by == "score" else value

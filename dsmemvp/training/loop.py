@@ -28,14 +28,15 @@ from dsmemvp.training.saver import Saver, agreed_checkpoint
 from dsmemvp.training.schedule import learning_rate
 from dsmemvp.training.skips import Skips
 from dsmemvp.training.starts import note_start
-from dsmemvp.training.validation import validation_loss
+from dsmemvp.training.validation import Scoring, validation_loss, validation_scores
 from dsmemvp.training.watch import Watch
 from dsmemvp.training.window import Window, imbalance
 
 
-def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch) -> Path:
+def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, scoring: Scoring | None = None) -> Path:
     """Train to the end of the recipe, going on from the newest intact checkpoint in the run's folder; returns that
-    folder. Raises ValueError, OSError or FloatingPointError with what to do, and Stopped where `stop` asked for it."""
+    folder. `scoring` is needed where training.best_by is score. Raises ValueError, OSError or FloatingPointError with
+    what to do, and Stopped where `stop` asked for it."""
     run = Path(recipe.output) / recipe.name
     data, validation = open_training_data(recipe), open_validation_data(recipe)
     configs = read_configs(recipe)
@@ -72,7 +73,7 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch) -> Path:
     start = replace(state, order=data.identity, recipe=as_dict(recipe), base=base)
     encoder = replace(encoder, slots=trainer.model.method.slots)
     try:
-        _Run(recipe, ranks, stop, watch, trainer, encoder, monitor, run, data, validation, start).steps(until)
+        _Run(recipe, ranks, stop, watch, trainer, encoder, monitor, run, data, validation, scoring, start).steps(until)
     finally:
         monitor.close()
     return run
@@ -80,7 +81,8 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch) -> Path:
 
 def _owes_validation(state: State, recipe: Recipe, per_epoch: int) -> bool:
     """Whether the run was asked to end while it validated."""
-    return bool(state.step) and _epochs_are_over(state.step, recipe, per_epoch) and state.validation_loss is None
+    owed = state.validation_loss is None or (recipe.training.best_by == "score" and state.validation_score is None)
+    return bool(state.step) and _epochs_are_over(state.step, recipe, per_epoch) and owed
 
 
 def _epochs_are_over(step: int, recipe: Recipe, per_epoch: int) -> bool:
@@ -120,17 +122,18 @@ class _Run:
         run: Path,
         data: TrainingData,
         validation: Manifest | None,
+        scoring: Scoring | None,
         start: State,
     ):
         training = recipe.training
         self.recipe, self.ranks, self.stop, self.watch = recipe, ranks, stop, watch
         self.trainer, self.encoder, self.monitor = trainer, encoder, monitor
-        self.data, self.validation, self.start = data, validation, start
+        self.data, self.validation, self.scoring, self.start = data, validation, scoring, start
         self.per_epoch = data.order.steps
         self.gradients: GradientWatch | None = GradientWatch(trainer.model.trainables())
         self.skips = Skips(ranks, monitor, training.global_batch, recipe.data.most_bad_in_a_row)
         self.health = Health(monitor, training.most_not_finite, training.spike, start.not_finite)
-        self.saver = Saver(run, ranks, monitor, training.keep_last, training.keep_best)
+        self.saver = Saver(run, ranks, monitor, training.keep_last, training.keep_best, training.best_by)
         self.saver.saved = start.step
         self.language_parameters = sum(math.prod(whole_shape(p)) for p in trainer.model.language.parameters())
         self.cut = 0
@@ -245,12 +248,12 @@ class _Run:
         return bool(by_steps) or _epochs_are_over(step, self.recipe, self.per_epoch)
 
     def _save(self, step: int) -> None:
-        loss = None
+        loss = score = None
         if self.validation is not None and _epochs_are_over(step, self.recipe, self.per_epoch):
-            loss = self._validate(step)
-        self._begin_save(step, loss)
+            loss, score = self._validate(step, self.validation)
+        self._begin_save(step, loss, score)
 
-    def _begin_save(self, step: int, validation: float | None = None) -> None:
+    def _begin_save(self, step: int, loss: float | None = None, score: float | None = None) -> None:
         self.watch.at("saving", step)
         state = replace(
             self.start,
@@ -258,14 +261,23 @@ class _Run:
             step=step,
             updates=self.trainer.masters.updates(),
             not_finite=self.health.not_finite,
-            validation_loss=validation,
+            validation_loss=loss,
+            validation_score=score,
         )
         self.saver.begin(state, self.trainer.masters)
 
-    def _validate(self, step: int) -> float:
-        assert self.validation is not None
+    def _validate(self, step: int, data: Manifest) -> tuple[float, float | None]:
+        """Loss, and the main score where it is wanted."""
         batch, workers = self.recipe.evaluation.batch, self.recipe.data.workers
         between = partial(self._between, step, "validating")
-        loss = validation_loss(self.trainer, self.ranks, self.validation, self.encoder, batch, workers, between)
-        self.monitor.record(step, {"validation/loss": loss}, f"step {step}  validation loss {loss:.4f}")
-        return loss
+        loss = validation_loss(self.trainer, self.ranks, data, self.encoder, batch, workers, between)
+        numbers, score = {"validation/loss": loss}, None
+        line = f"step {step}  validation loss {loss:.4f}"
+        if self.recipe.training.best_by == "score":
+            assert self.scoring is not None
+            scores = validation_scores(self.trainer, self.recipe, self.ranks, data, self.encoder, between, self.scoring)
+            main, score = next(iter(scores.items()))
+            numbers |= {"validation/score": score, **{f"validation/{name}": value for name, value in scores.items()}}
+            line += f"  {main} {score:.2f}"
+        self.monitor.record(step, numbers, line)
+        return loss, score

@@ -5,6 +5,7 @@ Ranks wait only until values and moments are in the first rank's memory; a threa
 
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +18,13 @@ REQUEST = "save"
 """A file of this name in the run's folder asks for a checkpoint, and is taken away."""
 
 
-def agreed_checkpoint(run: Path, ranks: Ranks) -> tuple[Checkpoint | None, list[str]]:
-    """The newest intact checkpoint, by the first rank's word, and what is wrong with later ones. Raises ValueError or
-    FileNotFoundError, also where another rank does not see that folder."""
-    found, complaints = ranks.together(lambda: newest_checkpoint(run) if ranks.first else (None, []))
+Find = Callable[[Path], tuple[Checkpoint | None, list[str]]]
+
+
+def agreed_checkpoint(run: Path, ranks: Ranks, find: Find = newest_checkpoint) -> tuple[Checkpoint | None, list[str]]:
+    """The newest intact checkpoint, or the one that `find` chooses, by the first rank's word, and what is wrong with
+    those before it. Raises ValueError or FileNotFoundError, also where another rank does not see that folder."""
+    found, complaints = ranks.together(lambda: find(run) if ranks.first else (None, []))
     for name in ranks.gather([found.trained.parent.name] if found else []):
         return ranks.together(partial(read_checkpoint, run / "checkpoints" / name)), complaints
     return None, complaints
@@ -29,9 +33,11 @@ def agreed_checkpoint(run: Path, ranks: Ranks) -> tuple[Checkpoint | None, list[
 class Saver:
     """All ranks call the same methods at the same steps."""
 
-    def __init__(self, run: Path, ranks: Ranks, monitor: Monitor, keep_last: int, keep_best: int):
+    def __init__(
+        self, run: Path, ranks: Ranks, monitor: Monitor, keep_last: int, keep_best: int, best_by: str = "loss"
+    ):
         self._run, self._ranks, self._monitor = run, ranks, monitor
-        self._keep = keep_last, keep_best
+        self._keep = keep_last, keep_best, best_by
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self.saved = 0

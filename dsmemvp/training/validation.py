@@ -1,41 +1,70 @@
-"""The loss on data.validation, which tells which checkpoints are best."""
+"""The loss and the score on data.validation, which tell which checkpoints are best."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.loader import Share, evaluation_steps
 from dsmemvp.data.manifest import Manifest
-from dsmemvp.models.joined import loss_sum
+from dsmemvp.models.joined import VisualLanguageModel, loss_sum
+from dsmemvp.recipe import Recipe
 from dsmemvp.training.engine import Trainer
 from dsmemvp.training.ranks import Ranks
 
+Between = Callable[[], object]
+"""Called between two batches; may raise."""
+Scoring = Callable[
+    [Recipe, Ranks, Manifest, Encoder, VisualLanguageModel, Callable[..., Any], Between], dict[str, float]
+]
+"""(recipe, ranks, data, encoder for training, model, its forward, between) -> scores by their names, the main one
+first; the same on all ranks. The later room `evaluation` has it, so the run is given it."""
+
 
 def validation_loss(
-    trainer: Trainer,
-    ranks: Ranks,
-    manifest: Manifest,
-    encoder: Encoder,
-    batch: int,
-    workers: int,
-    between: Callable[[], object],
+    trainer: Trainer, ranks: Ranks, manifest: Manifest, encoder: Encoder, batch: int, workers: int, between: Between
 ) -> float:
-    """Per supervised token, over all samples, without dropout; `batch` samples per rank and forward. `between` is
-    called before each of them and may raise. Raises ValueError where no sample can be used."""
+    """Per supervised token, over all samples, without dropout; `batch` samples per rank and forward. Raises ValueError
+    where no sample can be used."""
     share = Share(ranks.rank, ranks.world, batch)
     total, tokens = 0.0, 0
-    trainer.engine.eval()
-    try:
-        with torch.no_grad():
-            for (part,) in ranks.in_step(evaluation_steps(manifest, encoder, share, workers)):
-                between()
-                part = part.to(ranks.device)
-                total += loss_sum(trainer.engine(part), part.targets).item()
-                tokens += part.targets.numel()
-    finally:
-        trainer.engine.train()
+    with _evaluating(trainer):
+        for (part,) in ranks.in_step(evaluation_steps(manifest, encoder, share, workers)):
+            between()
+            part = part.to(ranks.device)
+            total += loss_sum(trainer.engine(part), part.targets).item()
+            tokens += part.targets.numel()
     loss, supervised = ranks.sums(total, tokens)
     if not supervised:
         raise ValueError(f"data.validation: no sample of {manifest.location} could be used")
     return loss / supervised
+
+
+def validation_scores(
+    trainer: Trainer,
+    recipe: Recipe,
+    ranks: Ranks,
+    manifest: Manifest,
+    encoder: Encoder,
+    between: Between,
+    scoring: Scoring,
+) -> dict[str, float]:
+    """What `scoring` makes of the model as it is trained so far. Raises ValueError."""
+
+    def forward(batch, *more):
+        return trainer.engine(batch.to(ranks.device), *more)
+
+    with _evaluating(trainer):
+        return scoring(recipe, ranks, manifest, encoder, trainer.model, forward, between)
+
+
+@contextmanager
+def _evaluating(trainer: Trainer) -> Iterator[None]:
+    trainer.engine.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        trainer.engine.train()

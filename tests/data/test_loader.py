@@ -150,6 +150,33 @@ def test_evaluation_covers_every_sample_once_with_equal_steps_on_every_rank(shar
     assert sorted(i for steps in ranks for step in steps for i in indices(step)) == list(range(23))
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_evaluation_computes_every_sample_in_the_same_company_on_any_number_of_ranks(shards, encoder, world):
+    encoder = replace(encoder, answers=True)
+    shares = [Share(rank, world, 4) for rank in range(world)]
+    ranks = [list(evaluation_steps(shards, encoder, share, workers=0)) for share in shares]
+    dealt = [[i for _, i in batch.dealt] for step in zip(*ranks, strict=True) for (batch,) in step]
+    assert dealt[:6] == [
+        [*range(0, 4)],
+        [*range(4, 8)],
+        [*range(8, 12)],
+        [*range(12, 16)],
+        [*range(16, 20)],
+        [20, 21, 22],
+    ]
+    assert not any(dealt[6:]) and len(dealt) < 6 + world
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_goes_on_with_the_batches_that_are_left(shards, encoder, workers):
+    encoder, left = replace(encoder, answers=True), [1, 4, 5]
+    ranks = [list(evaluation_steps(shards, encoder, Share(rank, 2, 4), workers, left)) for rank in range(2)]
+    assert [[indices(step) for step in steps] for steps in ranks] == [
+        [[4, 5, 6, 7], [20, 21, 22]],
+        [[16, 17, 18, 19], []],
+    ]
+
+
 def test_a_rank_without_samples_still_takes_the_step(tmp_path, encoder):
     manifest = write_shards(good_rows(5), tmp_path / "test", "test")
     encoder = replace(encoder, answers=True)

@@ -56,6 +56,19 @@ def test_what_was_decoded_is_put_behind_the_text_and_all_else_stays():
         assert seen.supervised.numel() == 3
 
 
+def test_it_ends_when_every_sample_is_over_on_every_rank():
+    forward, asked = Counting(), []
+
+    def any_rank(own):
+        asked.append(own)
+        return len(asked) < 4 or own  # another rank needs 4 tokens
+
+    ends = (12, 23, 31)  # after 2, 3 and 1 tokens
+    decoded = decode_greedily(forward, batch(0), 0, 9, lambda b, tokens: ends[b] in tokens, any_rank)
+    assert decoded == [[11, 12, 13, 14], [21, 22, 23, 24], [31, 32, 33, 34]]
+    assert asked == [True, True, False, False]
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_an_empty_batch_takes_every_step_and_decodes_nothing(steps):
     calls = []

@@ -1,11 +1,19 @@
 """Checkpoints: whole or not there, and refused where they do not fit."""
 
 import json
+import zlib
 
 import pytest
 import torch
 
-from dsmemvp.training.checkpoint import State, newest_checkpoint, prune, read_checkpoint, save_checkpoint
+from dsmemvp.training.checkpoint import (
+    State,
+    best_checkpoint,
+    newest_checkpoint,
+    prune,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 VALUES = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
 MOMENTS = {f"{n}.{m}": t * 0.5 for n, t in VALUES.items() for m in ("exp_avg", "exp_avg_sq")}
@@ -30,9 +38,9 @@ def _newest(run):
 
 
 def test_what_was_saved_is_read_back(tmp_path):
-    _save(tmp_path, 2, updates=19, not_finite=1, validation_loss=0.5)
+    _save(tmp_path, 2, updates=19, not_finite=1, validation_loss=0.5, validation_score=60.0)
     found = _newest(tmp_path)
-    assert found.state == State(2, 20, 19, 1, 0.5, ORDER, {"name": "x"}, BASE)
+    assert found.state == State(2, 20, 19, 1, 0.5, 60.0, ORDER, {"name": "x"}, BASE)
     for saved, read in ((VALUES, found.values(SHAPES)), (MOMENTS, found.moments(SHAPES))):
         assert saved.keys() == read.keys()
         assert all(torch.equal(saved[name], read[name]) for name in saved)
@@ -150,6 +158,37 @@ def test_the_latest_and_the_best_are_kept_and_leftovers_go(tmp_path):
     assert kept() == [20, 50, 60]
     prune(tmp_path, 60, keep_last=1, keep_best=0)
     assert kept() == [60]
+
+
+def test_the_best_by_score_are_kept_and_found(tmp_path):
+    for epoch, score in enumerate([50.0, 80.0, None, 80.0, 10.0], 1):
+        _save(tmp_path, epoch, validation_score=score, validation_loss=float(epoch))
+    assert best_checkpoint(tmp_path, "loss")[0].state.step == 10
+    prune(tmp_path, 50, keep_last=1, keep_best=2, best_by="score")
+    assert sorted(int(path.name[-3:]) for path in (tmp_path / "checkpoints").iterdir()) == [20, 40, 50]
+    assert best_checkpoint(tmp_path, "score")[0].state.step == 20  # the earlier of two equal ones
+    trained = tmp_path / "checkpoints" / "step-00000020" / "trained.safetensors"
+    trained.write_bytes(trained.read_bytes()[:-1])
+    found, (complaint,) = best_checkpoint(tmp_path, "score")
+    assert found.state.step == 40 and complaint.endswith("the next best checkpoint is taken")
+
+
+def test_none_is_best_where_nothing_was_measured(tmp_path):
+    _save(tmp_path, 1, validation_loss=1.0)
+    assert best_checkpoint(tmp_path, "score") == (None, [])
+
+
+def test_a_checkpoint_of_the_format_before_is_read(tmp_path):
+    """As the version before wrote it: without a score."""
+    folder = _save(tmp_path, 1, validation_loss=0.25)
+    content = json.loads((folder / "state.json").read_text())
+    del content["validation_score"], content["crc32"]
+    content["format"] = 3
+    content["crc32"] = zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    (folder / "state.json").write_text(json.dumps(content))
+    state = _newest(tmp_path).state
+    assert (state.step, state.validation_loss, state.validation_score) == (10, 0.25, None)
+    assert best_checkpoint(tmp_path, "loss")[0].state.step == 10
 
 
 def test_a_damaged_later_one_does_not_push_out_the_good_ones(tmp_path):

@@ -1,0 +1,90 @@
+"""A batch of questions -> what the model answers, by the recipe's protocol, in step with the other ranks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dsmemvp.data.batch import Batch
+from dsmemvp.data.sample import Sample
+from dsmemvp.data.text import Tokenizer
+from dsmemvp.evaluation.likelihood import letter_tokens, likeliest, log_likelihoods
+from dsmemvp.evaluation.scores import FULL_STOP
+from dsmemvp.recipe import Evaluation
+from dsmemvp.training.ranks import Ranks
+
+Over = Callable[[int, list[int]], bool]
+Decode = Callable[[Batch, int, Over], list[list[int]]]
+"""(batch, most tokens, over(b, tokens): whether sample b needs no token after these) -> tokens after each sample. All
+ranks call it together, with the same number. A sample's tokens must depend on its own batch alone, not on how many more
+are decoded; those after its end are not looked at."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    """As decoded; by likelihood, the letter."""
+    log_likelihoods: list[float] | None = None
+    """Of all choices, by likelihood."""
+
+
+@dataclass
+class Answering:
+    settings: Evaluation
+    ranks: Ranks
+    tokenizer: Tokenizer
+    forward: Callable[..., Any]
+    decode: Decode
+    slots: int
+    _letters: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __call__(self, batch: Batch) -> list[Answer]:
+        """For each of `batch.samples`. Raises ValueError."""
+        likelihoods = self._likelihoods(batch)
+        limits = [self._limit(sample) for sample in batch.samples]
+        steps = int(max(row[0] for row in self.ranks.table(max(limits, default=0))))
+
+        def over(b: int, tokens: list[int]) -> bool:
+            return len(tokens) >= limits[b] or self._ended(batch.samples[b], tokens)
+
+        decoded = self.decode(batch, steps, over) if steps else [[] for _ in limits]
+        answers = []
+        for b, sample in enumerate(batch.samples):
+            if likelihoods[b]:
+                answers.append(Answer(_letter(likeliest(likelihoods[b])), likelihoods[b]))
+            else:
+                answers.append(Answer(self._text(sample, decoded[b], limits[b])))
+        return answers
+
+    def _likelihoods(self, batch: Batch) -> list[list[float]]:
+        """Of every sample's choices; none for samples that are asked otherwise."""
+        asked = self.settings.protocol == "likelihood"
+        letters = [[_letter(c) for c in range(len(sample.choices))] if asked else [] for sample in batch.samples]
+        if not asked or not self.ranks.any(any(letters)):
+            return [[] for _ in letters]
+        for letter in {letter for own in letters for letter in own} - self._letters.keys():
+            self._letters[letter] = letter_tokens(self.tokenizer, letter)
+        endings = [[self._letters[letter] for letter in own] for own in letters]
+        return log_likelihoods(self.forward, batch, self.slots, endings)
+
+    def _limit(self, sample: Sample) -> int:
+        """Most tokens to decode."""
+        if sample.choices:
+            return 1 if self.settings.protocol == "generate" else 0
+        return self.settings.caption_tokens if sample.free else self.settings.max_new_tokens
+
+    def _ended(self, sample: Sample, tokens: list[int]) -> bool:
+        """At the end of the text, or, where the answer is the rest of a sentence, once something follows its full stop:
+        by itself, the one of "3." may be a decimal point."""
+        if tokens[-1] == self.tokenizer.eos:
+            return True
+        stop = None if sample.free else FULL_STOP.search(text := self.tokenizer.decode(tokens))
+        return stop is not None and stop.end() < len(text)
+
+    def _text(self, sample: Sample, tokens: list[int], limit: int) -> str:
+        """Others may have needed more tokens than this sample."""
+        ends = (n for n in range(1, min(limit, len(tokens)) + 1) if self._ended(sample, tokens[:n]))
+        return self.tokenizer.decode(tokens[: next(ends, limit)])
+
+
+def _letter(choice: int) -> str:
+    return chr(ord("A") + choice)

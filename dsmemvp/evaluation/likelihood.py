@@ -1,0 +1,63 @@
+"""Multiple choice by likelihood: which of the letters of its choices a model would rather write.
+
+A choice's target is, as in training, "The answer is B." behind the prompt. What is summed are the natural logarithms of
+the probabilities of the tokens that come after those of "The answer is", up to the one that completes the letter: for
+LLaMA's tokenizers the one token " B". Full stop and end do not count, and nothing is normalised, since letters do not
+differ in length. The letter with the highest sum is the answer, the first one of equal sums.
+
+Letters whose tokens but the last are the same are read from one row of the batch, so with LLaMA's tokenizers a question
+costs what one decoded token costs. Rows of one sample share its image.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.text import LEAD_IN, EncodedText, Tokenizer
+
+
+def letter_tokens(tokenizer: Tokenizer, letter: str) -> tuple[int, ...]:
+    """The tokens of " B" in "The answer is B.". Raises ValueError where the tokenizer cannot write it there."""
+    lead, whole = tokenizer.encode(LEAD_IN), tokenizer.encode(f"{LEAD_IN} {letter}.")
+    if whole[: len(lead)] != lead:
+        raise ValueError(
+            f"evaluation.protocol: the tokenizer joins {LEAD_IN!r} with the letter after it, so letters cannot be"
+            " compared by likelihood; take generate"
+        )
+    for end in range(len(lead) + 1, len(whole) + 1):
+        if letter in tokenizer.decode(whole[len(lead) : end]):
+            return tuple(whole[len(lead) : end])
+    raise ValueError(f"evaluation.protocol: the tokenizer cannot write the letter {letter}; take generate")
+
+
+def log_likelihoods(
+    forward: Callable[[Batch], torch.Tensor], batch: Batch, slots: int, endings: Sequence[Sequence[tuple[int, ...]]]
+) -> list[list[float]]:
+    """[B][endings of sample b]: the log-likelihood of each of `endings[b]` after sample b of `batch` (made with
+    last_only). One forward, with or without any ending."""
+    rows = {(b, ending[:-1]): ending for b, own in enumerate(endings) for ending in own}
+    tokens, offsets, image_of = batch.tokens.tolist(), batch.offsets.tolist(), batch.image_of.tolist()
+    images = list(batch.images)
+    items, start, places = [], {}, 0
+    for (b, before), ending in rows.items():
+        text = tokens[offsets[b] : offsets[b + 1]]
+        image = images[image_of[b]] if image_of[b] >= 0 else None
+        # the ending's last token is there for the places before it to be supervised: it changes nothing at them
+        items.append(Item(b, EncodedText([*text, *ending], len(text), False), image))
+        start[b, before], places = places, places + len(ending)
+    logits = forward(make_batch(items, batch.images.shape[-1], slots))
+    wanted = [
+        (start[b, ending[:-1]] + i, token)
+        for b, own in enumerate(endings)
+        for ending in own
+        for i, token in enumerate(ending)
+    ]
+    at, token = torch.tensor(wanted, dtype=torch.long, device=logits.device).reshape(-1, 2).unbind(1)
+    found = iter(logits.double().log_softmax(-1)[at, token].tolist())
+    return [[sum(next(found) for _ in ending) for ending in own] for own in endings]
+
+
+def likeliest(likelihoods: Sequence[float]) -> int:
+    """The first of the highest."""
+    return max(range(len(likelihoods)), key=likelihoods.__getitem__)

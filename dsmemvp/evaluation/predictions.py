@@ -1,0 +1,119 @@
+"""Predictions for all samples of a data set, the work dealt over all ranks in whole batches.
+
+A batch is the same samples for any number of ranks, so a sample is computed in the same shapes, and predictions do not
+depend on that number, not even by rounding. Batches that a run before has answered are not computed again.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial as bound
+from typing import Any
+
+import torch
+
+from dsmemvp.data.batch import Batch
+from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.loader import Share, evaluation_batches, evaluation_steps
+from dsmemvp.data.manifest import Manifest
+from dsmemvp.data.sample import Sample
+from dsmemvp.evaluation.answering import Answer, Answering
+from dsmemvp.evaluation.partial import Partial
+from dsmemvp.evaluation.progress import Progress
+from dsmemvp.evaluation.scores import Prediction, predict
+from dsmemvp.recipe import Recipe
+from dsmemvp.stopping import Stopped
+from dsmemvp.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The first rank's; the others' is empty."""
+
+    rows: list[dict[str, Any]]
+    """In the samples' order: all fields of Prediction, the question, and by likelihood "log_likelihoods"."""
+    skipped: list[str]
+    """Messages of the samples that were left out."""
+    cut: int
+    """How many contexts were cut."""
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        return [prediction_of(row) for row in self.rows]
+
+
+def prediction_of(row: dict[str, Any]) -> Prediction:
+    text = (row["id"], row["kind"], row["text"], row["predicted"])
+    return Prediction(row["index"], *text, tuple(row["answers"]), tuple(row["classes"]))
+
+
+def predict_all(
+    recipe: Recipe,
+    ranks: Ranks,
+    data: Manifest,
+    encoder: Encoder,
+    answering: Answering,
+    name: str,
+    between: Callable[[], object],
+    partial: Partial | None = None,
+) -> Predicted:
+    """Called on all ranks; `partial` is the first rank's. `between` is called between two batches and may raise
+    Stopped. Raises ValueError or OSError on all ranks alike."""
+    share = Share(ranks.rank, ranks.world, recipe.evaluation.batch)
+    lines = list(partial.lines) if partial else []
+    done = {int(number) for number in ranks.gather([str(json.loads(line)["batch"]) for line in lines])}
+    todo = [number for number in evaluation_batches(data, share) if number not in done]
+    before = data.samples - sum(_samples(number, data, share) for number in todo)
+    if ranks.first and before:
+        print(f"{name}: going on after {before} of {data.samples} samples", flush=True)
+    progress = Progress(name, data.samples, before, ranks.first)
+    source = evaluation_steps(data, encoder, share, recipe.data.workers, todo)
+    try:
+        with torch.no_grad():
+            for step, (batch,) in enumerate(ranks.in_step(source)):
+                between()
+                numbers = todo[step * share.world : (step + 1) * share.world]
+                answers = answering(batch)
+                own = numbers[share.rank : share.rank + 1]  # none in the last step of some ranks
+                new = ranks.gather([_line(number, batch, answers) for number in own])
+                ranks.together(bound(_keep, partial, new))
+                lines += new if ranks.first else []
+                progress.advance(sum(_samples(number, data, share) for number in numbers))
+    except Stopped:
+        if partial:
+            kept = sum(_samples(json.loads(line)["batch"], data, share) for line in lines)
+            print(f"{name}: {kept} of {data.samples} samples are kept; the same command goes on there", flush=True)
+        raise
+    finally:
+        progress.close()
+    return _joined(lines)
+
+
+def _keep(partial: Partial | None, lines: list[str]) -> None:
+    if partial:
+        partial.add(lines)
+
+
+def _samples(number: int, data: Manifest, share: Share) -> int:
+    """Of a batch."""
+    return min(share.micro_batch, data.samples - number * share.micro_batch)
+
+
+def _line(number: int, batch: Batch, answers: list[Answer]) -> str:
+    rows = [_row(sample, answer) for sample, answer in zip(batch.samples, answers, strict=True)]
+    skipped = [skip.message for skip in batch.skipped]
+    return json.dumps({"batch": number, "rows": rows, "skipped": skipped, "cut": batch.cut})
+
+
+def _row(sample: Sample, answer: Answer) -> dict[str, Any]:
+    row = {**asdict(predict(sample, answer.text)), "question": sample.question}
+    return row if answer.log_likelihoods is None else {**row, "log_likelihoods": answer.log_likelihoods}
+
+
+def _joined(lines: list[str]) -> Predicted:
+    batches = sorted((json.loads(line) for line in lines), key=lambda batch: batch["batch"])
+    return Predicted(
+        [row for batch in batches for row in batch["rows"]],
+        [message for batch in batches for message in batch["skipped"]],
+        sum(batch["cut"] for batch in batches),
+    )

@@ -1,0 +1,75 @@
+"""What an evaluation leaves behind: files in the run's folder, points and texts in TensorBoard, the table."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from dsmemvp.data.durable import replace_file
+from dsmemvp.evaluation import captions
+from dsmemvp.evaluation.confidence import Score
+from dsmemvp.evaluation.predictions import Predicted
+from dsmemvp.evaluation.scores import as_json, scored, table
+from dsmemvp.training.checkpoint import State
+
+SHOWN = 4
+"""Predictions whose texts are shown in TensorBoard, evenly spaced over the data: the same ones at every step."""
+
+
+@dataclass(frozen=True)
+class Report:
+    run: Path
+    suffix: str
+    """Of the files, such as "-blind"."""
+    state: State
+    location: str
+    """Of the data."""
+    samples: int
+    """In the data."""
+    protocol: str
+
+    def write(self, predicted: dict[str, Predicted]) -> None:
+        """`predicted` by the evaluation's name. Raises OSError."""
+        scores = {name: scored(found.predictions) for name, found in predicted.items()}
+        used = len(next(iter(predicted.values())).rows)
+        about: dict[str, Any] = {"epoch": self.state.epoch, "step": self.state.step, "data": self.location}
+        about |= {"protocol": self.protocol, "samples": self.samples, "left_out": self.samples - used}
+        self.run.mkdir(parents=True, exist_ok=True)
+        lines = [{"evaluation": name, **row} for name, found in predicted.items() for row in found.rows]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        replace_file(self.run / f"predictions{self.suffix}.jsonl", text.encode())
+        content = json.dumps({**about, **as_json(scores)}, indent=1, ensure_ascii=False) + "\n"
+        replace_file(self.run / f"evaluation{self.suffix}.json", content.encode())
+        self._show(predicted, scores)
+        said = [f"{self.run.name}, epoch {self.state.epoch}, {used} samples of {self.location}", table(scores)]
+        said += [f"{n}: {f.cut} contexts were cut to data.max_length tokens" for n, f in predicted.items() if f.cut]
+        if any(line["kind"] == "caption" for line in lines):
+            said += captions.missing()
+        if left_out := {message for found in predicted.values() for message in found.skipped}:
+            said += [f"{self.samples - used} samples left out:", *(f"  {message}" for message in sorted(left_out))]
+        print(*said, sep="\n", flush=True)
+
+    def _show(self, predicted: dict[str, Predicted], scores: dict[str, dict[str, Score]]) -> None:
+        """In TensorBoard, at the checkpoint's step."""
+        with SummaryWriter(str(self.run / "tensorboard")) as board:
+            for name, found in predicted.items():
+                tag = f"evaluation{self.suffix}/{name}"
+                for column, score in scores[name].items():
+                    board.add_scalar(f"{tag}/{column}", score.value, self.state.step)
+                board.add_text(tag, "\n\n".join(map(as_text, _spaced(found.rows))), self.state.step)
+
+
+def as_text(row: dict[str, Any]) -> str:
+    """A prediction in Markdown."""
+    answers = ", ".join(map(str, row["answers"]))
+    return (
+        f"**{row['id']}**: {row['question']}  \nanswer: {answers}  \npredicted: {row['predicted']}"
+        f"  \nwritten: `{row['text']}`"
+    )
+
+
+def _spaced(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    shown = min(SHOWN, len(rows))
+    return [rows[i * len(rows) // shown] for i in range(shown)]

@@ -1,0 +1,75 @@
+"""Files of predictions -> the table of scores again, without a model and without a GPU."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from dsmemvp.evaluation import captions
+from dsmemvp.evaluation.scores import KINDS, Prediction, scored, table
+
+FIELDS = {"index": int, "id": str, "kind": str, "text": str, "predicted": str, "answers": list, "classes": list}
+
+
+def rescore(paths: Sequence[Path]) -> str:
+    """The table for all evaluations in the files, and below it what could not be counted. Raises ValueError that names
+    file, line and what is wrong there, and OSError."""
+    rows: dict[str, list[Prediction]] = {}
+    for path in paths:
+        for name, predictions in read_predictions(path).items():
+            rows[f"{path}: {name}" if len(paths) > 1 else name] = predictions
+    lines = [table({name: scored(predictions) for name, predictions in rows.items()})]
+    if any(p.kind == "caption" for predictions in rows.values() for p in predictions):
+        lines += captions.missing()
+    return "\n".join(lines)
+
+
+def read_predictions(path: Path) -> dict[str, list[Prediction]]:
+    """{evaluation: predictions} of a predictions.jsonl. Raises ValueError."""
+    rows: dict[str, list[Prediction]] = {}
+    first: dict[tuple[str, int], int] = {}
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(_lines(file, path), 1):
+            where = f"{path}, line {number}"
+            if not line.endswith("\n"):
+                raise ValueError(
+                    f"{where}: is not whole, as an evaluation leaves it that was cut off; run the evaluation again, "
+                    "it goes on from there, or delete the line"
+                )
+            evaluation, prediction = _prediction(line, where)
+            same = first.setdefault((evaluation, prediction.index), number)
+            if same != number:
+                raise ValueError(f"{where}: sample {prediction.index} of {evaluation!r} is also in line {same}")
+            rows.setdefault(evaluation, []).append(prediction)
+    if not rows:
+        raise ValueError(f"{path}: holds no prediction")
+    return rows
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    try:
+        yield from file
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 text ({error.reason}); give a predictions.jsonl") from None
+
+
+def _prediction(line: str, where: str) -> tuple[str, Prediction]:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: is not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: is not an object; give a predictions.jsonl that dsmemvp evaluate wrote")
+    for key, kind in FIELDS.items():
+        if type(row.get(key)) is not kind:
+            what = f"{key} is {json.dumps(row[key])[:60]}, not a {kind.__name__}" if key in row else f"has no {key}"
+            raise ValueError(f"{where}: {what}; give a predictions.jsonl that this version of dsmemvp evaluate wrote")
+    for key in ("answers", "classes"):
+        if not all(isinstance(text, str) for text in row[key]):
+            raise ValueError(f"{where}: {key} is not a list of texts")
+    if row["kind"] not in KINDS:
+        raise ValueError(f"{where}: kind is {row['kind']!r}, none of {', '.join(KINDS)}")
+    if not row["answers"]:
+        raise ValueError(f"{where}: answers is empty")
+    given: dict[str, Any] = {key: tuple(row[key]) if kind is list else row[key] for key, kind in FIELDS.items()}
+    return str(row.get("evaluation", "")), Prediction(**given)

@@ -1,0 +1,87 @@
+"""From a batch to answers: limits, ends, and what other ranks need, with a decoder that writes what it is told."""
+
+import pytest
+import torch
+from making import sample
+
+from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.text import EncodedText
+from dsmemvp.evaluation.answering import Answering
+from dsmemvp.recipe import Evaluation
+from dsmemvp.training.ranks import Ranks
+
+OPEN = sample(choices=(), answer="red")
+CAPTION = sample(choices=(), answer="A cat.", scores={"task": "caption"})
+CHOICE = sample()
+
+
+class Others(Ranks):
+    """Another rank that needs `more` tokens, and has choices where `choices` is true."""
+
+    more, choices = 0, False
+
+    def table(self, *numbers):
+        return [list(numbers), [self.more] * len(numbers)]
+
+    def any(self, own):
+        return own or self.choices
+
+
+@pytest.fixture
+def answer(tokenizer):
+    def answer(samples, written, more=0, choices=False, forward=None, **settings):
+        """`written`: what the model writes after each sample. Returns texts, and the number of tokens asked for."""
+        ranks = Others(0, 2, torch.device("cpu"))
+        object.__setattr__(ranks, "more", more)
+        object.__setattr__(ranks, "choices", choices)
+        asked = []
+
+        def decode(batch: Batch, steps, over):
+            asked.append(steps)
+            tokens = [tokenizer.encode(text)[1:] + [tokenizer.eos] * 30 for text in written]
+            asked.append([next(n for n in range(1, 99) if over(b, own[:n])) for b, own in enumerate(tokens)])
+            return [own[:steps] for own in tokens]
+
+        items = [Item(i, EncodedText([1, 2], 2, False), None, s) for i, s in enumerate(samples)]
+        answering = Answering(Evaluation(**settings), ranks, tokenizer, forward, decode, 0)
+        return answering(make_batch(items, 2, 0, last_only=True)), asked
+
+    return answer
+
+
+def test_each_kind_has_its_limit_whatever_others_need(answer, tokenizer):
+    long = "a red circle and a blue square and a green circle and a red square"
+    tokens = tokenizer.encode(long)[1:]
+    for more in (0, 60):
+        answers, asked = answer([OPEN, CAPTION, CHOICE], [long] * 3, more, max_new_tokens=3, caption_tokens=8)
+        assert [a.text for a in answers] == [tokenizer.decode(tokens[:n]) for n in (3, 8, 1)]
+        assert asked == [max(8, more), [3, 8, 1]]
+        assert all(a.log_likelihoods is None for a in answers)
+
+
+def test_an_open_answer_ends_behind_its_full_stop_and_a_caption_at_its_end(answer, tokenizer):
+    text = "a red circle. The answer is blue. The answer"
+    answers, asked = answer([OPEN, CAPTION, OPEN], [text, text, "red."], max_new_tokens=90, caption_tokens=90)
+    assert answers[0].text.startswith("a red circle. ") and len(answers[0].text) < len("a red circle. The answer")
+    assert answers[1].text == text and answers[2].text == "red."
+    # what stands behind the stop tells that it was one; the end of the text counts as a token
+    assert asked[1][1:] == [len(tokenizer.encode(text)[1:]) + 1, len(tokenizer.encode("red.")[1:]) + 1]
+
+
+def test_by_likelihood_choices_are_not_decoded_and_open_questions_are(answer, tokenizer):
+    calls = []
+
+    def forward(batch):
+        calls.append(batch.size)
+        logits = torch.zeros(batch.supervised.numel(), tokenizer.vocabulary)
+        logits[:, tokenizer.encode("The answer is B")[-1]] = 3.0
+        return logits
+
+    likelihood = {"protocol": "likelihood", "forward": forward}
+    (choice, other), asked = answer([CHOICE, OPEN], ["no", "red"], max_new_tokens=5, **likelihood)
+    assert choice.text == "B" and len(choice.log_likelihoods) == 2 and other.text == "red"
+    assert asked[0] == 5 and len(calls) == 1
+    # no step of decoding where no rank has an open question, and a forward where only another rank has choices
+    assert answer([CHOICE], ["no"], **likelihood)[1] == [] and len(calls) == 2
+    assert answer([], [], more=0, choices=True, **likelihood) == ([], []) and len(calls) == 3
+    assert answer([OPEN], ["red"], **likelihood)[0][0].text == "red" and len(calls) == 3

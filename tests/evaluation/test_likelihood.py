@@ -1,0 +1,137 @@
+"""Likelihoods of letters against transformers' LlamaForCausalLM in float64, one choice at a time."""
+
+import copy
+
+import pytest
+import torch
+from making import sample
+from transformers import LlamaForCausalLM
+
+from dsmemvp.data.batch import make_batch
+from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.images import ImageTransform
+from dsmemvp.data.text import encode_for_answer, encode_for_training, prompt_text
+from dsmemvp.evaluation.likelihood import letter_tokens, likeliest, log_likelihoods
+from dsmemvp.models.language import LanguageModel
+from dsmemvp.prompts import VisualPrompt
+
+CHOICES = ("red", "a blue circle", "green", "the yellow one", "none")
+
+
+@pytest.fixture(scope="module")
+def models(tiny_models):
+    """Ours in float32, theirs in float64."""
+    theirs = LlamaForCausalLM.from_pretrained(tiny_models / "language_model", dtype=torch.float32).eval()
+    ours = LanguageModel(copy.deepcopy(theirs.config)).eval()
+    ours.load_state_dict({name.removeprefix("model."): t for name, t in theirs.state_dict().items()})
+    return ours, theirs.double()
+
+
+@pytest.fixture(scope="module")
+def samples():
+    questions = ["Which colour is it?", "What is it, then, that stands on the left side?", "Why?"]
+    return [sample(question=q, choices=CHOICES[: 2 + i], answer=i % 2, index=i) for i, q in enumerate(questions)]
+
+
+def _batch(tokenizer_path, tokenizer, samples):
+    encoder = Encoder(str(tokenizer_path), ImageTransform(4, "imagenet", 100), False, 300, False, answers=True)
+    return make_batch([encoder.item(tokenizer, s) for s in samples], 4, last_only=True)
+
+
+def _theirs(model, tokens, count):
+    """The log-probability of the last `count` tokens."""
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    return sum(logits[i - 1, tokens[i]].item() for i in range(len(tokens) - count, len(tokens)))
+
+
+def test_they_are_those_of_transformers_in_float64(models, tokenizer_path, tokenizer, samples):
+    ours, theirs = models
+    endings = [[letter_tokens(tokenizer, "ABCDE"[c]) for c in range(len(s.choices))] for s in samples]
+    with torch.no_grad():
+        found = log_likelihoods(
+            lambda batch: ours(batch, (), VisualPrompt()), _batch(tokenizer_path, tokenizer, samples), 0, endings
+        )
+    for s, own, sums in zip(samples, endings, found, strict=True):
+        prompt = tokenizer.encode(prompt_text(s, captions=False) + "The answer is")
+        wanted = [_theirs(theirs, [*prompt, *ending], len(ending)) for ending in own]
+        assert sums == pytest.approx(wanted, rel=2e-5, abs=2e-6)
+        assert likeliest(sums) == wanted.index(max(wanted))
+
+
+def test_endings_of_several_tokens_are_read_from_rows_that_share_what_they_can(
+    models, tokenizer_path, tokenizer, samples
+):
+    """As with a tokenizer that writes letters in pieces."""
+    ours, theirs = models
+    endings = [[(7, 20), (7, 21), (9, 3, 20)], [(30,), (31, 5)], []]
+    sizes = []
+
+    def forward(batch):
+        sizes.append(batch.size)
+        return ours(batch, (), VisualPrompt())
+
+    batch = _batch(tokenizer_path, tokenizer, samples)
+    with torch.no_grad():
+        found = log_likelihoods(forward, batch, 0, endings)
+    offsets = batch.offsets.tolist()
+    for b, own in enumerate(endings):
+        text = batch.tokens[offsets[b] : offsets[b + 1]].tolist()
+        wanted = [_theirs(theirs, [*text, *ending], len(ending)) for ending in own]
+        assert found[b] == pytest.approx(wanted, rel=2e-5, abs=2e-6)
+    assert sizes == [4]
+
+
+def test_rows_of_a_sample_share_its_image(tokenizer):
+    from dsmemvp.data.batch import Item
+    from dsmemvp.data.text import EncodedText
+
+    items = [Item(i, EncodedText([1, 5 + i], 2, False), torch.full((3, 2, 2), float(i))) for i in range(2)]
+    seen = []
+
+    def forward(batch):
+        seen.append(batch)
+        return torch.zeros(batch.supervised.numel(), 50)
+
+    log_likelihoods(forward, make_batch(items, 2, 0, last_only=True), 0, [[(3, 4), (4, 4)], [(5,)]])
+    assert seen[0].image_of.tolist() == [0, 0, 1] and seen[0].images[:, 0, 0, 0].tolist() == [0.0, 1.0]
+
+
+def test_a_batch_without_any_choice_takes_its_forward(tokenizer):
+    calls = []
+
+    def forward(batch):
+        calls.append(batch.size)
+        return torch.zeros(0, 50)
+
+    assert log_likelihoods(forward, make_batch([], 2, last_only=True), 0, []) == []
+    assert calls == [1]
+
+
+def test_a_letter_s_tokens_are_those_that_training_puts_behind_the_lead_in(tokenizer, samples):
+    for s in samples:
+        trained = encode_for_training(tokenizer, s, False, 300).tokens
+        asked = encode_for_answer(tokenizer, s, False, 300).tokens
+        letter = letter_tokens(tokenizer, s.letter)
+        assert trained[: len(asked) + len(letter)] == [*asked, *letter]
+        assert tokenizer.decode(list(letter)).strip() == s.letter
+
+
+@pytest.mark.parametrize(
+    ("encoded", "part"),
+    [({"The answer is": [1, 2]}, "cannot write the letter B"), ({"The answer is": [1, 3]}, "joins 'The answer is'")],
+)
+def test_a_tokenizer_that_cannot_write_letters_apart_is_refused(encoded, part):
+    class Odd:
+        def encode(self, text):
+            return encoded.get(text, [1, 2, 0, 4])
+
+        def decode(self, tokens):
+            return "".join({0: "?", 4: "."}[t] for t in tokens)
+
+    with pytest.raises(ValueError, match=rf"evaluation\.protocol: the tokenizer {part}"):
+        letter_tokens(Odd(), "B")
+
+
+def test_the_first_of_equal_ones():
+    assert likeliest([-2.0, -1.0, -1.0]) == 1
