@@ -74,7 +74,7 @@ def _encoder(job: Job):
 def _encoded(job: Job, batches: Callable[[], Iterator[list[tuple[bytes, ...]]]]) -> Opened:
     """Batches of another loader, through this project's encoder where the job asks for it."""
     from dsmemvp.data.sample import EncodedSample
-    from dsmemvp.data.text import Tokenizer
+    from dsmemvp.data.tokenizer import Tokenizer
 
     encoder, tokenizer = _encoder(job), Tokenizer(job.tokenizer)
 

@@ -16,7 +16,8 @@ from transformers import LlamaConfig
 
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.sample import Sample
-from dsmemvp.data.text import EncodedText, Tokenizer, encode_for_answer, encode_for_training, prompt_text
+from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_training, prompt_text
+from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.models.language import LanguageModel
 from dsmemvp.prompts import VisualPrompt
 from dsmemvp.prompts.interface import State

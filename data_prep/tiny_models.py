@@ -28,7 +28,8 @@ from data_prep.tokenizer import train_tokenizer
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.sample import BadSample, Sample, read_sample
 from dsmemvp.data.stream import read_all
-from dsmemvp.data.text import Tokenizer, prompt_text, target_text
+from dsmemvp.data.text import prompt_text, target_text
+from dsmemvp.data.tokenizer import Tokenizer
 
 Report = Callable[[str], None]
 

@@ -12,7 +12,8 @@ from data_prep.demo import sample
 from data_prep.shards import write_shards
 from data_prep.tokenizer import train_tokenizer
 from dsmemvp.data.sample import sample_from_row
-from dsmemvp.data.text import Tokenizer, prompt_text, target_text
+from dsmemvp.data.text import prompt_text, target_text
+from dsmemvp.data.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

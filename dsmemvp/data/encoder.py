@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from dsmemvp.data.batch import Batch, Item, Skip, make_batch
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.sample import BadSample, EncodedSample, Sample, SampleError, read_sample
-from dsmemvp.data.text import Tokenizer, encode_for_answer, encode_for_training
+from dsmemvp.data.text import encode_for_answer, encode_for_training
+from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.recipe import Recipe
 
 

@@ -21,7 +21,7 @@ from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Order, Place, file_order
 from dsmemvp.data.stream import Reader
-from dsmemvp.data.text import Tokenizer
+from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.stopping import ignore_signals, unsignalled
 
 READ_AHEAD = 64 << 20

@@ -13,7 +13,7 @@ from dsmemvp.data.order import Order, Place
 from dsmemvp.data.sample import BadSample, SampleError, read_sample
 from dsmemvp.data.sets import open_test_data, open_training_data
 from dsmemvp.data.stream import Reader
-from dsmemvp.data.text import Tokenizer
+from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.look import encoder_of
 from dsmemvp.data_tools.pool import over_shards
 from dsmemvp.recipe import Recipe

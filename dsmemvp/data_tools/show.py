@@ -17,7 +17,7 @@ from dsmemvp.data.order import Place, file_order
 from dsmemvp.data.sample import BadSample, SampleError, read_sample
 from dsmemvp.data.sets import open_test_data, open_training_data
 from dsmemvp.data.stream import Reader, first_numbers
-from dsmemvp.data.text import Tokenizer
+from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.look import encoder_of
 from dsmemvp.recipe import Recipe
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dsmemvp.data.batch import Batch
 from dsmemvp.data.sample import Sample
-from dsmemvp.data.text import Tokenizer
+from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.evaluation.likelihood import letter_tokens, likeliest, log_likelihoods
 from dsmemvp.evaluation.scores import FULL_STOP
 from dsmemvp.recipe import Evaluation

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dsmemvp.data.batch import Batch, Item, make_batch
-from dsmemvp.data.text import LEAD_IN, EncodedText, Tokenizer
+from dsmemvp.data.text import LEAD_IN, EncodedText
+from dsmemvp.data.tokenizer import Tokenizer
 
 
 def letter_tokens(tokenizer: Tokenizer, letter: str) -> tuple[int, ...]:

@@ -15,16 +15,18 @@ from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.data.batch import Batch
 from dsmemvp.data.encoder import Encoder, recipe_encoder
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.sets import open_test_data, open_validation_data
-from dsmemvp.data.text import Tokenizer
-from dsmemvp.evaluation.answering import Answering
-from dsmemvp.evaluation.decode import decode_greedily
+from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.evaluation.answering import Answering, Over
 from dsmemvp.evaluation.partial import Partial
 from dsmemvp.evaluation.predictions import Predicted, predict_all
 from dsmemvp.evaluation.report import Report
 from dsmemvp.evaluation.scores import main_score, scored
+from dsmemvp.generation.decoder import build_decoder
+from dsmemvp.generation.generate import Sampling, generate
 from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.models.joined import VisualLanguageModel
 from dsmemvp.models.weights import read_configs
@@ -118,12 +120,15 @@ def validation_scores(
 
 
 def _answering(recipe: Recipe, ranks: Ranks, model: VisualLanguageModel, forward: Callable[..., Any]) -> Answering:
-    slots = model.method.slots
+    tokenizer = Tokenizer(recipe.model.tokenizer)
+    decoder = build_decoder(model, forward, ranks, tokenizer.eos)
 
-    def decode(batch, steps, over):
-        return decode_greedily(forward, batch, slots, steps, over, ranks.any)
+    def decode(batch: Batch, steps: int, over: Over) -> list[list[int]]:
+        if steps == 1:  # no cache, no mask: the forward of training
+            return [[token] for token in forward(batch)[: batch.indices.numel()].argmax(-1).tolist()]
+        return generate(decoder, batch, Sampling(max_new_tokens=steps), over)
 
-    return Answering(recipe.evaluation, ranks, Tokenizer(recipe.model.tokenizer), forward, decode, slots)
+    return Answering(recipe.evaluation, ranks, tokenizer, forward, decode, model.method.slots)
 
 
 def _open_data(recipe: Recipe, split: str) -> Manifest:

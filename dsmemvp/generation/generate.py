@@ -15,12 +15,13 @@ from dsmemvp.generation.decoder import Decoder
 from dsmemvp.generation.layout import left_padded
 from dsmemvp.prompts.interface import State
 
-Done = Callable[[list[int]], bool]
+Done = Callable[[int, list[int]], bool]
+"""done(b, tokens): whether sample b needs no token after these new ones."""
 
 
 def once(pattern: re.Pattern[str], tokenizer: Tokenizer) -> Done:
     """A sample is done as soon as `pattern` is somewhere in its new text."""
-    return lambda tokens: pattern.search(tokenizer.decode(tokens)) is not None
+    return lambda b, tokens: pattern.search(tokenizer.decode(tokens)) is not None
 
 
 @dataclass(frozen=True)
@@ -93,5 +94,7 @@ class _Ends(StoppingCriteria):
         ended = torch.arange(input_ids.shape[0], device=input_ids.device) >= self._samples
         if self._done is not None:
             new = input_ids[: self._samples, self._prompt :].tolist()
-            ended[: self._samples] = torch.tensor([self._done(tokens) for tokens in new], dtype=torch.bool)
+            ended[: self._samples] = torch.tensor(
+                [self._done(b, tokens) for b, tokens in enumerate(new)], dtype=torch.bool
+            )
         return ended

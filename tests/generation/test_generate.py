@@ -101,7 +101,7 @@ def test_a_text_ends_at_eos_and_where_it_is_done():
     assert generate(small.decoder(model, eos=eos), batch, STEPS) == wanted
     calls = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
-    few = generate(small.decoder(model), batch, STEPS, done=lambda tokens: len(tokens) == 3)
+    few = generate(small.decoder(model), batch, STEPS, done=lambda b, tokens: len(tokens) == 3)
     assert few == [tokens[:3] for tokens in free] and len(calls) == 3
 
 

@@ -147,7 +147,7 @@ BEFORE = {
     "step": ("dsmemvp.training.loop", "_Run._step"),
     "update": ("torch.optim", "AdamW.step"),
     "validation": ("dsmemvp.training.validation", "loss_sum"),
-    "evaluation": ("dsmemvp.evaluation.run", "decode_greedily"),
+    "evaluation": ("dsmemvp.evaluation.answering", "Answering.__call__"),
     "save-begin": ("dsmemvp.training.saver", "Saver.begin"),
     "save-write": ("dsmemvp.training.saver", "save_checkpoint"),
     "save-tensors": ("dsmemvp.training.checkpoint", "save"),
