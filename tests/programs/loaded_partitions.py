@@ -1,0 +1,114 @@
+"""On every rank: builds and loads the model as runs do, and compares what is then gathered with the files.
+
+Arguments: a JSON file with the recipe's overrides per case, where to write the findings.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dsmemvp.models.weights import _language_name, _vision_name, load_frozen, read_configs
+from dsmemvp.recipe_file import read_recipe
+from dsmemvp.training.engine import TYPES, build_model
+from dsmemvp.training.ranks import join_ranks, leave_ranks
+from dsmemvp.training.sharding import deepspeed_settings
+
+
+def main(given: str, out: str) -> None:
+    wanted, ranks = json.loads(Path(given).read_text()), join_ranks(seconds=600)
+    findings = {}
+    for case, overrides in wanted["cases"].items():
+        overrides = [text.replace("RANK", str(ranks.rank)) for text in overrides]  # a node of its own for each
+        recipe = read_recipe(wanted["recipe"], overrides)
+        try:
+            findings[case] = _loaded(recipe, ranks)
+        except (ValueError, OSError) as error:
+            findings[case] = f"{type(error).__name__}: {error}"
+    everyone = ranks.gather([json.dumps(findings)])
+    if ranks.first:
+        Path(out).write_text(json.dumps([json.loads(row) for row in everyone]))
+    leave_ranks()
+    os._exit(0)  # as dsmemvp/__main__.py does, and why
+
+
+def _loaded(recipe, ranks) -> dict:
+    counts = []
+
+    def load(model, recipe) -> None:
+        before = _read_by_the_process()
+        counts.append(load_frozen(model, recipe))
+        counts.append(_read_by_the_process() - before)
+
+    settings = deepspeed_settings(recipe, ranks.world)
+    with _Collectives() as sent:
+        model = build_model(recipe, read_configs(recipe), settings, ranks, load)
+    stored = _stored(recipe.model.language_model, _language_name, model.language)
+    stored = {f"language.{name}": tensor for name, tensor in stored.items()}
+    if model.vision is not None:
+        for name, tensor in _stored(recipe.model.vision_tower, _vision_name, model.vision).items():
+            stored[f"vision.{name}"] = tensor
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    wrong = [name for name in frozen if not _equal(frozen[name], stored[name], TYPES[recipe.model.dtype])]
+    buffers = {name: buffer.tolist() for name, buffer in model.named_buffers()}
+    return {
+        "wrong": wrong,
+        "compared": len(frozen),
+        "elements": sum(stored[name].numel() for name in frozen),
+        "bytes": sum(stored[name].nbytes for name in frozen),
+        "read": counts[0],
+        "read_by_the_process": counts[1],
+        "held": sum(getattr(p, "ds_tensor", p).numel() for p in frozen.values()),
+        "sent": sent.bytes,
+        "buffers": buffers,
+        "linear": torch.nn.functional.linear.__module__,
+    }
+
+
+def _equal(parameter, stored: torch.Tensor, kind: torch.dtype) -> bool:
+    expected = stored.to(kind)
+    if not hasattr(parameter, "ds_tensor"):
+        return torch.equal(parameter, expected)
+    with deepspeed.zero.GatheredParameters([parameter]):
+        right = parameter.dtype == kind and torch.equal(parameter, expected)
+    if parameter.ds_secondary_tensor is not None:
+        # as forward gathers it: out of the copies inside the group
+        parameter.all_gather_coalesced([parameter]).wait()
+        right &= torch.equal(parameter, expected)
+        parameter.partition()
+    return right
+
+
+def _stored(folder: str, our_name, module) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for path in Path(folder).glob("*.safetensors"):
+        tensors |= load_file(path)
+    return {ours: tensor for name, tensor in tensors.items() if (ours := our_name(name, module))}
+
+
+def _read_by_the_process() -> int:
+    """Bytes that this process has asked the system for."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+class _Collectives(TorchDispatchMode):
+    """Bytes of the buffers of all collectives."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            flat = torch.utils._pytree.tree_leaves((args, kwargs))
+            self.bytes += max((t.nbytes for t in flat if isinstance(t, torch.Tensor)), default=0)
+        return func(*args, **(kwargs or {}))
+
+
+if __name__ == "__main__":
+    main(*[argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")])
