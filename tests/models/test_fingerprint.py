@@ -36,6 +36,17 @@ def _differ(recipe, before):
     return [key for key in KEYS if now[key] != before[key]]
 
 
+def test_a_base_is_known_by_what_it_was_known_by_before(recipe, tmp_path):
+    """Checkpoints hold this digest: it was recorded with the first release of the code and must never change."""
+    folder = tmp_path / "fixed"
+    folder.mkdir()
+    tensors = {"a.weight": torch.arange(30000, dtype=torch.float32).view(100, 300)}
+    tensors |= {"b": torch.arange(7), "c": torch.ones(3, dtype=torch.bfloat16)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    found = base_fingerprint(replace(recipe, model=replace(recipe.model, language_model=str(folder))))
+    assert found[KEYS[0]] == "cf14e6c692e50015991298ea77665acc3f214b5064952ff73ebf6e20fdcbc482"
+
+
 def test_how_tensors_are_spread_over_files_does_not_count(recipe, tmp_path):
     before = base_fingerprint(recipe)
     path = _file(tmp_path)

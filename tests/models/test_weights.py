@@ -10,6 +10,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, LlamaConfig, L
 
 from dsmemvp.models.joined import build_frozen
 from dsmemvp.models.partitioned import element_range, fill
+from dsmemvp.models.reading import Reader
+from dsmemvp.models.safetensors_file import folder_tensors
 from dsmemvp.models.weights import load_frozen, read_configs
 from dsmemvp.recipe import Recipe
 
@@ -93,6 +95,103 @@ def test_a_truncated_file_and_a_missing_one_are_named(recipe, tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"has neither model\.safetensors nor"):
         _load(recipe)
+
+
+def test_all_that_does_not_fit_is_listed_at_once_but_not_endlessly(recipe, tmp_path):
+    def change(tensors):
+        tensors["model.norm.weight"] = torch.ones(17)
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.float8_e4m3fn)
+        for number in range(7):
+            tensors[f"model.new.{number}"] = torch.zeros(1)
+        del tensors["model.embed_tokens.weight"]
+
+    _rewrite(tmp_path / "language", change)
+    with pytest.raises(ValueError) as raised:
+        _load(recipe)
+    said = str(raised.value)
+    assert "missing: embed_tokens.weight; left over: new.0, new.1, new.2, new.3, new.4 and 2 more;" in said
+    assert "of another shape: norm.weight (17,) instead of (16,); " in said
+    assert said.endswith("of a type other than F16, BF16, F32, F64: lm_head.weight (F8_E4M3)")
+
+
+def test_a_configuration_of_another_depth_is_refused(recipe, tmp_path):
+    path = tmp_path / "language" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 3}))
+    with pytest.raises(ValueError, match=r"does not fit its config\.json; missing: layers\.2\..* and 4 more$"):
+        _load(recipe)
+
+
+def _split(folder):
+    """-> the index of the same model in several files."""
+    model = LlamaForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="8KB")
+    return folder / "model.safetensors.index.json"
+
+
+def test_a_missing_file_of_several_is_named(recipe, tmp_path):
+    folder = tmp_path / "language"
+    index = json.loads(_split(folder).read_text())["weight_map"]
+    gone = index["model.norm.weight"]
+    (folder / gone).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^model\.language_model: .*/{gone} named in model.* but not there"):
+        _load(recipe)
+
+
+@pytest.mark.parametrize("wrong", ["elsewhere", "../model.safetensors", None, 5])
+def test_an_index_that_does_not_fit_is_refused(recipe, tmp_path, wrong):
+    path = _split(tmp_path / "language")
+    content = json.loads(path.read_text())
+    files = sorted(set(content["weight_map"].values()))
+    here = content["weight_map"]["model.norm.weight"]
+    content["weight_map"]["model.norm.weight"] = next(f for f in files if f != here) if wrong == "elsewhere" else wrong
+    path.write_text(json.dumps(content))
+    expected = (
+        "does not fit its files; not where it says: model.norm.weight"
+        if wrong == "elsewhere"
+        else "is not a readable index"
+    )
+    with pytest.raises(ValueError, match=expected):
+        _load(recipe)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(recipe, tmp_path):
+    tensors = folder_tensors(tmp_path / "language", "key")
+    stored = tensors["lm_head.weight"]
+    with stored.path.open("rb+") as file:
+        file.truncate(stored.stop - 1)
+    with (
+        Reader(0, tell=False) as reader,
+        pytest.raises(ValueError, match=r"model\.safetensors ended while it was read"),
+    ):
+        reader.read(stored, 0, torch.empty(40 * 16))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
+def test_any_run_of_elements_is_read_in_small_pieces(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("dsmemvp.models.reading.BUFFER", 24)
+    values = torch.randn(11, 9).to(kind)
+    save_file({"before": torch.ones(3, dtype=torch.uint8), "x": values}, tmp_path / "model.safetensors")
+    stored = folder_tensors(tmp_path, "key")["x"]
+    for first, number in ((0, 99), (0, 0), (98, 1), (5, 50), (99, 0)):
+        for into in (torch.float32, torch.bfloat16):
+            with Reader(0, tell=False) as reader:
+                read = torch.empty(number, dtype=into)
+                reader.read(stored, first, read)
+                assert torch.equal(read, values.view(-1)[first : first + number].to(into))
+                assert reader.count == number * kind.itemsize
+
+
+def test_what_takes_long_is_told_in_a_log(tmp_path, monkeypatch, capsys):
+    save_file({"x": torch.ones(250_000_000 // 100)}, tmp_path / "model.safetensors")
+    stored = folder_tensors(tmp_path, "key")["x"]
+    for every, lines in ((0.0, 2), (1000.0, 0)):
+        monkeypatch.setattr("dsmemvp.models.reading.LINE_EVERY", every)
+        with Reader(20_000_000, tell=True) as reader:
+            reader.read(stored, 0, torch.empty(2_500_000))
+        said = capsys.readouterr().out.splitlines()
+        assert len(said) == lines
+        assert all("weights: 0.01 of 0.02 GB on this rank, " in line and line.endswith(" GB/s") for line in said)
 
 
 def test_the_wrong_kind_of_model_is_refused(recipe, tmp_path):
