@@ -12,3 +12,12 @@ def test_the_loader_s_benchmark_compares_with_webdataset_and_checks_what_was_del
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("| ")]
     assert rows[:3] == ["loader", "this loader", "webdataset"]
+
+
+def test_the_generation_benchmark_compares_both_methods(repository):
+    command = [sys.executable, str(repository / "benchmarks" / "generate.py"), "--shape", "tiny", "--batch", "2"]
+    command += ["--batches", "1", "--rounds", "1", "--lengths", "1", "3", "--questions", "1", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+    rows = [line.split("|")[1:3] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [[int(cell) for cell in row] for row in rows[1:]] == [[1, 1], [1, 3], [2, 1], [2, 3]]

@@ -100,9 +100,10 @@ def _build(recipe: Recipe, configs: Configs, dtype: torch.dtype) -> VisualLangua
 
 def example_batch(recipe: Recipe, configs: Configs, slots: int, tokens: int) -> Batch:
     text = EncodedText(tokens=[0] * tokens, prompt=max(1, tokens - SUPERVISED), cut=False)
-    image = torch.zeros(3, configs.resolution, configs.resolution)
-    items = [Item(i, text, image) for i in range(recipe.training.micro_batch)]
-    return make_batch(items, configs.resolution, slots)
+    side = configs.resolution
+    # an image of its own for each: one tensor would be one row
+    items = [Item(i, text, torch.zeros(3, side, side)) for i in range(recipe.training.micro_batch)]
+    return make_batch(items, side, slots)
 
 
 class _Meter(TorchDispatchMode):

@@ -21,22 +21,22 @@ from dsmemvp.training.checkpoint import Checkpoint
 from dsmemvp.training.engine import build_for_inference
 from dsmemvp.training.ranks import join_ranks, leave_ranks
 
-SHARES = {1: [[(0, 1, 2, 3)], [(0, 1, 2, 3)]], 2: [[(2,), (0, 1, 3)], [(), (0, 1, 2, 3)]]}
-"""By number of ranks: for each round, the prompts of every rank."""
+ROUNDS = {"memvp": [((2,), (0, 1, 3)), ((), (0, 1, 2, 3))], "input_space": [((0, 2), (1, 3))]}
+"""For each round, the prompts of both ranks."""
 
 
 def main(recipe_path: str, trained: str, settings: str, out: str) -> None:
     ranks = join_ranks(seconds=600)
     said = {}
-    for method in ("memvp", "input_space"):
+    for method, rounds in ROUNDS.items():
         recipe = read_recipe(recipe_path, [f"method.name={method}", f"training.deepspeed={settings}"])
         configs = read_configs(recipe)
         checkpoint = Checkpoint(Path(trained) / f"{method}.safetensors")
         model, forward = build_for_inference(recipe, configs, ranks, checkpoint)
         decoder = build_decoder(model, forward, ranks, small.EOS)
-        for number, shares in enumerate(SHARES[ranks.world]):
+        for number, shares in enumerate(rounds):
             own = shares[ranks.rank]
-            answers = generate(decoder, prompts(own, configs.resolution, model.method.slots), Sampling(9), done)
+            answers = generate(decoder, prompts(own, configs.resolution, model.method.slots), Sampling(5), done)
             rows = [json.dumps([sample, tokens]) for sample, tokens in zip(own, answers, strict=True)]
             said[f"{method}, round {number}"] = sorted(map(json.loads, ranks.gather(rows)))
         said[f"{method}, in step"] = decoder.in_step
