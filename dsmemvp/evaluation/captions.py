@@ -10,6 +10,7 @@ CIDEr and ROUGE-L are means over captions, CIDEr's with the document frequencies
 
 import importlib.util
 import shutil
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,7 +44,7 @@ def missing() -> list[str]:
 def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
     """One caption and its references per image, in CIDEr's and per cent's usual units (times 100). All images are
     scored together: CIDEr weighs words by how many images' references have them. Without the package, nothing;
-    without Java, all but METEOR."""
+    without Java, or where it fails (a warning says how), all but METEOR."""
     if importlib.util.find_spec("pycocoevalcap") is None:
         return {}
     texts = [split_caption(text) for text in predicted]
@@ -53,7 +54,10 @@ def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]
         "BLEU-4": score_of_sums(_bleu_sums(texts, given), lambda sums, n: bleu_formula(sums)),
     }
     if shutil.which("java") is not None:
-        scores["METEOR"] = score_of_sums(meteor_sums(texts, given), lambda sums, n: meteor_formula(sums))
+        try:
+            scores["METEOR"] = score_of_sums(meteor_sums(texts, given), lambda sums, n: meteor_formula(sums))
+        except (ValueError, OSError) as error:  # hours of decoding must not end without the other scores
+            warnings.warn(f"captions: METEOR is left out: {error}", stacklevel=2)
     scores["ROUGE-L"] = mean_score(_rouge(texts, given))
     return scores
 

@@ -44,8 +44,9 @@ TOKEN = re.compile(
     | \d+\s+\d+/\d+ (?!{SIGN})                                      # 1 1/2 is one word
     | [+-]? (?:\d+[.,/-])* \d+ (?! [-/]?{SIGN})  |  [.,]\d+
     | [#@] {LETTER}\w*  |  <{LETTER}+>
-    | {SIGN} (?: {SIGN} | -(?={SIGN}) | (?<=[a-z0-9])/(?=[a-z0-9]) | \.(?={LETTER})
+    | {SIGN} (?: {SIGN} | [-_](?={SIGN}) | (?<=[a-z0-9])/(?=[a-z0-9]) | \.(?={LETTER})
                | (?<=\b[odlcs])'(?={LETTER}) | (?<=ma)'(?=am) )*
+    | [:;]-?[()dp] (?!\w)                                           # a smile
     | \.{{3,}}  |  --+  |  [!?]+  |  \*+
     | \S
     """,
@@ -60,5 +61,8 @@ def split_caption(text: str) -> str:
 
 
 def _written(token: str) -> str:
+    if token in WRITTEN:
+        return WRITTEN[token]
+    token = re.sub(r"[()]", lambda bracket: WRITTEN[bracket[0]], token)
     token = re.sub(r"^(\.\.\.|--)[.-]+$", r"\1", token)
-    return WRITTEN.get(token, re.sub(r"\s+", "\xa0", token))
+    return re.sub(r"\s+", "\xa0", token)  # the program writes this space inside a word

@@ -62,7 +62,9 @@ def _prediction(line: str, where: str) -> tuple[str, Prediction]:
         raise ValueError(f"{where}: is not an object; give a predictions.jsonl that dsmemvp evaluate wrote")
     for key, kind in FIELDS.items():
         if type(row.get(key)) is not kind:
-            what = f"{key} is {json.dumps(row[key])[:60]}, not a {kind.__name__}" if key in row else f"has no {key}"
+            what = (
+                f"{key} is {json.dumps(row[key])[:60]}, not of type {kind.__name__}" if key in row else f"has no {key}"
+            )
             raise ValueError(f"{where}: {what}; give a predictions.jsonl that this version of dsmemvp evaluate wrote")
     for key in ("answers", "classes"):
         if not all(isinstance(text, str) for text in row[key]):

@@ -10,6 +10,7 @@ can change a score; they are named where they stand.
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 GIVEN = 10
 """Answers per question."""
@@ -53,6 +54,7 @@ def vqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
     return left / len(answers)
 
 
+@lru_cache(maxsize=100_000)  # few answers make up most of the data
 def normalised(answer: str) -> str:
     words = [NUMBERS.get(word, word) for word in _without_punctuation(answer).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
