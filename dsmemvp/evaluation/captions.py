@@ -1,8 +1,9 @@
 """Scores of captions as the COCO evaluation counts them: CIDEr(-D), BLEU-4, METEOR and ROUGE-L.
 
 CIDEr, BLEU and ROUGE-L are those of pycocoevalcap, the official scorers (`pip install 'dsmemvp[captions]'`), on texts
-split by ptb.py. METEOR (meteor.py) also needs Java, and is left out where there is none. SPICE is left out: it needs
-Java and parsers that are downloaded at run time, and the libraries that count it without Java count something else.
+split by ptb.py. METEOR (meteor.py) also needs Java, and is left out where there is none. Nothing of the package is
+copied here: it names no licence, and its file that counts BLEU forbids commercial use. SPICE is left out: it needs Java
+and parsers that are downloaded at run time, and the libraries that count it without Java count something else.
 
 Intervals (confidence.py): BLEU-4 and METEOR are scores of a corpus, so the sums that they are made of are resampled;
 CIDEr and ROUGE-L are means over captions, CIDEr's with the document frequencies of all references held fixed.

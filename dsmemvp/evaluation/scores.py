@@ -66,7 +66,8 @@ def predict(sample: Sample, decoded: str) -> Prediction:
     if kind == "choice":
         answers, predicted = (sample.letter,), _letter(decoded, len(sample.choices))
     elif kind == "caption":
-        references = sample.scores.get("references") or [sample.answer]
+        given = sample.scores.get("references")
+        references = given if given and isinstance(given, list) else [sample.answer]
         answers, predicted = tuple(map(str, references)), decoded.strip()
     elif kind == "vqa":
         answers, predicted = tuple(sample.scores["answers"]), _answer(decoded)

@@ -128,6 +128,8 @@ TEN = ["yes"] * 10
         ({"structural_type": "verify"}, "gqa", ("x y",), "a b", ("verify", "Binary")),
         ({"task": "caption", "references": ["X.", "Y"]}, "caption", ("X.", "Y"), "A b. C.", ()),
         ({"task": "caption"}, "caption", ("X Y. Z",), "A b. C.", ()),
+        ({"task": "caption", "references": "a"}, "caption", ("X Y. Z",), "A b. C.", ()),
+        ({"task": "caption", "references": []}, "caption", ("X Y. Z",), "A b. C.", ()),
         ({"task": "conversation"}, "open", ("x y",), "a b", ("NO",)),
         ({}, "open", ("x y",), "a b", ("NO",)),
     ],
