@@ -5,25 +5,29 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from dsmemvp.convert.files import tensors_in
+from dsmemvp.convert.memvp import trained_tensors
+from dsmemvp.convert.run import Options, convert
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
-from dsmemvp.models.published import import_published, trained_weights
 from dsmemvp.recipe import Recipe
 
 FILE = Path("reference") / "memvp_tiny.safetensors"
+OPTIONS = Options(language_heads=3, vision_heads=2, eps=1e-5)
 
 
 class Recording:
-    """`folder` receives the imported weights."""
+    """`folder` receives the converted weights."""
 
     def __init__(self, shared: Path, folder: Path):
-        self.tensors = load_file(shared / FILE)
+        self.file = shared / FILE
+        self.tensors = load_file(self.file)
         self.folder = folder
         self.images = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(11))
         self.images[1] = 0  # the text-only sample
 
     def write(self, shared: Path) -> None:
-        import_published(shared / FILE, self.folder, language_heads=3, vision_heads=2, eps=1e-5)
+        convert(shared / FILE, self.folder, OPTIONS)
 
     def recipe(self) -> Recipe:
         recipe = Recipe(name="reference", output=str(self.folder))
@@ -39,8 +43,10 @@ class Recording:
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """The recorded g.* tensors under our names; the last block's adapter, which has none, marks the last block."""
-        names = {n: n[2:] for n in self.tensors if n.startswith("g.") or "resblocks.2.adapter_mlp" in n}
-        return trained_weights({ours: self.tensors[name] for name, ours in names.items()})
+        stored = tensors_in(self.file)
+        names = {n: n[2:] for n in stored if n.startswith("g.") or "resblocks.2.adapter_mlp" in n}
+        ours = trained_tensors({name: stored[n] for n, name in names.items()})
+        return {name: tensor.read() for name, tensor in ours.items()}
 
     def batch(self, samples: tuple[int, ...] = (0, 1, 2)):
         """Our batch of the recorded samples; the text-only one has no image."""

@@ -14,6 +14,7 @@ ORDER = [
     "data",
     "prompts",
     "models",
+    "convert",
     "planning",
     "data_tools",
     "training",

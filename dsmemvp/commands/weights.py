@@ -1,4 +1,4 @@
-"""import: weights of others into this package's layout."""
+"""convert, export: weights of others in, trained tensors out."""
 
 import argparse
 from pathlib import Path
@@ -6,17 +6,22 @@ from typing import Any
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("import", help="convert published LLaMA, CLIP and MemVP weights")
-    command.set_defaults(run=_import)
-    command.add_argument("source", type=Path, help="a .safetensors or .pth file")
+    about = "LLaMA of Meta's, OpenAI's CLIP or a published MemVP checkpoint -> folders that a recipe can name"
+    command = commands.add_parser("convert", help=about, description=about)
+    command.set_defaults(run=_convert)
+    command.add_argument("source", type=Path, help="a folder of Meta's, or a .pth, .pt, .safetensors file")
     command.add_argument("--out", type=Path, required=True, help="folder to write to")
-    command.add_argument("--language-heads", type=int, default=32, help="attention heads of the language model")
-    command.add_argument("--vision-heads", type=int, default=16, help="attention heads of the vision tower")
-    command.add_argument("--norm-eps", type=float, default=1e-6, help="epsilon of the language model's norms")
+    command.add_argument("--dtype", choices=("keep", "bf16", "fp16", "fp32"), default="keep")
+    command.add_argument("--shard-size", default="5GB", help="largest safetensors file (default: 5GB)")
+    command.add_argument("--language-heads", type=int, default=32, help="heads of a LLaMA without params.json")
+    command.add_argument("--norm-eps", type=float, default=1e-6, help="epsilon of a LLaMA without params.json")
+    command.add_argument("--vision-heads", type=int, default=0, help="heads of the vision tower (default: width / 64)")
 
 
-def _import(given: argparse.Namespace) -> None:
-    from dsmemvp.models.published import import_published
+def _convert(given: argparse.Namespace) -> None:
+    from dsmemvp.convert.run import Options, convert
+    from dsmemvp.planning.cluster import quantity
 
-    for line in import_published(given.source, given.out, given.language_heads, given.vision_heads, given.norm_eps):
-        print(line)
+    size = int(quantity(given.shard_size))
+    options = Options(given.dtype, size, given.language_heads, given.vision_heads, given.norm_eps)
+    print(*convert(given.source, given.out, options), sep="\n")

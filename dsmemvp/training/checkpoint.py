@@ -160,7 +160,7 @@ def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """A checkpoint's folder, or a single safetensors file of trained tensors, such as `dsmemvp import` writes. Raises
+    """A checkpoint's folder, or a single safetensors file of trained tensors, such as `dsmemvp convert` writes. Raises
     FileNotFoundError or ValueError."""
     if folder.is_file():
         return Checkpoint(folder)

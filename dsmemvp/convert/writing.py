@@ -1,0 +1,106 @@
+"""Hugging Face folders, written one tensor at a time: safetensors files of a given size, their index, config.json.
+
+All is written in OUT/partial-conversion and moved when it is whole, config.json last: a conversion that was cut off
+leaves nothing that looks like a model, and the same command begins it again.
+"""
+
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import PretrainedConfig
+
+from dsmemvp.convert.files import DTYPES
+from dsmemvp.convert.lazy import Tensors
+from dsmemvp.data.durable import flush
+
+PARTIAL = "partial-conversion"
+INDEX = "model.safetensors.index.json"
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def write_model(
+    out: Path, tensors: Tensors, config: PretrainedConfig, shard_bytes: int, beside: Iterable[Path] = ()
+) -> None:
+    """A folder that transformers and a recipe can name; files `beside` are copied along. What an earlier conversion has
+    left in `out` is replaced. Raises OSError, and ValueError where the source ends early."""
+    partial = out / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_shards(partial, tensors, shard_bytes, out.name)
+        sizes: Counter[torch.dtype] = Counter()
+        for tensor in tensors.values():
+            sizes[tensor.dtype] += tensor.nbytes
+        config.dtype = str(sizes.most_common(1)[0][0]).removeprefix("torch.")
+        config.save_pretrained(partial)
+        for path in beside:
+            shutil.copyfile(path, partial / path.name)
+        for path in partial.iterdir():
+            flush(path)
+        _move(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_shards(folder: Path, tensors: Tensors, shard_bytes: int, title: str) -> None:
+    shards = _shards(tensors, shard_bytes)
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    with tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        for name, shard in zip(names, shards, strict=True):
+            write_safetensors(folder / name, shard, bar)
+    if len(shards) > 1:
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _shards(tensors: Tensors, shard_bytes: int) -> list[Tensors]:
+    """In the order of `tensors`, each as full as fits; a larger tensor has a file of its own."""
+    shards: list[Tensors] = [{}]
+    held = 0
+    for name, tensor in tensors.items():
+        if held and held + tensor.nbytes > shard_bytes:
+            shards.append({})
+            held = 0
+        shards[-1][name] = tensor
+        held += tensor.nbytes
+    return shards
+
+
+def write_safetensors(path: Path, tensors: Tensors, bar: tqdm) -> None:
+    """8 bytes of length, a JSON header of that length, the tensors (safetensors' README)."""
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    content = json.dumps(header, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)  # tensors begin at a multiple of 8, as safetensors itself does it
+    with path.open("wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content)
+        for name, tensor in tensors.items():
+            values = tensor.read()
+            if values.dtype != tensor.dtype or tuple(values.shape) != tensor.shape:
+                raise ValueError(f"{name} became {values.dtype} {tuple(values.shape)}, announced as {tensor.shape}")
+            file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            bar.update(tensor.nbytes)
+
+
+def _move(partial: Path, out: Path) -> None:
+    """config.json goes first and comes last."""
+    for old in ("config.json", INDEX, "model.safetensors"):
+        (out / old).unlink(missing_ok=True)
+    for path in out.glob("model-*-of-*.safetensors"):
+        path.unlink()
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+        path.replace(out / path.name)
+    flush(out)
