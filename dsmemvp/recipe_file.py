@@ -6,6 +6,7 @@ Paths in a recipe are relative to the folder the command is run in.
 import dataclasses
 import difflib
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -44,6 +45,27 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         where = values[key][1] if key in values else str(path)
         raise ValueError(f"{where}: {error}") from None
     return recipe
+
+
+def recipe_of(values: dict[str, Any], where: str) -> Recipe:
+    """The recipe that `as_dict` made these of; what is left out keeps its default. Raises ValueError, `where` in front,
+    for keys and values of another version."""
+    recipe = Recipe()
+    for key, value in _leaves(values):
+        _assign(recipe, key, value, where)
+    try:
+        recipe.check()
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return recipe
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

@@ -20,6 +20,7 @@ ORDER = [
     "training",
     "generation",
     "evaluation",
+    "export",
     "submit",
     "doctor",
     "commands",

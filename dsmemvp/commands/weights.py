@@ -17,6 +17,15 @@ def add(commands: Any) -> None:
     command.add_argument("--norm-eps", type=float, default=1e-6, help="epsilon of a LLaMA without params.json")
     command.add_argument("--vision-heads", type=int, default=0, help="heads of the vision tower (default: width / 64)")
 
+    about = "what a run has trained, as a small folder that any copy of its base takes"
+    command = commands.add_parser("export", help=about, description=about)
+    command.set_defaults(run=_export)
+    command.add_argument("--run", dest="run_folder", type=Path, required=True, help="the run's folder, runs/NAME")
+    command.add_argument("--checkpoint", type=Path, help="a checkpoint's folder instead of the newest")
+    command.add_argument("--out", type=Path, help="folder to write")
+    command.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the folder's tensors")
+    command.add_argument("--published", type=Path, metavar="FILE.pth", help="also, or only: MemVP's published layout")
+
 
 def _convert(given: argparse.Namespace) -> None:
     from dsmemvp.convert.run import Options, convert
@@ -25,3 +34,9 @@ def _convert(given: argparse.Namespace) -> None:
     size = int(quantity(given.shard_size))
     options = Options(given.dtype, size, given.language_heads, given.vision_heads, given.norm_eps)
     print(*convert(given.source, given.out, options), sep="\n")
+
+
+def _export(given: argparse.Namespace) -> None:
+    from dsmemvp.export.run import export
+
+    print(*export(given.run_folder, given.out, given.published, given.checkpoint, given.dtype), sep="\n")

@@ -15,6 +15,8 @@ from dsmemvp.data.sample import Sample, SampleError
 from dsmemvp.data.tokenizer import Tokenizer
 
 LEAD_IN = "The answer is"
+PROMPT_FORMAT = 1
+"""Counts up when a sample becomes other text, which trained tensors would not know."""
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from dsmemvp.data.durable import flush
+from dsmemvp.data.text import PROMPT_FORMAT
 
-FORMAT = 4
-READABLE = (3, FORMAT)
-"""Format 3 has no validation_score."""
+FORMATS = (3, 4)
+"""Of state.json: those that are read, the last one written. 3 has no validation_score."""
+ADAPTER = "adapter.json"
+"""What an exported folder (training/adapter.py) has in the place of state.json, with a format of its own."""
+ADAPTER_FORMATS = (1,)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of each tensor."""
 TENSOR_FILES = ("trained.safetensors", "optimizer.safetensors")
@@ -81,8 +84,8 @@ class Checkpoint:
         for key, digest in self.state.base.items():
             if base.get(key) != digest:
                 raise ValueError(
-                    f"{key}: {self.trained.parent} was trained on another one; name the folder or file it was trained"
-                    " with, or take another name for the run"
+                    f"{key}: {self.trained.parent} was trained on another one; name a copy of the one it was trained"
+                    " with (a new run needs another name)"
                 )
 
     def check_order(self, order: dict[str, Any]) -> None:
@@ -114,12 +117,12 @@ def save_checkpoint(run: Path, state: State, values: Tensors, moments: Tensors) 
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        content: dict[str, Any] = {"format": FORMAT, **asdict(state), "files": {}}
+        content: dict[str, Any] = {"format": FORMATS[-1], **asdict(state), "files": {}}
         for name, tensors in zip(TENSOR_FILES, (values, moments), strict=True):
             written = save({name: t.contiguous() for name, t in tensors.items()})
             (partial / name).write_bytes(written)
             content["files"][name] = [len(written), zlib.crc32(written)]
-        content["crc32"] = _own_sum(content)
+        content["crc32"] = own_sum(content)
         (partial / "state.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
             flush(path)
@@ -160,24 +163,28 @@ def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """A checkpoint's folder, or a single safetensors file of trained tensors, such as `dsmemvp convert` writes. Raises
-    FileNotFoundError or ValueError."""
+    """A checkpoint's folder, one that `dsmemvp export` has written, or a single safetensors file of trained tensors,
+    such as `dsmemvp convert` writes. Raises FileNotFoundError or ValueError."""
     if folder.is_file():
         return Checkpoint(folder)
-    content = _read_state(folder)
-    fields = {name: content[name] for name in State.__dataclass_fields__ if name != "validation_score"}
-    if content["format"] > 3:
-        fields["validation_score"] = content["validation_score"]
+    content = read_state(folder)
+    if content.get("prompt_format", PROMPT_FORMAT) != PROMPT_FORMAT:
+        raise ValueError(
+            f"{folder} was trained on prompts of format {content['prompt_format']}, this version writes"
+            f" {PROMPT_FORMAT}; use dsmemvp {content['dsmemvp']}"
+        )
+    content.setdefault("validation_score", None)
+    fields = {name: content[name] for name in State.__dataclass_fields__}
     return Checkpoint(folder / "trained.safetensors", State(**fields))
 
 
 def check_sums(folder: Path) -> None:
     """Read a checkpoint's files and compare their checksums. Raises FileNotFoundError or ValueError."""
-    for name, wanted in _read_state(folder)["files"].items():
+    for name, wanted in read_state(folder)["files"].items():
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist")
-        if _sum_of(path) != wanted:
+        if sum_of(path) != wanted:
             raise ValueError(f"{path} is damaged: its checksum is not the one it was written with")
 
 
@@ -223,29 +230,32 @@ def _out_of_the_way(folder: Path) -> Path:
     return folder.rename(folder.with_name(f"old-{folder.name}"))
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
-    path = folder / "state.json"
+def read_state(folder: Path) -> dict[str, Any]:
+    """What the folder says of itself, its checksum compared. Raises FileNotFoundError or ValueError."""
+    adapter = folder / ADAPTER
+    path, known = (adapter, ADAPTER_FORMATS) if adapter.is_file() else (folder / "state.json", FORMATS)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {folder} is not a checkpoint")
     try:
         content = json.loads(path.read_bytes())
-        if content["format"] not in READABLE:
-            formats = " and ".join(map(str, READABLE))
+        if content["format"] not in known:
+            formats = " and ".join(map(str, known))
             raise ValueError(f"{path}: checkpoint format {content['format']}, this version reads {formats}")
-        if content["crc32"] != _own_sum(content):
+        if content["crc32"] != own_sum(content):
             raise ValueError(f"{path} is damaged: its checksum is not the one it was written with")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a checkpoint's state ({error!r})") from None
     return content
 
 
-def _own_sum(content: dict[str, Any]) -> int:
+def own_sum(content: dict[str, Any]) -> int:
+    """The "crc32" of a state.json or adapter.json."""
     rest = {key: value for key, value in content.items() if key != "crc32"}
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
-def _sum_of(path: Path) -> list[int]:
-    """[bytes, CRC-32]"""
+def sum_of(path: Path) -> list[int]:
+    """[bytes, CRC-32] of a file."""
     size = total = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -263,7 +273,7 @@ def _best_first(folders: list[Path], best_by: str) -> list[Path]:
 def _badness(folder: Path, best_by: str) -> float:
     """On data.validation; infinite where it is not known."""
     try:
-        value = _read_state(folder).get(f"validation_{best_by}")
+        value = read_state(folder).get(f"validation_{best_by}")
     except (ValueError, FileNotFoundError):
         return math.inf
     return math.inf if value is None else -value if best_by == "score" else value

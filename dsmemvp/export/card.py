@@ -1,0 +1,112 @@
+"""The model card of an exported folder: Markdown for people, with what adapter.json says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dsmemvp.recipe import Recipe
+
+METHODS = {
+    "memvp": "MemVP, memory-space visual prompting (Jie et al., ICML 2024, arXiv 2405.05615): image features as"
+    " key/value slots beside the weights of every feed-forward layer",
+    "input_space": "input-space visual prompting, as in LLaVA: projected image features as input tokens, LoRA on the"
+    " language model",
+}
+
+
+def model_card(content: dict[str, Any], recipe: Recipe, run: Path) -> str:
+    """`content` is adapter.json's; scores are taken from `run` where they are of the same epoch."""
+    parts = [
+        f"---\nlibrary_name: dsmemvp\ntags: [visual-prompting, {recipe.method.name}, llama, clip]\n---",
+        f"# {recipe.name}",
+        f"{content['parameters']:,} trained parameters that let a frozen LLaMA see through a frozen CLIP vision tower."
+        f" Method: {METHODS.get(recipe.method.name, recipe.method.name)}.",
+        "Written by `dsmemvp export`, version " + content["dsmemvp"] + ". The base is not in here.",
+        "## Use",
+        USE,
+        "## Base",
+        "Any copy of the base works, under any path; another one is refused by these digests.",
+        _table(["", "SHA-256 of names, types, shapes and samples of the content"], sorted(content["base"].items())),
+        *_shapes(content),
+        "## Training",
+        f"{content['epoch']} epochs, {content['step']} steps of {recipe.training.global_batch} samples"
+        f"{_where(content)}. The whole recipe stands in `adapter.json`.",
+        _table(["", ""], _settings(recipe)),
+        *_scores(content["epoch"], run),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+USE = """```python
+import dsmemvp
+
+model = dsmemvp.load("this folder", language_model="LLaMA's folder", vision_tower="CLIP's folder",
+                     tokenizer="LLaMA's tokenizer.model")
+```
+
+`dsmemvp evaluate RECIPE --checkpoint FOLDER` scores it with the recipe it was trained with."""
+
+
+def _shapes(content: dict[str, Any]) -> list[str]:
+    rows = [(part, ", ".join(f"{k} {v}" for k, v in keys.items())) for part, keys in content["base_shapes"].items()]
+    return [_table(["model", "sizes"], rows)] if rows else []
+
+
+def _where(content: dict[str, Any]) -> str:
+    loss = content["validation_loss"]
+    return "" if loss is None else f"; loss on the validation samples {loss:.4f}"
+
+
+def _settings(recipe: Recipe) -> list[tuple[str, str]]:
+    training, method = recipe.training, recipe.method
+    rows = [
+        ("learning rate", f"{training.learning_rate}, {training.warmup_epochs} epochs of warm-up, half a cosine"),
+        ("AdamW", f"betas {training.betas}, weight decay {training.weight_decay}"),
+        ("compute type", recipe.model.dtype),
+        ("images", f"squashed, {recipe.vision.statistics}'s mean and deviation"),
+        ("vision adapters", f"width {recipe.vision.adapter_dim}, scale {recipe.vision.adapter_scale}"),
+        ("longest text", f"{recipe.data.max_length} tokens, captions {'on' if recipe.data.captions else 'off'}"),
+        ("seed", str(recipe.seed)),
+    ]
+    if method.name == "memvp":
+        scales = f"scales {method.visual_scale} and {method.output_scale}"
+        rows.append(("memory", f"{method.slots} slots, projector of width {method.hidden}, {scales}"))
+    elif method.name == "input_space":
+        rows.append(
+            ("LoRA", f"rank {method.lora_rank}, alpha {method.lora_alpha}, on {', '.join(method.lora_targets)}")
+        )
+    return rows
+
+
+def _scores(epoch: int, run: Path) -> list[str]:
+    """Every table of numbers in the run's evaluations of this epoch."""
+    found = []
+    for name in ("evaluation.json", "evaluation-blind.json"):
+        try:
+            content = json.loads((run / name).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and content.get("epoch") == epoch:
+            found += [_numbers(key, rows) for key, rows in content.items() if _is_table(rows)]
+    return ["## Scores", *found] if found else []
+
+
+def _is_table(rows: Any) -> bool:
+    return isinstance(rows, dict) and bool(rows) and all(isinstance(row, dict) for row in rows.values())
+
+
+def _numbers(title: str, rows: dict[str, dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    cells = [(name, *(_number(row.get(column)) for column in columns)) for name, row in rows.items()]
+    return _table([title, *columns], cells)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_number, value))
+    return f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _table(columns: list[str], rows: Any) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)

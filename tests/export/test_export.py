@@ -1,0 +1,216 @@
+"""What a run has trained, handed on: onto any copy of its base and no other, and back into the published layout."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from reference import Recording
+from safetensors.torch import load_file, save_file
+
+from dsmemvp.convert.run import convert
+from dsmemvp.export.run import export
+from dsmemvp.models.fingerprint import base_fingerprint
+from dsmemvp.models.joined import VisualLanguageModel, add_trainables, build_frozen
+from dsmemvp.models.weights import load_frozen, read_configs
+from dsmemvp.recipe import Recipe
+from dsmemvp.recipe_file import as_dict, read_recipe
+from dsmemvp.training.adapter import open_adapter
+from dsmemvp.training.checkpoint import State, own_sum, read_checkpoint, save_checkpoint
+
+
+def _model(recipe: Recipe) -> VisualLanguageModel:
+    configs = read_configs(recipe)
+    model = build_frozen(recipe, configs)
+    load_frozen(model, recipe)
+    add_trainables(model, recipe, configs)
+    return model.eval()
+
+
+def _saved(run, recipe: Recipe, trained: dict[str, torch.Tensor], epoch: int = 2):
+    """A checkpoint as a run of this recipe leaves it."""
+    moments = {f"{name}.{m}": torch.zeros_like(t) for name, t in trained.items() for m in ("exp_avg", "exp_avg_sq")}
+    state = State(epoch, 12, 12, validation_loss=0.25, order={"data.train": ["1f"]}, recipe=as_dict(recipe))
+    return save_checkpoint(run, State(**{**vars(state), "base": base_fingerprint(recipe)}), trained, moments)
+
+
+@pytest.fixture
+def recipe(recipe_path) -> Recipe:
+    return read_recipe(recipe_path)
+
+
+@pytest.fixture
+def trained(recipe) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {name: torch.randn(p.shape) for name, p in _model(recipe).trainables().items()}
+
+
+@pytest.fixture
+def run(tmp_path, recipe, trained):
+    _saved(tmp_path / "runs" / "tiny", recipe, trained)
+    return tmp_path / "runs" / "tiny"
+
+
+def _base(recipe: Recipe) -> dict[str, str]:
+    return {key: getattr(recipe.model, key) for key in ("language_model", "vision_tower", "tokenizer")}
+
+
+def test_an_exported_folder_is_opened_onto_a_copy_of_the_base(run, recipe, trained, tmp_path):
+    export(run, tmp_path / "out")
+    for part, place in _base(recipe).items():
+        copy = shutil.copytree if part != "tokenizer" else shutil.copyfile
+        copy(place, tmp_path / f"copy of {part}")
+    copies = {part: tmp_path / f"copy of {part}" for part in _base(recipe)}
+    opened, checkpoint = open_adapter(tmp_path / "out", **copies)
+    assert _base(opened) == {part: str(place) for part, place in copies.items()}
+    assert (opened.method, opened.vision, opened.name) == (recipe.method, recipe.vision, "tiny")
+    assert (opened.data.max_length, opened.model.dtype) == (160, "fp32")
+    found = checkpoint.values({name: tuple(t.shape) for name, t in trained.items()})
+    assert all(torch.equal(found[name], t) and found[name].dtype == t.dtype for name, t in trained.items())
+
+
+def test_it_is_a_checkpoint_for_the_recipe_it_was_trained_with(run, recipe, tmp_path):
+    export(run, tmp_path / "out")
+    found = read_checkpoint(tmp_path / "out")
+    assert (found.state.epoch, found.state.step, found.state.validation_loss) == (2, 12, 0.25)
+    found.check_method(as_dict(recipe))
+    recipe.method.visual_scale = 0.2
+    with pytest.raises(ValueError, match=r"^method\.visual_scale: is 0\.2, but .*out was trained with 0\.1"):
+        found.check_method(as_dict(recipe))
+
+
+def test_another_base_is_refused_by_its_key(run, recipe, tmp_path):
+    export(run, tmp_path / "out")
+    shutil.copytree(recipe.model.vision_tower, tmp_path / "other")
+    tensors = load_file(tmp_path / "other" / "model.safetensors")
+    tensors["pre_layrnorm.bias"] += 1
+    save_file(tensors, tmp_path / "other" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"^model\.vision_tower: .*out was trained on another one"):
+        open_adapter(tmp_path / "out", **{**_base(recipe), "vision_tower": tmp_path / "other"})
+
+
+def _changed(content: dict, **changed) -> str:
+    content |= changed
+    return json.dumps({**content, "crc32": own_sum(content)})
+
+
+def test_damaged_folders_and_those_of_other_versions_are_told(run, recipe, tmp_path):
+    export(run, tmp_path / "out")
+    path = tmp_path / "out" / "adapter.json"
+    kept = path.read_text()
+    for content, message in (
+        (_changed(json.loads(kept), format=9), "checkpoint format 9, this version reads 1"),
+        (
+            _changed(json.loads(kept), prompt_format=2, dsmemvp="9.1"),
+            "prompts of format 2, this version .* dsmemvp 9.1",
+        ),
+        (kept.replace('"slots": 24', '"slots": 25'), "adapter.json is damaged"),
+        (kept[:-20], "adapter.json is not a checkpoint's state"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            open_adapter(tmp_path / "out", **_base(recipe))
+    settings = json.loads(kept)["recipe"]
+    settings["method"]["gate"] = True
+    path.write_text(_changed(json.loads(kept), recipe=settings))
+    with pytest.raises(ValueError, match=r"adapter\.json: unknown key 'method\.gate'"):
+        open_adapter(tmp_path / "out", **_base(recipe))
+    path.write_text(kept)
+    tensors = tmp_path / "out" / "trained.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    with pytest.raises(ValueError, match=r"trained\.safetensors is damaged"):
+        open_adapter(tmp_path / "out", **_base(recipe))
+    with pytest.raises(FileNotFoundError, match=r"adapter\.json does not exist; give a folder that `dsmemvp export`"):
+        open_adapter(run, **_base(recipe))
+
+
+def test_nothing_of_this_machine_stands_in_it(run, recipe, tmp_path):
+    export(run, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "adapter.json", "trained.safetensors"}
+    for path in (tmp_path / "out").iterdir():
+        content = path.read_bytes()
+        for place in (tmp_path, *_base(recipe).values(), recipe.data.train[0], recipe.training.deepspeed):
+            assert str(place).encode() not in content, path
+    content = json.loads((tmp_path / "out" / "adapter.json").read_text())
+    assert content["base"] == base_fingerprint(recipe) and content["resolution"] == 32
+    assert content["base_shapes"]["language"]["hidden_size"] == 32
+    assert content["recipe"]["training"]["learning_rate"] == 1e-2
+
+
+def test_the_card_says_what_it_is_and_how_it_scored(run, trained, tmp_path):
+    scores = {"captions off": {"NAT": 91.234, "Avg": 90.5}, "captions on": {"Avg": 95.0}}
+    (run / "evaluation.json").write_text(json.dumps({"epoch": 2, "samples": 48, "accuracy": scores}))
+    (run / "evaluation-blind.json").write_text(json.dumps({"epoch": 1, "accuracy": {"blind": {"Avg": 11.11}}}))
+    export(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    number = sum(t.numel() for t in trained.values())
+    for part in ("# tiny", f"{number:,} trained parameters", "MemVP", 'dsmemvp.load("', "24 slots", "0.01, 1.0 epochs"):
+        assert part in card, part
+    assert "| captions off | 91.23 | 90.50 |" in card and "| captions on |  | 95.00 |" in card
+    assert "11.11" not in card  # of another epoch
+
+
+def test_without_the_base_at_hand_it_is_exported_all_the_same(tmp_path, recipe, trained):
+    run = tmp_path / "runs" / "far"
+    folder = _saved(run, recipe, trained)
+    state = json.loads((folder / "state.json").read_text())
+    state["recipe"]["model"] |= {"language_model": "weights/nowhere", "language_shape": "llama-7b"}
+    state["recipe"]["model"] |= {"vision_tower": "weights/nowhere", "vision_shape": "clip-vit-l-14"}
+    (folder / "state.json").write_text(_changed(state))
+    export(run, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapter.json").read_text())["base_shapes"]["language"]["hidden_size"] == 4096
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else(run, recipe, trained, tmp_path):
+    export(run, tmp_path / "out", dtype="bf16")
+    assert load_file(tmp_path / "out" / "trained.safetensors")["method.key_positions"].dtype == torch.bfloat16
+    export(run, tmp_path / "out")
+    assert load_file(tmp_path / "out" / "trained.safetensors")["method.key_positions"].dtype == torch.float32
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(("old-", "partial-"))]
+    with pytest.raises(ValueError, match="is there already and is no exported folder"):
+        export(run, run)
+
+
+def test_what_cannot_be_exported_is_told(run, recipe, tmp_path):
+    with pytest.raises(FileNotFoundError, match="checkpoints holds no intact checkpoint"):
+        export(tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match="give --out, --published or both"):
+        export(run, None)
+    folder = next((run / "checkpoints").iterdir())
+    with pytest.raises(ValueError, match="does not say how and on what base it was trained"):
+        export(run, tmp_path / "out", checkpoint=folder / "trained.safetensors")
+    # this recipe's scale is not the one that stands in the published code
+    with pytest.raises(ValueError, match=r"^method\.visual_scale: is 0\.1, but 0\.01 stands in the published code"):
+        export(run, None, tmp_path / "file.pth")
+    (folder / "trained.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"trained\.safetensors is damaged"):
+        export(run, tmp_path / "out", checkpoint=folder)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "file.pth").exists()
+
+
+def test_published_converted_exported_and_converted_again_is_the_same(shared, tokenizer_path, tmp_path):
+    """The same tensors and the same logits, and as a folder of ours too."""
+    recording = Recording(shared, tmp_path / "first")
+    recording.write(shared)
+    recipe, first = recording.recipe(), recording.trained()
+    recipe.model.tokenizer = str(tokenizer_path)
+    _saved(tmp_path / "run", recipe, first)
+    said = export(tmp_path / "run", tmp_path / "out", tmp_path / "published" / "checkpoint-1.pth")
+    assert "emb 272, hidden_proj 8" in said[0]
+    content = torch.load(tmp_path / "published" / "checkpoint-1.pth", weights_only=True)
+    theirs = {f"module.{n[2:]}": t.shape for n, t in recording.tensors.items() if n.startswith("w.") and "adapter" in n}
+    assert {name: t.shape for name, t in content["model"].items()} == theirs and content["epoch"] == 1
+    convert(tmp_path / "published" / "checkpoint-1.pth", tmp_path / "second")
+    second = load_file(tmp_path / "second" / "trained.safetensors")
+    assert second.keys() == first.keys() and all(torch.equal(second[name], first[name]) for name in first)
+    opened, checkpoint = open_adapter(tmp_path / "out", **_base(recipe))
+    third = checkpoint.values({name: tuple(t.shape) for name, t in first.items()})
+    logits = []
+    for settings, values in ((recipe, first), (recipe, second), (opened, third)):
+        model = _model(settings)
+        model.load_state_dict(values, strict=False)
+        with torch.no_grad():
+            logits.append(model(recording.batch()))
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
