@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 
-from dsmemvp.commands import answers, cluster, data, runs, weights
+from dsmemvp.commands import answers, cluster, data, inspect, runs, weights
 from dsmemvp.launchers import own_rank
 from dsmemvp.stopping import DONE, REQUEUE, UNEXPECTED, USER_ERROR, Stopped, exit_code, leave_word
 
@@ -58,6 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     # the deepspeed launcher puts this in front of the program's own arguments
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True)
-    for theme in (runs, answers, cluster, data, weights):
+    for theme in (runs, answers, inspect, cluster, data, weights):
         theme.add(commands)
     return parser

@@ -19,6 +19,7 @@ ORDER = [
     "data_tools",
     "training",
     "generation",
+    "inspection",
     "evaluation",
     "export",
     "submit",

@@ -41,13 +41,17 @@ class ImageTransform:
 
 
 def squashed(encoded: bytes, where: str, resolution: int, max_pixels: int) -> Image.Image:
-    """A picture in any format as RGB, upright, on white where it is transparent, squashed to resolution x resolution
-    (bicubic, no crop). Raises SampleError."""
+    """A picture as `decoded` gives it, squashed to resolution x resolution (bicubic, no crop). Raises SampleError."""
+    return decoded(encoded, where, max_pixels).resize((resolution, resolution), Image.Resampling.BICUBIC)
+
+
+def decoded(encoded: bytes, where: str, max_pixels: int) -> Image.Image:
+    """A picture in any format as RGB, upright, on white where it is transparent. Raises SampleError."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of pixel counts that we refuse by the recipe's limit, and of damage in what we do not need.
             warnings.simplefilter("ignore")
-            return _squashed(encoded, where, resolution, max_pixels)
+            return _decoded(encoded, where, max_pixels)
     except SampleError:
         raise
     except UnidentifiedImageError:
@@ -56,7 +60,7 @@ def squashed(encoded: bytes, where: str, resolution: int, max_pixels: int) -> Im
         raise SampleError(where, f"image cannot be decoded ({error})") from None
 
 
-def _squashed(encoded: bytes, where: str, resolution: int, max_pixels: int) -> Image.Image:
+def _decoded(encoded: bytes, where: str, max_pixels: int) -> Image.Image:
     image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     if image.width * image.height > max_pixels:
         size = f"{image.width} x {image.height}"
@@ -69,8 +73,8 @@ def _squashed(encoded: bytes, where: str, resolution: int, max_pixels: int) -> I
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    return image.resize((resolution, resolution), Image.Resampling.BICUBIC)
+    image.load()  # what is damaged raises here
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _of_eight_bits(image: Image.Image) -> Image.Image:

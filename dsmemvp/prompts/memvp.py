@@ -52,9 +52,14 @@ class MemVP(VisualPrompt):
 
     def feed_forward(self, layer: int, x_BLd: torch.Tensor, state: State) -> torch.Tensor | None:
         key_BNd, value_BNd = _SharedMemory.apply(*state)
-        active_BLN = F.silu(x_BLd @ key_BNd.transpose(1, 2))
+        active_BLN = slot_activations(x_BLd, key_BNd)
         active_BLN = F.dropout(active_BLN, self.dropout, self.training)
         return self.output_scale * (active_BLN @ value_BNd)
+
+
+def slot_activations(x_BLd: torch.Tensor, key_BNd: torch.Tensor) -> torch.Tensor:
+    """How strongly each slot fires: silu(x K^T), [B, L, N]."""
+    return F.silu(x_BLd @ key_BNd.transpose(1, 2))
 
 
 class _SharedMemory(torch.autograd.Function):

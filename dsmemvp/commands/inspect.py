@@ -1,0 +1,64 @@
+"""inspect: which patches of a picture the feed-forward memory fires on."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from dsmemvp.stopping import listening
+
+
+def add(commands: Any) -> None:
+    about = "heat maps of what the feed-forward memory fires on in a picture, and its weight layer by layer"
+    command = commands.add_parser("inspect", help=about, description=about)
+    command.set_defaults(run=_inspect)
+    command.add_argument("--run", type=Path, required=True, dest="folder", metavar="RUN", help="a run's folder")
+    command.add_argument("--checkpoint", type=Path, help="a checkpoint, or a file of trained tensors, not the newest")
+    command.add_argument("question", nargs="?", help="the question about --image")
+    command.add_argument("--image", type=Path, help="a picture")
+    command.add_argument("--choices", nargs="+", default=[], help="the question's options")
+    command.add_argument("--context", default="", help="the question's context")
+    command.add_argument("--sample", type=int, metavar="N", help="instead: a sample of data.train, by running number")
+    command.add_argument("--test", action="store_true", help="with --sample: of data.test")
+    command.add_argument("--words", nargs="+", default=[], help="words of the prompt (default: those of the question)")
+    command.add_argument("--layers", nargs="+", type=int, default=[], help="from 0 (default: five over the depth)")
+    command.add_argument("--what", choices=["change", "activation", "contribution"], default="change")
+    command.add_argument(
+        "--against",
+        choices=["average", "none"],
+        default="average",
+        help="what a change is measured against: the mean of 64 pictures of data.test, or no picture",
+    )
+    command.add_argument("--out", type=Path, help="folder for heat-map.png (default: RUN/inspect)")
+    command.add_argument(
+        "--set", nargs="+", default=[], dest="overrides", metavar="key=value", help="settings instead of the recipe's"
+    )
+
+
+def _inspect(given: argparse.Namespace) -> None:
+    with listening() as stop:
+        from dsmemvp.commands.runs import join
+        from dsmemvp.inspection.look import Question, check_layers, open_run, run_recipe
+        from dsmemvp.models.weights import read_configs
+        from dsmemvp.training.ranks import leave_ranks
+
+        if (given.sample is None) == (given.image is None) or (given.image is None) != (given.question is None):
+            raise ValueError("give --image and a question about it, or --sample N")
+        recipe = run_recipe(given.folder, given.overrides)
+        check_layers(given.layers, read_configs(recipe).language.num_hidden_layers)
+        asked = None
+        if given.image is not None:
+            asked = Question(given.question, given.image, tuple(given.choices), given.context).sample()
+        ranks, watched = join(recipe, stop)
+        with watched as watch:
+            watch.at("loading", 0)
+            opened = open_run(given.folder, ranks, given.checkpoint, given.overrides)
+            watch.at("inspecting", 0)
+            sample = asked or opened.sample(given.sample, given.test)
+            against = opened.average() if given.what == "change" and given.against == "average" else None
+            look = opened.look(sample, given.words, against)
+            if ranks.first:
+                out = given.out or given.folder / "inspect"
+                out.mkdir(parents=True, exist_ok=True)
+                look.sheet(given.what, given.layers).save(out / "heat-map.png")
+                print(*look.table(), "", f"{look.question} -> {look.answer}", f"-> {out / 'heat-map.png'}", sep="\n")
+        leave_ranks()

@@ -1,0 +1,101 @@
+"""A few fixed samples in TensorBoard: heat maps, norms layer by layer, slot activations, texts.
+
+All ranks call `board_report` together, with the same samples, since under ZeRO-3 every rank takes part in a forward;
+the first one writes what it returns. It costs two forwards of these samples.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from dsmemvp.data.batch import make_batch
+from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.images import decoded
+from dsmemvp.data.sample import Sample
+from dsmemvp.data.text import Tokenizer
+from dsmemvp.inspection.heat_map import fitted, sheet
+from dsmemvp.inspection.look import LONGEST, spread
+from dsmemvp.inspection.probe import Forward, Probe, memory_of, probe
+from dsmemvp.inspection.table import memory_norms, shares
+from dsmemvp.inspection.words import Word, chosen_words
+from dsmemvp.models.joined import VisualLanguageModel
+from dsmemvp.prompts.memvp import MemVP
+
+
+@dataclass
+class BoardReport:
+    """By their names in TensorBoard."""
+
+    scalars: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, torch.Tensor] = field(default_factory=dict)
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+    """[height, width, 3] uint8"""
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def write(self, board: SummaryWriter, step: int) -> None:
+        """Raises OSError."""
+        for name, number in self.scalars.items():
+            board.add_scalar(name, number, step)
+        for name, values in self.histograms.items():
+            board.add_histogram(name, values, step)
+        for name, pixels in self.images.items():
+            board.add_image(name, pixels, step, dataformats="HWC")
+        for name, text in self.texts.items():
+            board.add_text(name, text, step)
+
+
+def board_report(
+    model: VisualLanguageModel,
+    forward: Forward,
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    samples: Sequence[Sample],
+    texts: Mapping[str, str] | None = None,
+) -> BoardReport:
+    """Of samples with pictures (others are passed over), encoded for their answers. Heat maps show the change against
+    these samples' mean memory, or against no picture where there is one sample. `texts`, such as predictions, are
+    passed on. For another method than memvp, and without pictures, nothing but the texts is reported; dropout must be
+    off."""
+    report = BoardReport(texts=dict(texts or {}))
+    samples = [sample for sample in samples if sample.image is not None]
+    if not samples or not isinstance(model.method, MemVP):
+        return report
+    encoder = replace(encoder, answers=True, blind=False)
+    items = [replace(encoder.item(tokenizer, sample), sample=None) for sample in samples]
+    others = items if len(items) > 1 else [replace(items[0], image=None)]
+    batch, other = (make_batch(i, encoder.image.resolution, encoder.slots, last_only=True) for i in (items, others))
+    found = probe(model, forward, batch, memory_of(model, forward, other).mean())
+    _numbers(report, found, len(samples))
+    against = f"the mean of {len(samples)} pictures" if len(samples) > 1 else "no picture"
+    for n, (sample, item) in enumerate(zip(samples, items, strict=True)):
+        words = chosen_words(tokenizer, item.text.tokens, sample.question)
+        report.images[f"memory/sample {n}"] = _page(found, n, sample, encoder, words, against)
+    return report
+
+
+def _numbers(report: BoardReport, found: Probe, samples: int) -> None:
+    """Means over the samples."""
+    for name in memory_norms(found):
+        report.scalars[f"memory/{name}"] = sum(memory_norms(found, n)[name] for n in range(samples)) / samples
+    rows = [shares(found, n) for n in range(samples)]
+    for layer in range(found.layers):
+        of_layer = [row[layer] for row in rows]
+        for name in ("branch_norm", "feed_forward_norm", "ratio", "visual_output", "visual_activation"):
+            mean = sum(getattr(part, name) for part in of_layer) / samples
+            report.scalars[f"memory {name}/layer {layer:02}"] = mean
+    for layer in spread(found.layers):
+        report.histograms[f"memory activation/layer {layer:02}"] = found.activation[layer]
+
+
+def _page(found: Probe, n: int, sample: Sample, encoder: Encoder, words: list[Word], against: str) -> np.ndarray:
+    assert sample.image is not None
+    layers = spread(found.layers, 4)
+    picture = fitted(decoded(sample.image, sample.where, encoder.image.max_pixels), LONGEST)
+    changes = [found.at(word.tokens, "change", n)[:, : found.patches] for word in words]
+    maps = [[*(change[layer] for layer in layers), change.mean(0)] for change in changes]
+    columns = [*(f"layer {layer}" for layer in layers), "mean of all layers"]
+    title = f"{sample.question}\nhow much each patch's slot writes otherwise than with {against}"
+    return np.asarray(sheet(picture, maps, [word.text for word in words], columns, title))

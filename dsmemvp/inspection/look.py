@@ -1,0 +1,220 @@
+"""A run, opened to look into: `dsmemvp inspect`, and the same from Python on one process:
+
+from dsmemvp.inspection.look import Question, alone, open_run
+opened = open_run("runs/demo", alone())
+seen = opened.look(Question("Which shape is the red thing?", "x.png", choices=("circle", "star")))
+print(*seen.table(), sep="\\n")
+seen.sheet()          # a Pillow image
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.encoder import Encoder, recipe_encoder
+from dsmemvp.data.images import decoded
+from dsmemvp.data.order import file_order
+from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample, sample_from_row
+from dsmemvp.data.sets import open_test_data, open_training_data
+from dsmemvp.data.stream import Reader
+from dsmemvp.data.text import Tokenizer
+from dsmemvp.inspection import table
+from dsmemvp.inspection.heat_map import fitted, sheet
+from dsmemvp.inspection.probe import Forward, Memory, Probe, What, memory_of, probe
+from dsmemvp.inspection.words import Word, chosen_words
+from dsmemvp.models.fingerprint import base_fingerprint
+from dsmemvp.models.joined import VisualLanguageModel
+from dsmemvp.models.weights import read_configs
+from dsmemvp.recipe import Recipe
+from dsmemvp.recipe_file import as_dict, read_recipe
+from dsmemvp.training.checkpoint import read_checkpoint
+from dsmemvp.training.engine import build_for_inference
+from dsmemvp.training.ranks import Ranks, join_ranks
+from dsmemvp.training.saver import agreed_checkpoint
+
+REFERENCES = 64
+"""Pictures whose mean memory is what a change is measured against."""
+LAYERS = 5
+"""Shown where none are asked for, spread over the depth."""
+LONGEST = 160
+"""Pixels of a map's longer side."""
+EXPLAINED = {
+    "activation": "activation silu(x . K_n) of each patch's slot; red fires, blue below zero",
+    "contribution": "share of the memory's output that each patch's slot carries; blue works against it",
+    "change": "how much each patch's slot writes otherwise than with {other}",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a run is asked about one picture."""
+
+    text: str
+    image: str | Path
+    choices: tuple[str, ...] = ()
+    context: str = ""
+
+    def sample(self) -> Sample:
+        """Raises FileNotFoundError or SampleError."""
+        path = Path(self.image)
+        if not path.is_file():
+            raise FileNotFoundError(f"--image: {path} does not exist")
+        row = {"question": self.text, "context": self.context, "choices": list(self.choices)}
+        return sample_from_row({**row, "answer": 0 if self.choices else "?"}, path.read_bytes(), str(path))
+
+
+@dataclass(frozen=True)
+class Look:
+    """One sample, looked into."""
+
+    probe: Probe
+    words: list[Word]
+    picture: Image.Image
+    question: str
+    answer: str
+    """The token that the model answers with."""
+    other: str
+    """What changes are measured against, in words."""
+
+    def table(self) -> list[str]:
+        """Norms and shares layer by layer, as Markdown."""
+        return table.lines(self.probe)
+
+    def maps(self, word: Word, what: What = "change") -> torch.Tensor:
+        """[Y + 1, P]: of every layer, and their mean."""
+        patches = self.probe.at(word.tokens, what)[:, : self.probe.patches]
+        return torch.cat([patches, patches.mean(0, keepdim=True)])
+
+    def sheet(self, what: What = "change", layers: Sequence[int] = (), longest: int = LONGEST) -> Image.Image:
+        """Heat maps: a row for each word, a column for each layer and their mean. Raises ValueError for a layer that is
+        not there."""
+        shown = list(layers) or spread(self.probe.layers)
+        check_layers(shown, self.probe.layers)
+        maps = [[self.maps(word, what)[n] for n in (*shown, -1)] for word in self.words]
+        title = f"{self.question}  ->  {self.answer}\n{EXPLAINED[what].format(other=self.other)}\n"
+        title += "under each map: the absolute value in full colour"
+        columns = [*(f"layer {n}" for n in shown), "mean of all layers"]
+        return sheet(fitted(self.picture, longest), maps, [word.text for word in self.words], columns, title)
+
+
+def spread(layers: int, most: int = LAYERS) -> list[int]:
+    """Up to `most` layers from the first to the last."""
+    if layers <= most:
+        return list(range(layers))
+    return [round(n * (layers - 1) / (most - 1)) for n in range(most)]
+
+
+def check_layers(wanted: Sequence[int], layers: int) -> None:
+    """Raises ValueError for a layer that the model does not have."""
+    for layer in wanted:
+        if not 0 <= layer < layers:
+            raise ValueError(f"--layers: there is no layer {layer}, they run from 0 to {layers - 1}")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run's model with its trained values. All ranks call the same methods together."""
+
+    recipe: Recipe
+    model: VisualLanguageModel
+    forward: Forward
+    encoder: Encoder
+    tokenizer: Tokenizer
+
+    def item(self, sample: Sample) -> Item:
+        """For reading the answer. Raises SampleError, also where the sample has no picture."""
+        if sample.image is None:
+            raise SampleError(sample.where, "has no picture to look at")
+        return self.encoder.item(self.tokenizer, sample)
+
+    def average(self) -> Memory:
+        """The mean memory of the first pictures of data.test, or of data.train where there is no test data."""
+        pictures = [s for s in islice(self._samples(bool(self.recipe.data.test)), 4 * REFERENCES) if s.image][
+            :REFERENCES
+        ]
+        if not pictures:
+            raise ValueError("--against: the recipe's data begin without pictures to average over; take --against none")
+        items = [replace(item, sample=None) for item in map(self.item, pictures)]
+        batch = make_batch(items, self.encoder.image.resolution, self.encoder.slots, last_only=True)
+        return memory_of(self.model, self.forward, batch).mean()
+
+    def nothing(self, sample: Sample) -> Memory:
+        """The memory of the same sample without picture: the learned positions."""
+        item = replace(self.item(sample), image=None)
+        batch = make_batch([item], self.encoder.image.resolution, self.encoder.slots, last_only=True)
+        return memory_of(self.model, self.forward, batch)
+
+    def look(self, sample: Sample | Question, words: Sequence[str] = (), against: Memory | None = None) -> Look:
+        """`against` is what changes are measured against (default: no picture). Raises ValueError."""
+        sample = sample.sample() if isinstance(sample, Question) else sample
+        item = self.item(sample)
+        chosen = chosen_words(self.tokenizer, item.text.tokens, sample.question, words)
+        batch = make_batch([item], self.encoder.image.resolution, self.encoder.slots, last_only=True)
+        answers: list[int] = []
+
+        def forward(batch):
+            answers.append(int(self.forward(batch)[0].argmax()))
+
+        found = probe(self.model, forward, batch, against or self.nothing(sample))
+        assert sample.image is not None
+        picture = decoded(sample.image, sample.where, self.encoder.image.max_pixels)
+        other = f"the mean picture of {REFERENCES}" if against else "no picture"
+        return Look(found, chosen, picture, sample.question, self.tokenizer.decode(answers).strip(), other)
+
+    def sample(self, number: int, test: bool) -> Sample:
+        """A sample of data.test or data.train by its running number, as in `dsmemvp data show`. Raises ValueError."""
+        found = next(islice(self._samples(test, number), 1), None)
+        if found is None or number < 0:
+            raise ValueError(f"--sample: there is no sample {number} in {'data.test' if test else 'data.train'}")
+        return found
+
+    def _samples(self, test: bool, first: int = 0):
+        """In file order. Raises SampleError at a bad one."""
+        manifests = [open_test_data(self.recipe)] if test else open_training_data(self.recipe).manifests
+        reader = Reader(manifests, indexes=1)
+        places = [place._replace(source=n) for n, m in enumerate(manifests) for place in file_order(m.counts)]
+        for place in places[max(first, 0) :]:
+            entry = reader.read([place])[place]
+            if isinstance(entry, BadSample):
+                raise entry.error
+            yield read_sample(entry)
+
+
+def open_run(run: str | Path, ranks: Ranks, checkpoint: Path | None = None, overrides: Sequence[str] = ()) -> Opened:
+    """The newest (or the given) checkpoint of a run's folder, with the recipe it was trained with; `overrides` as on
+    the command line. Raises ValueError or OSError with what to do."""
+    run = Path(run)
+    recipe = run_recipe(run, overrides)
+    configs = read_configs(recipe)
+    found = read_checkpoint(checkpoint) if checkpoint else agreed_checkpoint(run, ranks)[0]
+    if found is None:
+        raise FileNotFoundError(f"{run / 'checkpoints'} holds no checkpoint; train first, or give --checkpoint")
+    found.check_method(as_dict(recipe))
+    found.check_base(ranks.together(lambda: base_fingerprint(recipe)))
+    encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
+    model, forward = build_for_inference(recipe, configs, ranks, found)
+    encoder = replace(encoder, slots=model.method.slots, answers=True)
+    return Opened(recipe, model, forward, encoder, Tokenizer(recipe.model.tokenizer))
+
+
+def run_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a run's folder was trained with. Raises ValueError for a method without a memory to look into."""
+    if not (run / "recipe.json").is_file():
+        raise FileNotFoundError(f"--run: {run} is not a run's folder: it has no recipe.json")
+    recipe = read_recipe(run / "recipe.json", list(overrides))
+    if recipe.method.name != "memvp":
+        raise ValueError(
+            f"method.name: {run} was trained with {recipe.method.name}; only memvp has a feed-forward memory to look"
+            " into"
+        )
+    return recipe
+
+
+def alone() -> Ranks:
+    """This process as the only rank."""
+    return join_ranks(seconds=600)

@@ -1,0 +1,78 @@
+"""How much the memory's branch weighs beside the feed-forward, and its learned slots beside the visual ones."""
+
+from dataclasses import dataclass
+
+from dsmemvp.inspection.probe import Probe
+
+
+@dataclass(frozen=True)
+class LayerShares:
+    """Of one layer, over all tokens of a sample."""
+
+    branch_norm: float
+    """Mean norm of the branch's output."""
+    feed_forward_norm: float
+    """Mean norm of the frozen feed-forward's output."""
+    visual_output: float
+    """Share of the branch's output that the visual slots carry: their part of sum |o|^2, which may be negative or over
+    1 where visual and learned slots work against each other. The learned slots carry the rest."""
+    visual_activation: float
+    """The visual slots' share of sum |a|."""
+
+    @property
+    def ratio(self) -> float:
+        """The branch's norm over the feed-forward's."""
+        return self.branch_norm / self.feed_forward_norm if self.feed_forward_norm else 0.0
+
+
+def shares(probe: Probe, sample: int = 0) -> list[LayerShares]:
+    """Layer by layer."""
+    tokens = slice(probe.offsets[sample], probe.offsets[sample + 1])
+    found = []
+    for layer in range(probe.layers):
+        contribution = probe.contribution[layer, tokens].double()
+        activation = probe.activation[layer, tokens].double().abs()
+        found.append(
+            LayerShares(
+                probe.branch_norm[layer, tokens].mean().item(),
+                probe.feed_forward_norm[layer, tokens].mean().item(),
+                _share(contribution[:, : probe.patches].sum().item(), contribution.sum().item()),
+                _share(activation[:, : probe.patches].sum().item(), activation.sum().item()),
+            )
+        )
+    return found
+
+
+def memory_norms(probe: Probe, sample: int = 0) -> dict[str, float]:
+    """Mean norms of keys and values, which all layers share, of visual and learned slots (the latter only where there
+    are any)."""
+    norms = {}
+    for name, norm in (("keys", probe.key_norm[sample]), ("values", probe.value_norm[sample])):
+        norms[f"visual_{name}"] = norm[: probe.patches].mean().item()
+        if norm.numel() > probe.patches:
+            norms[f"learned_{name}"] = norm[probe.patches :].mean().item()
+    return norms
+
+
+def lines(probe: Probe, sample: int = 0) -> list[str]:
+    """As Markdown."""
+    slots = probe.activation.shape[-1]
+    norms = memory_norms(probe, sample)
+    text = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in norms.items())
+    rows = [
+        f"{probe.patches} visual and {slots - probe.patches} learned slots; mean norms, shared by all layers: {text}",
+        "",
+        "| layer | feed-forward | memory | ratio | output: visual | learned | activation: visual | learned |",
+        "|------:|-------------:|-------:|------:|---------------:|--------:|-------------------:|--------:|",
+    ]
+    for n, layer in enumerate(shares(probe, sample)):
+        rows.append(
+            f"| {n:5} | {layer.feed_forward_norm:12.3f} | {layer.branch_norm:6.3f} | {layer.ratio:5.3f} "
+            f"| {layer.visual_output:13.1%} | {1 - layer.visual_output:6.1%} "
+            f"| {layer.visual_activation:17.1%} | {1 - layer.visual_activation:6.1%} |"
+        )
+    return rows
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
