@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
 def _inspect(given: argparse.Namespace) -> None:
     with listening() as stop:
         from dsmemvp.commands.runs import join
+        from dsmemvp.data.images import decoded
         from dsmemvp.inspection.look import Question, check_layers, open_run, run_recipe
         from dsmemvp.models.weights import read_configs
         from dsmemvp.training.ranks import leave_ranks
@@ -48,6 +49,7 @@ def _inspect(given: argparse.Namespace) -> None:
         asked = None
         if given.image is not None:
             asked = Question(given.question, given.image, tuple(given.choices), given.context).sample()
+            decoded(asked.image, asked.where, recipe.vision.max_pixels)  # before the model is loaded
         ranks, watched = join(recipe, stop)
         with watched as watch:
             watch.at("loading", 0)

@@ -1,0 +1,48 @@
+"""Where a patch is painted."""
+
+import numpy as np
+import pytest
+import torch
+from making import encoded
+from PIL import Image
+
+from dsmemvp.data.images import ImageTransform
+from dsmemvp.inspection.heat_map import LINE, MARGIN, fitted, heat_map, sheet
+
+
+def _coloured(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(image).astype(int)
+    return np.abs(pixels[..., 0] - pixels[..., 2]) > 5
+
+
+@pytest.mark.parametrize("size", [(64, 64), (120, 40), (37, 90)])
+@pytest.mark.parametrize("patch", [0, 6, 15])
+def test_a_patch_that_alone_fires_is_painted_over_what_it_was_made_of(size, patch):
+    """The part of the picture that the tower squashes into a patch is found by looking at the tower's input."""
+    painted = _coloured(heat_map(Image.new("RGB", size, (90, 90, 90)), torch.eye(16)[patch]))
+    white = Image.fromarray(np.where(painted, 255, 0).astype(np.uint8)).convert("RGB")
+    seen = ImageTransform(32, "imagenet", 10**6)(encoded(white), "here")[0]
+    by_patch = (seen - seen.min()).view(4, 8, 4, 8).sum((1, 3)).flatten()
+    assert by_patch.argmax() == patch
+    assert by_patch[patch] > 0.85 * by_patch.sum()
+    assert painted.mean() == pytest.approx(1 / 16, rel=0.2)
+
+
+def test_red_fires_blue_is_below_zero_and_zero_has_no_colour():
+    picture = Image.new("RGB", (40, 40), (128, 128, 128))
+    pixels = np.asarray(heat_map(picture, torch.tensor([2.0, -1.0, 0.0, 1.0]))).astype(int)
+    (red, blue), (none, half) = pixels[[[10, 10], [30, 30]], [[10, 30], [10, 30]]]
+    assert red[0] > red[2] + 50 and blue[2] > blue[0] + 20 and half[0] > half[2] + 20
+    assert none[0] == none[2] and red[0] - red[2] > half[0] - half[2]
+    assert not _coloured(heat_map(picture, torch.zeros(4))).any()
+
+
+def test_a_sheet_has_every_map_in_its_row_and_column():
+    picture = fitted(Image.new("RGB", (300, 100), (90, 90, 90)), 60)
+    assert picture.size == (60, 20)
+    one, none = torch.tensor([0.0, 0, 0, 1]), torch.zeros(4)
+    page = sheet(picture, [[none, none], [none, one]], ["a", "b"], ["layer 0", "layer 1"], "t")
+    ys, xs = np.nonzero(_coloured(page))
+    left, top = page.width - MARGIN - 60, page.height - (20 + LINE + MARGIN)
+    assert page.height == LINE * 2 + MARGIN + 2 * (20 + LINE + MARGIN)
+    assert (xs.min(), xs.max(), ys.min(), ys.max()) == (left + 30, left + 59, top + 10, top + 19)

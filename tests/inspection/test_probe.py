@@ -1,0 +1,120 @@
+"""What a probe measures, against the formulas in float64 on the memory and inputs of the same forward."""
+
+import pytest
+import torch
+
+from dsmemvp.data.batch import make_batch
+from dsmemvp.data.encoder import recipe_encoder
+from dsmemvp.data.manifest import read_manifest
+from dsmemvp.data.sample import read_sample
+from dsmemvp.data.stream import read_all
+from dsmemvp.data.text import Tokenizer
+from dsmemvp.inspection.probe import Memory, memory_of, probe
+from dsmemvp.inspection.table import lines, memory_norms, shares
+from dsmemvp.models.joined import add_trainables, build_frozen
+from dsmemvp.models.weights import load_frozen, read_configs
+from dsmemvp.recipe_file import read_recipe
+
+PATCHES, SLOTS = 16, 24
+
+
+@pytest.fixture
+def tiny(recipe_path, demo_shards):
+    """(model, batch of three samples, the second one without picture)"""
+    recipe = read_recipe(recipe_path)
+    configs = read_configs(recipe)
+    model = build_frozen(recipe, configs)
+    load_frozen(model, recipe)
+    add_trainables(model, recipe, configs)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        torch.nn.init.normal_(model.method.value_positions)
+        torch.nn.init.normal_(model.method.key_positions)
+    encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
+    samples = [read_sample(entry) for entry in read_all(read_manifest(demo_shards))][:3]
+    tokenizer = Tokenizer(recipe.model.tokenizer)
+    batch = make_batch([encoder.item(tokenizer, sample) for sample in samples], configs.resolution)
+    return model.eval(), batch
+
+
+def _recorded(model, batch):
+    """Memory in float64, and every layer's feed-forward input and output."""
+    states, inputs, outputs = [], [], []
+    hooks = [model.method.register_forward_hook(lambda module, given, out: states.append(out))]
+    for layer in model.language.layers:
+        hooks.append(layer.mlp.register_forward_hook(lambda module, given, out: inputs.append(given[0])))
+        hooks.append(layer.mlp.register_forward_hook(lambda module, given, out: outputs.append(out)))
+    with torch.no_grad():
+        model(batch)
+    for hook in hooks:
+        hook.remove()
+    return states[0][0].double(), states[0][1].double(), [x.double() for x in inputs], [y.double() for y in outputs]
+
+
+def _silu(score):
+    return score / (1 + torch.exp(-score))
+
+
+def test_activation_contribution_change_and_norms_are_the_formulas(tiny):
+    model, batch = tiny
+    other = Memory(torch.randn(1, SLOTS, 32), torch.randn(1, SLOTS, 32))
+    found = probe(model, model, batch, other)
+    keys, values, inputs, outputs = _recorded(model, batch)
+    scale, offsets = model.method.output_scale, batch.offsets.tolist()
+    assert found.activation.shape == found.change.shape == (2, offsets[-1], SLOTS) and found.patches == PATCHES
+    for layer, (x, y) in enumerate(zip(inputs, outputs, strict=True)):
+        for b in range(3):
+            for n, token in enumerate(range(offsets[b], offsets[b + 1])):
+                active = _silu(keys[b] @ x[b, n])
+                written = scale * active[:, None] * values[b]  # what each slot writes, [N, d]
+                instead = scale * _silu(other.key[0].double() @ x[b, n])[:, None] * other.value[0].double()
+                branch = written.sum(0)
+                expected = (active, written @ branch, (written - instead).norm(dim=-1))
+                got = (found.activation, found.contribution, found.change)
+                for one, other_one in zip(got, expected, strict=True):
+                    largest = other_one.abs().max().item()
+                    torch.testing.assert_close(one[layer, token].double(), other_one, atol=1e-5 * largest, rtol=1e-3)
+                assert found.branch_norm[layer, token].item() == pytest.approx(branch.norm().item(), rel=1e-4)
+                assert found.feed_forward_norm[layer, token].item() == pytest.approx(y[b, n].norm().item(), rel=1e-4)
+    torch.testing.assert_close(found.key_norm.double(), keys.norm(dim=-1))
+    torch.testing.assert_close(found.value_norm.double(), values.norm(dim=-1))
+
+
+def test_visual_and_learned_contributions_add_up_to_the_branchs_output(tiny):
+    model, batch = tiny
+    found = probe(model, model, batch)
+    torch.testing.assert_close(found.contribution.sum(-1), found.branch_norm**2, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.at([1, 4], "contribution", 2).sum(-1), torch.ones(2), rtol=1e-3, atol=1e-4)
+
+    keys, values, inputs, _ = _recorded(model, batch)
+    for layer, row in enumerate(shares(found, 0)):
+        length = batch.offsets[1]
+        active = _silu(inputs[layer][0, :length] @ keys[0].T)
+        visual, whole = active[:, :PATCHES] @ values[0, :PATCHES], active @ values[0]
+        assert row.visual_output == pytest.approx(((visual * whole).sum() / (whole**2).sum()).item(), abs=1e-3)
+        part = active[:, :PATCHES].abs().sum() / active.abs().sum()
+        assert row.visual_activation == pytest.approx(part.item(), abs=1e-3)
+    assert memory_norms(found)["learned_keys"] == pytest.approx(keys[0, PATCHES:].norm(dim=-1).mean().item(), rel=1e-4)
+    assert "16 visual and 8 learned slots" in lines(found)[0] and len(lines(found)) == 4 + 2
+
+
+def test_nothing_changes_against_the_same_memory_and_the_forward_is_as_without_a_probe(tiny):
+    model, batch = tiny
+    before = len(model.method._forward_hooks) + sum(len(layer.mlp._forward_hooks) for layer in model.language.layers)
+    same = memory_of(model, model, batch)
+    seen = []
+    found = probe(model, lambda b: seen.append(model(b)), batch, same)
+    assert found.change.abs().max() == 0
+    with torch.no_grad():
+        assert torch.equal(seen[0], model(batch))
+    after = len(model.method._forward_hooks) + sum(len(layer.mlp._forward_hooks) for layer in model.language.layers)
+    assert before == after
+    # the sample without picture has the learned positions alone
+    torch.testing.assert_close(same.key[1], model.method.key_positions.detach())
+    assert not torch.equal(same.key[0], same.key[1])
+
+
+def test_a_change_without_another_memory_is_refused(tiny):
+    model, batch = tiny
+    with pytest.raises(ValueError, match="another memory"):
+        probe(model, model, batch).at([0], "change")
