@@ -105,7 +105,7 @@ def test_the_command_prints_what_python_answers(command, run_folder, picture_pat
     options = [part for key, value in drawn.items() for part in (f"--{key.replace('_', '-')}", value)]
     wanted = model.answer(QUESTIONS, model.see(picture_path), free=True, **drawn)
     code, out, err = command("--run", run_folder, "--image", picture_path, "--free", *options, *QUESTIONS)
-    assert (code, out) == (0, "\n".join(wanted) + "\n"), err
+    assert (code, out, err) == (0, "\n".join(wanted) + "\n", "")
     code, out, _ = command("--run", run_folder, "--max-new-tokens", 5, QUESTIONS[0])
     assert (code, out) == (0, model.answer(QUESTIONS[0], max_new_tokens=5) + "\n")
 

@@ -32,18 +32,26 @@ def test_left_padding_changes_nothing(method):
     model = small.model(method)
     decoder, logits = small.decoder(model), []
     with_image = method != "none"
-    decoder._run = lambda batch, step: keep(model(batch, step))
+    positions = []
 
-    def keep(output):
+    def run(batch, step):
+        output = model(batch, step)
         logits.append(output[0][0])
+        positions.append(step.positions[0].tolist())
         return output
+
+    decoder._run = run
 
     image = small.pictures(1)[0] if with_image else None
     few = Sampling(max_new_tokens=5)
     alone = generate(decoder, small.batch(model, [[1, 8, 4]], [image]), few)
-    own, logits[:] = list(logits), []
+    places = len([1, 8, 4]) + (model.method.slots if with_image else 0)
+    assert positions == [list(range(places)), [places], [places + 1], [places + 2], [places + 3]]
+    own, logits[:], positions[:] = list(logits), [], []
     beside = generate(decoder, small.batch(model, [[1, 8, 4], [1, *range(3, 50)]], [image, None]), few)
     assert beside[0] == alone[0] and len(own) == len(logits) == 5
+    # rotary embeddings tell distances only, so that tokens alone would not show where a text begins
+    assert positions[0][-places:] == list(range(places)) and positions[1:] == [[places + i] for i in range(4)]
     for one, other in zip(own, logits, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
