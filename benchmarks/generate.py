@@ -22,6 +22,7 @@ from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
+from dsmemvp.models.partitioned import fill_randomly
 from dsmemvp.models.weights import configs_of_shapes
 from dsmemvp.recipe import Method, Model, Recipe
 
@@ -84,8 +85,7 @@ def measure(method, given: argparse.Namespace) -> dict:
     recipe = Recipe("benchmark", method=Method(method, slots=shape.slots))
     recipe.model = Model(language_shape=shape.language, vision_shape=shape.vision)
     configs = configs_of_shapes(recipe)
-    # speed does not depend on the values of the weights: those of construction are kept
-    model = build_model(recipe, configs, WHOLE, ranks.device, load=lambda model, recipe: None)
+    model = build_model(recipe, configs, WHOLE, ranks, load=fill_randomly)
     model = model.to(ranks.device, TYPES[recipe.model.dtype]).eval()
     beyond = configs.language.vocab_size  # an EOS that no logit belongs to: no answer ends early
     decoder = build_decoder(model, lambda *batch: model(*batch), ranks, beyond)

@@ -7,16 +7,19 @@
     print(model.answer("What colour is it?", picture))
 
 The rooms stand in the order in which a sample passes through them, and imports point only backwards:
-recipe -> data -> prompts -> models -> training -> generation -> evaluation -> cli.
+recipe -> data -> prompts -> models -> training -> generation, inspection -> evaluation -> export -> cli.
 """
 
 __version__ = "0.1.0"
 
 
-def load(folder, checkpoint=None, **overrides):
-    """The trained model of a run's folder, to answer questions with (generation/answers.py): whole, on this process's
-    own device. `overrides` are keys of its recipe, such as **{"model.language_model": "/elsewhere/llama-13b"}. Raises
+def load(folder, checkpoint=None, *, language_model=None, vision_tower=None, tokenizer=None, **overrides):
+    """The trained model of a run's folder, or of one that `dsmemvp export` has written, to answer questions with
+    (generation/answers.py): whole, on this process's own device. An exported folder wants to know where the base is;
+    for a run that stands in its recipe, of which `overrides` are other keys, such as **{"evaluation.batch": 4}. Raises
     FileNotFoundError or ValueError that say what is wrong and where."""
     from dsmemvp.generation.answers import load
 
-    return load(folder, checkpoint, **overrides)
+    base = {"language_model": language_model, "vision_tower": vision_tower, "tokenizer": tokenizer}
+    named = {f"model.{key}": str(place) for key, place in base.items() if place is not None}
+    return load(folder, checkpoint, {**named, **overrides})

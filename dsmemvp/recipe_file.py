@@ -6,7 +6,7 @@ Paths in a recipe are relative to the folder the command is run in.
 import dataclasses
 import difflib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,7 +15,7 @@ import yaml
 from dsmemvp.recipe import Recipe
 
 
-def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read `path`, apply overrides such as "training.epochs=3", check. Raises FileNotFoundError or ValueError."""
     path = Path(path)
     if not path.is_file():
@@ -27,6 +27,17 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     values: dict[str, tuple[Any, str]] = {}
     if root is not None:
         _flatten(root, "", str(path), values)
+    return _checked(values, overrides, str(path))
+
+
+def recipe_of(values: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that `as_dict` made these of, and overrides; what is left out keeps its default. Raises ValueError,
+    `where` in front, for keys and values of another version."""
+    return _checked({key: (value, where) for key, value in _leaves(values)}, overrides, where)
+
+
+def _checked(values: dict[str, tuple[Any, str]], overrides: Sequence[str], path: str) -> Recipe:
+    """Of values and where each was given."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -42,20 +53,7 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         recipe.check()
     except ValueError as error:
         key = str(error).partition(":")[0]
-        where = values[key][1] if key in values else str(path)
-        raise ValueError(f"{where}: {error}") from None
-    return recipe
-
-
-def recipe_of(values: dict[str, Any], where: str) -> Recipe:
-    """The recipe that `as_dict` made these of; what is left out keeps its default. Raises ValueError, `where` in front,
-    for keys and values of another version."""
-    recipe = Recipe()
-    for key, value in _leaves(values):
-        _assign(recipe, key, value, where)
-    try:
-        recipe.check()
-    except ValueError as error:
+        where = values[key][1] if key in values else path
         raise ValueError(f"{where}: {error}") from None
     return recipe
 

@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
 
 def _generate(given: argparse.Namespace) -> None:
     from dsmemvp.generation.answers import Answerer
-    from dsmemvp.training.opening import open_run
+    from dsmemvp.training.opening import check_same, open_run
     from dsmemvp.training.ranks import leave_ranks
 
     if given.image and not given.image.is_file():
@@ -54,8 +54,7 @@ def _generate(given: argparse.Namespace) -> None:
         return
     ranks, watched = join(recipe, Stop())
     with watched as watch:
-        if len(set(ranks.gather([str(found.trained)]))) > 1:
-            raise ValueError("the ranks found different checkpoints, since the run goes on; name one with --checkpoint")
+        check_same(found, ranks)
         watch.at("generating", found.state.step)
         answers = _answers(Answerer(recipe, found, ranks), given)
         if ranks.first:

@@ -29,31 +29,33 @@ def add(commands: Any) -> None:
         help="what a change is measured against: the mean of 64 pictures of data.test, or no picture",
     )
     command.add_argument("--out", type=Path, help="folder for heat-map.png (default: RUN/inspect)")
-    command.add_argument(
-        "--set", nargs="+", default=[], dest="overrides", metavar="key=value", help="settings instead of the recipe's"
-    )
+    command.add_argument("--set", action="append", default=[], metavar="key=value", help="instead of the recipe's")
 
 
 def _inspect(given: argparse.Namespace) -> None:
     with listening() as stop:
         from dsmemvp.commands.runs import join
         from dsmemvp.data.images import decoded
-        from dsmemvp.inspection.look import Question, check_layers, open_run, run_recipe
+        from dsmemvp.inspection.look import Question, check_layers, check_method, open_model
         from dsmemvp.models.weights import read_configs
+        from dsmemvp.training.opening import check_same, open_run
         from dsmemvp.training.ranks import leave_ranks
 
         if (given.sample is None) == (given.image is None) or (given.image is None) != (given.question is None):
             raise ValueError("give --image and a question about it, or --sample N")
-        recipe = run_recipe(given.folder, given.overrides)
+        recipe, found = open_run(given.folder, given.set, given.checkpoint)
+        check_method(recipe)
         check_layers(given.layers, read_configs(recipe).language.num_hidden_layers)
         asked = None
         if given.image is not None:
             asked = Question(given.question, given.image, tuple(given.choices), given.context).sample()
+            assert asked.image is not None
             decoded(asked.image, asked.where, recipe.vision.max_pixels)  # before the model is loaded
         ranks, watched = join(recipe, stop)
         with watched as watch:
             watch.at("loading", 0)
-            opened = open_run(given.folder, ranks, given.checkpoint, given.overrides)
+            check_same(found, ranks)
+            opened = open_model(recipe, found, ranks)
             watch.at("inspecting", 0)
             sample = asked or opened.sample(given.sample, given.test)
             against = opened.average() if given.what == "change" and given.against == "average" else None

@@ -5,7 +5,6 @@ A .pth file is read in torch's weights-only mode, which makes tensors and plain 
 """
 
 import argparse
-import json
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,6 +14,7 @@ import torch
 
 from dsmemvp.convert.lazy import Tensors, in_file
 from dsmemvp.convert.torchscript import is_torchscript, torchscript_tensors
+from dsmemvp.models.safetensors_file import read_header
 
 DTYPES = {
     "F64": torch.float64,
@@ -45,24 +45,13 @@ def tensors_in(path: Path) -> Tensors:
 
 
 def _safetensors(path: Path) -> Tensors:
-    """8 bytes of length, a JSON header of that length, the tensors (safetensors' README)."""
-    size = path.stat().st_size
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > size:
-                raise ValueError("its header is longer than the file")
-            header: dict[str, Any] = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = 8 + length + max((about["data_offsets"][1] for about in header.values()), default=0)
-        if end != size:
-            raise ValueError(f"its tensors end at byte {end}, the file at {size}")
         return {
-            name: in_file(path, 8 + length + about["data_offsets"][0], DTYPES[about["dtype"]], about["shape"])
-            for name, about in header.items()
+            name: in_file(path, stored.start, DTYPES[stored.dtype], stored.shape)
+            for name, stored in read_header(path, "source").items()
         }
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error})") from None
+    except LookupError as error:
+        raise ValueError(f"{path} holds tensors of the type {error.args[0]}, which is not read") from None
 
 
 def _torch(path: Path) -> Tensors:

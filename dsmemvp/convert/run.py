@@ -17,6 +17,7 @@ from dsmemvp.convert.memvp import DEAD, trained_tensors
 from dsmemvp.convert.meta import is_meta_folder, meta_language_model, tokenizer_of
 from dsmemvp.convert.writing import write_model
 from dsmemvp.data.durable import replace_file
+from dsmemvp.models.safetensors_file import some
 
 DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LANGUAGE, VISION, TRAINED = "language_model", "vision_tower", "trained.safetensors"
@@ -100,5 +101,4 @@ def check_tensors(source: Path, tensors: Tensors, config: PretrainedConfig) -> N
         if name in wanted and tensor.shape != wanted[name]
     ]
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(f"{source} is not whole or not of the sizes it claims: {'; '.join(wrong[:5])}{more}")
+        raise ValueError(f"{source} is not whole or not of the sizes it claims: {some(wrong)}")

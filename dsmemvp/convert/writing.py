@@ -18,9 +18,9 @@ from transformers import PretrainedConfig
 from dsmemvp.convert.files import DTYPES
 from dsmemvp.convert.lazy import Tensors
 from dsmemvp.data.durable import flush
+from dsmemvp.models.safetensors_file import INDEX
 
 PARTIAL = "partial-conversion"
-INDEX = "model.safetensors.index.json"
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,9 @@ class Answerer:
         return texts if free else [text.removesuffix(".") for text in texts]
 
 
-def load(folder: str | Path, checkpoint: str | Path | None = None, **overrides: Any) -> Answerer:
-    """The model of a run's folder on this process's own device, whole; `overrides` are keys of its recipe. Raises
-    FileNotFoundError or ValueError."""
+def load(folder: str | Path, checkpoint: str | Path | None, overrides: Mapping[str, Any]) -> Answerer:
+    """The model of a folder that open_run knows, on this process's own device, whole; `overrides` are keys of its
+    recipe. Raises FileNotFoundError or ValueError."""
     given = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
     return Answerer(*open_run(folder, given, checkpoint))
 

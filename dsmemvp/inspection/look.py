@@ -1,7 +1,8 @@
 """A run, opened to look into: `dsmemvp inspect`, and the same from Python on one process:
 
-from dsmemvp.inspection.look import Question, alone, open_run
-opened = open_run("runs/demo", alone())
+from dsmemvp.inspection.look import Question, alone, open_model
+from dsmemvp.training.opening import open_run
+opened = open_model(*open_run("runs/demo"), alone())
 seen = opened.look(Question("Which shape is the red thing?", "x.png", choices=("circle", "star")))
 print(*seen.table(), sep="\\n")
 seen.sheet()          # a Pillow image
@@ -27,15 +28,12 @@ from dsmemvp.inspection import table
 from dsmemvp.inspection.heat_map import fitted, sheet
 from dsmemvp.inspection.probe import Forward, Memory, Probe, What, memory_of, probe
 from dsmemvp.inspection.words import Word, chosen_words
-from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.models.joined import VisualLanguageModel
 from dsmemvp.models.weights import read_configs
 from dsmemvp.recipe import Recipe
-from dsmemvp.recipe_file import as_dict, read_recipe
-from dsmemvp.training.checkpoint import read_checkpoint
+from dsmemvp.training.checkpoint import Checkpoint
 from dsmemvp.training.engine import build_for_inference
 from dsmemvp.training.ranks import Ranks, join_ranks
-from dsmemvp.training.saver import agreed_checkpoint
 
 REFERENCES = 64
 """Pictures whose mean memory is what a change is measured against."""
@@ -185,34 +183,23 @@ class Opened:
             yield read_sample(entry)
 
 
-def open_run(run: str | Path, ranks: Ranks, checkpoint: Path | None = None, overrides: Sequence[str] = ()) -> Opened:
-    """The newest (or the given) checkpoint of a run's folder, with the recipe it was trained with; `overrides` as on
-    the command line. Raises ValueError or OSError with what to do."""
-    run = Path(run)
-    recipe = run_recipe(run, overrides)
+def open_model(recipe: Recipe, checkpoint: Checkpoint, ranks: Ranks) -> Opened:
+    """What `training.opening.open_run` gives, built over the ranks. Raises ValueError or OSError with what to do."""
+    check_method(recipe)
     configs = read_configs(recipe)
-    found = read_checkpoint(checkpoint) if checkpoint else agreed_checkpoint(run, ranks)[0]
-    if found is None:
-        raise FileNotFoundError(f"{run / 'checkpoints'} holds no checkpoint; train first, or give --checkpoint")
-    found.check_method(as_dict(recipe))
-    found.check_base(ranks.together(lambda: base_fingerprint(recipe)))
     encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
-    model, forward = build_for_inference(recipe, configs, ranks, found)
+    model, forward = build_for_inference(recipe, configs, ranks, checkpoint)
     encoder = replace(encoder, slots=model.method.slots, answers=True)
     return Opened(recipe, model, forward, encoder, Tokenizer(recipe.model.tokenizer))
 
 
-def run_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that a run's folder was trained with. Raises ValueError for a method without a memory to look into."""
-    if not (run / "recipe.json").is_file():
-        raise FileNotFoundError(f"--run: {run} is not a run's folder: it has no recipe.json")
-    recipe = read_recipe(run / "recipe.json", list(overrides))
+def check_method(recipe: Recipe) -> None:
+    """Raises ValueError for a method without a memory to look into."""
     if recipe.method.name != "memvp":
         raise ValueError(
-            f"method.name: {run} was trained with {recipe.method.name}; only memvp has a feed-forward memory to look"
-            " into"
+            f"method.name: {recipe.name} was trained with {recipe.method.name}; only memvp has a feed-forward memory to"
+            " look into"
         )
-    return recipe
 
 
 def alone() -> Ranks:

@@ -8,6 +8,7 @@ It is read like a checkpoint (checkpoint.py): other methods and bases are refuse
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from safetensors.torch import save
 
 from dsmemvp import __version__
 from dsmemvp.data.text import PROMPT_FORMAT
-from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.recipe import Recipe
 from dsmemvp.recipe_file import recipe_of
 from dsmemvp.training.checkpoint import (
@@ -65,22 +65,16 @@ def portable(recipe: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def open_adapter(
-    folder: str | Path, *, language_model: str | Path, vision_tower: str | Path, tokenizer: str | Path
-) -> tuple[Recipe, Checkpoint]:
-    """An exported folder, and where copies of its base are -> the recipe it was trained with, naming these, and its
-    checkpoint, for building and filling a model. Raises FileNotFoundError, and ValueError for a damaged folder, one of
-    another version, and another base."""
-    folder = Path(folder)
-    if not (folder / ADAPTER).is_file():
-        raise FileNotFoundError(f"{folder / ADAPTER} does not exist; give a folder that `dsmemvp export` has written")
+def open_adapter(folder: Path, overrides: Sequence[str]) -> tuple[Recipe, Checkpoint]:
+    """An exported folder -> the recipe it was trained with, and its checkpoint. `overrides` say where copies of its
+    base are: "model.language_model=...", "model.vision_tower=...", "model.tokenizer=...". Raises FileNotFoundError, and
+    ValueError for a damaged folder, one of another version, and a base that is not named."""
     checkpoint = read_checkpoint(folder)
     check_sums(folder)
     # how it was trained does not count here, and may be by rules of another version
     values = {part: value for part, value in checkpoint.state.recipe.items() if part != "training"}
-    recipe = recipe_of(values, str(folder / ADAPTER))
-    recipe.model.language_model = str(language_model)
-    recipe.model.vision_tower = str(vision_tower)
-    recipe.model.tokenizer = str(tokenizer)
-    checkpoint.check_base(base_fingerprint(recipe))
+    recipe = recipe_of(values, str(folder / ADAPTER), overrides)
+    for key in ("language_model", "vision_tower", "tokenizer"):
+        if not getattr(recipe.model, key):
+            raise ValueError(f"model.{key}: {folder} goes with a copy of its base, which has to be named")
     return recipe, checkpoint

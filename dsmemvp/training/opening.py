@@ -1,32 +1,47 @@
-"""A folder with what was trained -> its recipe and its trained tensors, to use them and not to go on training.
+"""A folder with what was trained -> its recipe and its trained tensors, to use them and not to go on training."""
 
-Here other kinds of folders than a run's join, too: what takes a folder calls this one function.
-"""
-
+from collections.abc import Sequence
 from pathlib import Path
 
 from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.recipe import Recipe
 from dsmemvp.recipe_file import as_dict, read_recipe
-from dsmemvp.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+from dsmemvp.training.adapter import open_adapter
+from dsmemvp.training.checkpoint import ADAPTER, Checkpoint, newest_checkpoint, read_checkpoint
+from dsmemvp.training.ranks import Ranks
 
 
 def open_run(
-    folder: str | Path, overrides: list[str] | tuple[str, ...] = (), checkpoint: str | Path | None = None
+    folder: str | Path, overrides: Sequence[str] = (), checkpoint: str | Path | None = None
 ) -> tuple[Recipe, Checkpoint]:
     """The recipe in a run's folder, with overrides such as "model.language_model=/elsewhere", and its newest intact
-    checkpoint or the given one, checked against the recipe's method and base. Raises FileNotFoundError or
-    ValueError."""
+    checkpoint or the given one; or those of a folder that `dsmemvp export` has written. Checked against the recipe's
+    method and base. Raises FileNotFoundError or ValueError."""
     folder = Path(folder)
+    if (folder / ADAPTER).is_file() and not checkpoint:
+        recipe, found = open_adapter(folder, overrides)
+    else:
+        recipe, found = _of_run(folder, overrides, checkpoint)
+    found.check_method(as_dict(recipe))
+    found.check_base(base_fingerprint(recipe))
+    return recipe, found
+
+
+def check_same(found: Checkpoint, ranks: Ranks) -> None:
+    """Each rank has opened the folder by itself. Raises ValueError where a run that goes on has saved meanwhile."""
+    if len(set(ranks.gather([str(found.trained)]))) > 1:
+        raise ValueError("the ranks found different checkpoints, since the run goes on; name one with --checkpoint")
+
+
+def _of_run(folder: Path, overrides: Sequence[str], checkpoint: str | Path | None) -> tuple[Recipe, Checkpoint]:
     if not (folder / "recipe.json").is_file():
         what = "has no recipe.json" if folder.is_dir() else "does not exist"
         raise FileNotFoundError(
-            f"run {folder} {what}; give the folder that a training run has written, such as runs/demo"
+            f"run {folder} {what}; give the folder that a training run has written, such as runs/demo, or one that"
+            " `dsmemvp export` has"
         )
     recipe = read_recipe(folder / "recipe.json", overrides)  # JSON is YAML, too
     found = read_checkpoint(Path(checkpoint)) if checkpoint else newest_checkpoint(folder)[0]
     if found is None:
         raise FileNotFoundError(f"{folder / 'checkpoints'} holds no intact checkpoint; train first, or give another")
-    found.check_method(as_dict(recipe))
-    found.check_base(base_fingerprint(recipe))
     return recipe, found

@@ -15,8 +15,8 @@ from dsmemvp.models.joined import VisualLanguageModel, add_trainables, build_fro
 from dsmemvp.models.weights import load_frozen, read_configs
 from dsmemvp.recipe import Recipe
 from dsmemvp.recipe_file import as_dict, read_recipe
-from dsmemvp.training.adapter import open_adapter
 from dsmemvp.training.checkpoint import State, own_sum, read_checkpoint, save_checkpoint
+from dsmemvp.training.opening import open_run
 
 
 def _model(recipe: Recipe) -> VisualLanguageModel:
@@ -55,13 +55,17 @@ def _base(recipe: Recipe) -> dict[str, str]:
     return {key: getattr(recipe.model, key) for key in ("language_model", "vision_tower", "tokenizer")}
 
 
+def _named(base: dict) -> list[str]:
+    return [f"model.{key}={place}" for key, place in base.items()]
+
+
 def test_an_exported_folder_is_opened_onto_a_copy_of_the_base(run, recipe, trained, tmp_path):
     export(run, tmp_path / "out")
     for part, place in _base(recipe).items():
         copy = shutil.copytree if part != "tokenizer" else shutil.copyfile
         copy(place, tmp_path / f"copy of {part}")
     copies = {part: tmp_path / f"copy of {part}" for part in _base(recipe)}
-    opened, checkpoint = open_adapter(tmp_path / "out", **copies)
+    opened, checkpoint = open_run(tmp_path / "out", _named(copies))
     assert _base(opened) == {part: str(place) for part, place in copies.items()}
     assert (opened.method, opened.vision, opened.name) == (recipe.method, recipe.vision, "tiny")
     assert (opened.data.max_length, opened.model.dtype) == (160, "fp32")
@@ -86,7 +90,7 @@ def test_another_base_is_refused_by_its_key(run, recipe, tmp_path):
     tensors["pre_layrnorm.bias"] += 1
     save_file(tensors, tmp_path / "other" / "model.safetensors")
     with pytest.raises(ValueError, match=r"^model\.vision_tower: .*out was trained on another one"):
-        open_adapter(tmp_path / "out", **{**_base(recipe), "vision_tower": tmp_path / "other"})
+        open_run(tmp_path / "out", _named({**_base(recipe), "vision_tower": tmp_path / "other"}))
 
 
 def _changed(content: dict, **changed) -> str:
@@ -109,21 +113,25 @@ def test_damaged_folders_and_those_of_other_versions_are_told(run, recipe, tmp_p
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
-            open_adapter(tmp_path / "out", **_base(recipe))
+            open_run(tmp_path / "out", _named(_base(recipe)))
     settings = json.loads(kept)["recipe"]
     settings["method"]["gate"] = True
     path.write_text(_changed(json.loads(kept), recipe=settings))
     with pytest.raises(ValueError, match=r"adapter\.json: unknown key 'method\.gate'"):
-        open_adapter(tmp_path / "out", **_base(recipe))
+        open_run(tmp_path / "out", _named(_base(recipe)))
     path.write_text(kept)
     tensors = tmp_path / "out" / "trained.safetensors"
     content = bytearray(tensors.read_bytes())
     content[-1] ^= 1
     tensors.write_bytes(content)
     with pytest.raises(ValueError, match=r"trained\.safetensors is damaged"):
-        open_adapter(tmp_path / "out", **_base(recipe))
-    with pytest.raises(FileNotFoundError, match=r"adapter\.json does not exist; give a folder that `dsmemvp export`"):
-        open_adapter(run, **_base(recipe))
+        open_run(tmp_path / "out", _named(_base(recipe)))
+
+
+def test_a_base_has_to_be_named(run, recipe, tmp_path):
+    export(run, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"^model\.tokenizer: .*out goes with a copy of its base"):
+        open_run(tmp_path / "out", _named(_base(recipe))[:2])
 
 
 def test_nothing_of_this_machine_stands_in_it(run, recipe, tmp_path):
@@ -205,7 +213,7 @@ def test_published_converted_exported_and_converted_again_is_the_same(shared, to
     convert(tmp_path / "published" / "checkpoint-1.pth", tmp_path / "second")
     second = load_file(tmp_path / "second" / "trained.safetensors")
     assert second.keys() == first.keys() and all(torch.equal(second[name], first[name]) for name in first)
-    opened, checkpoint = open_adapter(tmp_path / "out", **_base(recipe))
+    opened, checkpoint = open_run(tmp_path / "out", _named(_base(recipe)))
     third = checkpoint.values({name: tuple(t.shape) for name, t in first.items()})
     logits = []
     for settings, values in ((recipe, first), (recipe, second), (opened, third)):

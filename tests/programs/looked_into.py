@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 from dsmemvp.inspection.board import board_report
-from dsmemvp.inspection.look import open_run
+from dsmemvp.inspection.look import open_model
+from dsmemvp.training.opening import open_run
 from dsmemvp.training.ranks import join_ranks, leave_ranks
 
 
 def main(run: str, settings: str, out: str) -> None:
     ranks = join_ranks(seconds=600)
-    opened = open_run(run, ranks, overrides=[f"training.deepspeed={settings}"])
+    opened = open_model(*open_run(run, [f"training.deepspeed={settings}"]), ranks)
     against = opened.average()
     seen = opened.look(opened.sample(2, test=True), against=against)
     probe = seen.probe
