@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 
 def _train(given: argparse.Namespace) -> None:
     with listening() as stop:
-        from dsmemvp.evaluation.run import validation_scores
+        from dsmemvp.evaluation.run import look_and_score
         from dsmemvp.recipe_file import read_recipe
         from dsmemvp.training.loop import train
         from dsmemvp.training.ranks import leave_ranks
@@ -35,7 +35,7 @@ def _train(given: argparse.Namespace) -> None:
         recipe = read_recipe(given.recipe, given.overrides)
         ranks, watched = join(recipe, stop)
         with watched as watch:
-            train(recipe, ranks, stop, watch, validation_scores)
+            train(recipe, ranks, stop, watch, look_and_score)
         leave_ranks()
 
 

@@ -21,6 +21,7 @@ from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.sets import open_test_data, open_validation_data
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.evaluation.answering import Answering, Over
+from dsmemvp.evaluation.looking import show_memory
 from dsmemvp.evaluation.partial import Partial
 from dsmemvp.evaluation.predictions import Predicted, predict_all
 from dsmemvp.evaluation.report import Report
@@ -88,9 +89,11 @@ def evaluate(
     ranks.together(lambda: report.write(predicted) if ranks.first else None)
     for partial in partials:
         ranks.together(partial.remove if partial else lambda: None)
+    if not blind:
+        show_memory(run, state.step, ranks, data, encoder, answering.tokenizer, model, forward)
 
 
-def validation_scores(
+def look_and_score(
     recipe: Recipe,
     ranks: Ranks,
     data: Manifest,
@@ -98,13 +101,18 @@ def validation_scores(
     model: VisualLanguageModel,
     forward: Callable[..., Any],
     between: Callable[[], object],
+    step: int,
 ) -> dict[str, float]:
-    """Scores inside training (training/validation.py's Scoring): with the first of evaluation.captions, the main score
+    """Inside training, after `step` steps (training/validation.py's Examination): the memory of a few samples in
+    TensorBoard; and where training.best_by wants them scores, with the first of evaluation.captions, the main one
     first. Raises ValueError."""
-    captions = recipe.evaluation.captions[0]
-    encoder = replace(encoder, answers=True, captions=captions)
     answering = _answering(recipe, ranks, model, forward)
-    name = f"validation, {_name(recipe, captions, blind=False)}"
+    encoder = replace(encoder, answers=True, captions=recipe.evaluation.captions[0])
+    run = Path(recipe.output) / recipe.name
+    show_memory(run, step, ranks, data, encoder, answering.tokenizer, model, forward)
+    if recipe.training.best_by != "score":
+        return {}
+    name = f"validation, {_name(recipe, encoder.captions, blind=False)}"
     predicted = predict_all(recipe, ranks, data, encoder, answering, name, between)
 
     def score() -> list[str]:

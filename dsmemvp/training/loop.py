@@ -28,15 +28,15 @@ from dsmemvp.training.saver import Saver, agreed_checkpoint
 from dsmemvp.training.schedule import learning_rate
 from dsmemvp.training.skips import Skips
 from dsmemvp.training.starts import note_start
-from dsmemvp.training.validation import Scoring, validation_loss, validation_scores
+from dsmemvp.training.validation import Examination, examine, validation_loss
 from dsmemvp.training.watch import Watch
 from dsmemvp.training.window import Window, imbalance
 
 
-def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, scoring: Scoring | None = None) -> Path:
+def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, examination: Examination | None = None) -> Path:
     """Train to the end of the recipe, going on from the newest intact checkpoint in the run's folder; returns that
-    folder. `scoring` is needed where training.best_by is score. Raises ValueError, OSError or FloatingPointError with
-    what to do, and Stopped where `stop` asked for it."""
+    folder. `examination` is made beside the loss on data.validation, and needed where training.best_by is score. Raises
+    ValueError, OSError or FloatingPointError with what to do, and Stopped where `stop` asked for it."""
     run = Path(recipe.output) / recipe.name
     data, validation = open_training_data(recipe), open_validation_data(recipe)
     configs = read_configs(recipe)
@@ -72,8 +72,9 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, scoring: Scori
     _introduce(recipe, ranks, trainer, data, monitor, state.step)
     start = replace(state, order=data.identity, recipe=as_dict(recipe), base=base)
     encoder = replace(encoder, slots=trainer.model.method.slots)
+    asked = (recipe, ranks, stop, watch, monitor)
     try:
-        _Run(recipe, ranks, stop, watch, trainer, encoder, monitor, run, data, validation, scoring, start).steps(until)
+        _Run(*asked, trainer, encoder, run, data, validation, examination, start).steps(until)
     finally:
         monitor.close()
     return run
@@ -116,19 +117,19 @@ class _Run:
         ranks: Ranks,
         stop: Stop,
         watch: Watch,
+        monitor: Monitor,
         trainer: Trainer,
         encoder: Encoder,
-        monitor: Monitor,
         run: Path,
         data: TrainingData,
         validation: Manifest | None,
-        scoring: Scoring | None,
+        examination: Examination | None,
         start: State,
     ):
         training = recipe.training
         self.recipe, self.ranks, self.stop, self.watch = recipe, ranks, stop, watch
         self.trainer, self.encoder, self.monitor = trainer, encoder, monitor
-        self.data, self.validation, self.scoring, self.start = data, validation, scoring, start
+        self.data, self.validation, self.examination, self.start = data, validation, examination, start
         self.per_epoch = data.order.steps
         self.gradients: GradientWatch | None = GradientWatch(trainer.model.trainables())
         self.skips = Skips(ranks, monitor, training.global_batch, recipe.data.most_bad_in_a_row)
@@ -273,9 +274,11 @@ class _Run:
         loss = validation_loss(self.trainer, self.ranks, data, self.encoder, batch, workers, between)
         numbers, score = {"validation/loss": loss}, None
         line = f"step {step}  validation loss {loss:.4f}"
-        if self.recipe.training.best_by == "score":
-            assert self.scoring is not None
-            scores = validation_scores(self.trainer, self.recipe, self.ranks, data, self.encoder, between, self.scoring)
+        scores = {}
+        if self.examination is not None:
+            given = (self.trainer, self.recipe, self.ranks, data, self.encoder, between, step)
+            scores = examine(*given, self.examination)
+        if scores:
             main, score = next(iter(scores.items()))
             numbers |= {"validation/score": score, **{f"validation/{name}": value for name, value in scores.items()}}
             line += f"  {main} {score:.2f}"

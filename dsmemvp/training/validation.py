@@ -16,11 +16,12 @@ from dsmemvp.training.ranks import Ranks
 
 Between = Callable[[], object]
 """Called between two batches; may raise."""
-Scoring = Callable[
-    [Recipe, Ranks, Manifest, Encoder, VisualLanguageModel, Callable[..., Any], Between], dict[str, float]
+Examination = Callable[
+    [Recipe, Ranks, Manifest, Encoder, VisualLanguageModel, Callable[..., Any], Between, int], dict[str, float]
 ]
-"""(recipe, ranks, data, encoder for training, model, its forward, between) -> scores by their names, the main one
-first; the same on all ranks. The later room `evaluation` has it, so the run is given it."""
+"""(recipe, ranks, data, encoder for training, model, its forward, between, step) -> where the recipe wants them scores
+by their names, the main one first; the same on all ranks. The later room `evaluation` has it, so the run is given
+it."""
 
 
 def validation_loss(
@@ -42,22 +43,23 @@ def validation_loss(
     return loss / supervised
 
 
-def validation_scores(
+def examine(
     trainer: Trainer,
     recipe: Recipe,
     ranks: Ranks,
     manifest: Manifest,
     encoder: Encoder,
     between: Between,
-    scoring: Scoring,
+    step: int,
+    examination: Examination,
 ) -> dict[str, float]:
-    """What `scoring` makes of the model as it is trained so far. Raises ValueError."""
+    """What `examination` makes of the model as it is trained so far. Raises ValueError."""
 
     def forward(batch, *more):
         return trainer.engine(batch.to(ranks.device), *more)
 
     with _evaluating(trainer):
-        return scoring(recipe, ranks, manifest, encoder, trainer.model, forward, between)
+        return examination(recipe, ranks, manifest, encoder, trainer.model, forward, between, step)
 
 
 @contextmanager

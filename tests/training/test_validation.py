@@ -12,7 +12,7 @@ from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.loader import Share, training_steps
 from dsmemvp.data.order import Order, Source
 from dsmemvp.training.ranks import Ranks
-from dsmemvp.training.validation import validation_loss, validation_scores
+from dsmemvp.training.validation import examine, validation_loss
 
 SAMPLES = 23
 
@@ -84,7 +84,7 @@ def test_it_is_the_mean_over_all_supervised_tokens_on_any_number_of_ranks(data, 
 def test_the_model_trains_again_after_its_scores_whatever_happens(data, encoder, tokenizer, fails):
     engine = Engine(tokenizer.vocabulary)
 
-    def scoring(recipe, ranks, manifest, encoder, model, forward, between):
+    def scoring(recipe, ranks, manifest, encoder, model, forward, between, step):
         between()
         ((batch,),) = training_steps(
             [data], Order([Source(data.counts)], 0, 1, 4), encoder, Share(0, 1, 4), range(1), 0
@@ -96,10 +96,10 @@ def test_the_model_trains_again_after_its_scores_whatever_happens(data, encoder,
             raise ValueError("enough")
 
     trainer = SimpleNamespace(engine=engine, model=None)
-    given = (trainer, None, Alone(0, 1, torch.device("cpu")), data, encoder, between, scoring)
+    given = (trainer, None, Alone(0, 1, torch.device("cpu")), data, encoder, between, 3, scoring)
     if fails:
         with pytest.raises(ValueError, match="enough"):
-            validation_scores(*given)
+            examine(*given)
     else:
-        assert validation_scores(*given)["Avg"] > 0
+        assert examine(*given)["Avg"] > 0
     assert engine.modes == ["eval", "train"] and torch.is_grad_enabled()
