@@ -1,5 +1,6 @@
 """A folder with what was trained -> its recipe and its trained tensors, to use them and not to go on training."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,12 @@ def _of_run(folder: Path, overrides: Sequence[str], checkpoint: str | Path | Non
             " `dsmemvp export` has"
         )
     recipe = read_recipe(folder / "recipe.json", overrides)  # JSON is YAML, too
-    found = read_checkpoint(Path(checkpoint)) if checkpoint else newest_checkpoint(folder)[0]
+    found, complaints = (read_checkpoint(Path(checkpoint)), []) if checkpoint else newest_checkpoint(folder)
     if found is None:
-        raise FileNotFoundError(f"{folder / 'checkpoints'} holds no intact checkpoint; train first, or give another")
+        why = "".join(f" ({text.partition('; the checkpoint before')[0]})" for text in complaints[:1])
+        raise FileNotFoundError(
+            f"{folder / 'checkpoints'} holds no intact checkpoint{why}; train first, or name another"
+        )
+    for text in complaints:
+        warnings.warn(text, stacklevel=2)
     return recipe, found

@@ -1,5 +1,6 @@
 """Answers from a run's folder, in Python and from the command line."""
 
+import shutil
 import subprocess
 import sys
 
@@ -115,11 +116,14 @@ def test_what_is_wrong_ends_in_one_line(command, run_folder, picture_path, tmp_p
     (tmp_path / "other.model").write_bytes(tokenizer_path.read_bytes() + b"\x0a\x00")
     (tmp_path / "untrained").mkdir()
     (tmp_path / "untrained" / "recipe.json").write_text((run_folder / "recipe.json").read_text())
+    damaged = shutil.copytree(run_folder, tmp_path / "damaged")
+    (damaged / "checkpoints" / "step-00000003" / "trained.safetensors").write_bytes(b"odd")
     run = ["--run", run_folder]
     for arguments, part in (
         (["--run", tmp_path / "none"], "none does not exist; give the folder that a training run has written"),
         (["--run", tmp_path], "has no recipe.json; give the folder"),
         (["--run", tmp_path / "untrained"], "untrained/checkpoints holds no intact checkpoint"),
+        (["--run", damaged], "trained.safetensors is damaged: its checksum is not the one it was written with)"),
         ([*run, "--checkpoint", tmp_path / "gone"], "gone/state.json does not exist"),
         ([*run, "--image", tmp_path / "no.png"], "no.png does not exist"),
         ([*run, "--image", tmp_path / "odd.jpg"], "odd.jpg: image cannot be decoded"),
