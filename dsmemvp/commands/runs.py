@@ -1,4 +1,4 @@
-"""train, evaluate: what all ranks of a launch run together."""
+"""train, evaluate: what all ranks of a launch run together; score: an evaluation's predictions once more."""
 
 import argparse
 from pathlib import Path
@@ -23,6 +23,10 @@ def add(commands: Any) -> None:
     which.add_argument(
         "--checkpoint", type=Path, help="a checkpoint's folder, or a file of trained tensors, instead of the newest"
     )
+    about = "the table again from predictions, without a model or a GPU"
+    command = commands.add_parser("score", help=about, description=about)
+    command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="predictions.jsonl of an evaluation")
+    command.set_defaults(run=_score)
 
 
 def _train(given: argparse.Namespace) -> None:
@@ -50,6 +54,12 @@ def _evaluate(given: argparse.Namespace) -> None:
         with watched as watch:
             evaluate(recipe, ranks, stop, watch, given.blind, given.split, given.checkpoint, given.best)
         leave_ranks()
+
+
+def _score(given: argparse.Namespace) -> None:
+    from dsmemvp.evaluation.rescore import rescore
+
+    print(rescore(given.files))
 
 
 def join(recipe: "Recipe", stop: Stop) -> "tuple[Ranks, Watch]":

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from standins import openai_tensors, write_meta
+from stand_ins import openai_tensors, write_meta
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from dsmemvp import cli

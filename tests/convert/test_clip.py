@@ -6,7 +6,7 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import load_file
-from standins import openai_tensors, write_torchscript
+from stand_ins import openai_tensors, write_torchscript
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from dsmemvp.convert.files import tensors_in

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from standins import write_meta
+from stand_ins import write_meta
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dsmemvp.convert.meta_config import language_config
