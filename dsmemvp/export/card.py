@@ -29,8 +29,8 @@ def model_card(content: dict[str, Any], recipe: Recipe, run: Path) -> str:
         _table(["", "SHA-256 of names, types, shapes and samples of the content"], sorted(content["base"].items())),
         *_shapes(content),
         "## Training",
-        f"{content['epoch']} epochs, {content['step']} steps of {recipe.training.global_batch} samples"
-        f"{_where(content)}. The whole recipe stands in `adapter.json`.",
+        f"Finished epochs: {content['epoch']}; steps of {recipe.training.global_batch} samples: {content['step']}"
+        f"{_validation(content)}. The whole recipe stands in `adapter.json`.",
         _table(["", ""], _settings(recipe)),
         *_scores(content["epoch"], run),
     ]
@@ -52,7 +52,7 @@ def _shapes(content: dict[str, Any]) -> list[str]:
     return [_table(["model", "sizes"], rows)] if rows else []
 
 
-def _where(content: dict[str, Any]) -> str:
+def _validation(content: dict[str, Any]) -> str:
     loss = content["validation_loss"]
     return "" if loss is None else f"; loss on the validation samples {loss:.4f}"
 
@@ -96,7 +96,7 @@ def _is_table(rows: Any) -> bool:
 
 
 def _numbers(title: str, rows: dict[str, dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    columns = sorted({column for row in rows.values() for column in row}, key=lambda name: (name == "Avg", name))
     cells = [(name, *(_number(row.get(column)) for column in columns)) for name, row in rows.items()]
     return _table([title, *columns], cells)
 

@@ -154,7 +154,14 @@ def test_the_card_says_what_it_is_and_how_it_scored(run, trained, tmp_path):
     export(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     number = sum(t.numel() for t in trained.values())
-    for part in ("# tiny", f"{number:,} trained parameters", "MemVP", 'dsmemvp.load("', "24 slots", "0.01, 1.0 epochs"):
+    for part in (
+        "# tiny",
+        f"{number:,} trained parameters",
+        "MemVP",
+        'dsmemvp.load("',
+        "24 slots",
+        "0.01, 1.0 epochs of warm-up",
+    ):
         assert part in card, part
     assert "| captions off | 91.23 | 90.50 |" in card and "| captions on |  | 95.00 |" in card
     assert "11.11" not in card  # of another epoch

@@ -1,6 +1,6 @@
 """On every rank: gradients under ZeRO-3 of the recorded batch, of batches without any image, and with recomputation.
 
-Arguments: folder of the imported recording, the shared folder, a DeepSpeed configuration, where to write the findings.
+Arguments: folder of the converted recording, the shared folder, a DeepSpeed configuration, where to write the findings.
 """
 
 import json
