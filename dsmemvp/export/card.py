@@ -42,6 +42,8 @@ import dsmemvp
 
 model = dsmemvp.load("this folder", language_model="LLaMA's folder", vision_tower="CLIP's folder",
                      tokenizer="LLaMA's tokenizer.model")
+picture = model.see("cat.png")
+print(model.answer("What is in the picture?", picture))
 ```
 
 `dsmemvp evaluate RECIPE --checkpoint FOLDER` scores it with the recipe it was trained with."""
