@@ -15,6 +15,10 @@ ANSWER = "(answer)"
 """Name of the last token's place, where the answer is read."""
 
 
+QUESTION = "(question)"
+"""Name of all words of the question together."""
+
+
 @dataclass(frozen=True)
 class Word:
     text: str
@@ -36,7 +40,8 @@ def all_words(tokenizer: Tokenizer, tokens: list[int]) -> list[Word]:
 
 
 def chosen_words(tokenizer: Tokenizer, tokens: list[int], question: str, wanted: Sequence[str] = ()) -> list[Word]:
-    """The wanted words where they stand first, or else all of the question, and the place of the answer. `tokens` are
+    """The wanted words where they stand first, or else all of the question, one by one and together; and the place of
+    the answer. `tokens` are
     those of a prompt (data/text.py). Raises ValueError for a word that is not there."""
     words = all_words(tokenizer, tokens)
     if wanted:
@@ -44,6 +49,7 @@ def chosen_words(tokenizer: Tokenizer, tokens: list[int], question: str, wanted:
     else:
         # the prompt begins with "Question:"
         chosen = [word for word in words[1 : 1 + len(question.split())] if word.text]
+        chosen.append(Word(QUESTION, tuple(sorted({n for word in chosen for n in word.tokens}))))
     return [*chosen, Word(ANSWER, (len(tokens) - 1,))]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsmemvp.inspection.words import ANSWER, all_words, chosen_words
+from dsmemvp.inspection.words import ANSWER, QUESTION, all_words, chosen_words
 
 PROMPT = (
     "Question: Which shape is the red thing?\nContext: Look at the picture.\nOptions: (A) star (B) circle\nResponse:"
@@ -40,8 +40,9 @@ def test_a_word_of_many_bytes_has_them_all():
 def test_the_questions_words_are_chosen_and_the_place_of_the_answer(tokenizer):
     tokens = tokenizer.encode(PROMPT)
     words = chosen_words(tokenizer, tokens, "Which  shape is the red thing?")
-    assert [w.text for w in words] == ["Which", "shape", "is", "the", "red", "thing", ANSWER]
+    assert [w.text for w in words] == ["Which", "shape", "is", "the", "red", "thing", QUESTION, ANSWER]
     assert words[-1].tokens == (len(tokens) - 1,)
+    assert words[-2].tokens == tuple(n for word in words[:6] for n in word.tokens)
 
 
 def test_wanted_words_are_taken_where_they_stand_first(tokenizer):
