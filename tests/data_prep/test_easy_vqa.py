@@ -8,7 +8,7 @@ import prepared
 import pytest
 
 from data_prep import folder
-from dsmemvp.evaluation.scores import accuracies, predict
+from dsmemvp.evaluation.scores import predict, scored
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,12 @@ def test_the_test_split_goes_through_the_converter_and_scores_as_published(unpac
     assert all(s.image == (unpacked / r["image"]).read_bytes() for s, r in zip(samples[:50], rows, strict=False))
 
     common = collections.Counter(s.answer for s in samples).most_common(1)[0][0]
-    scored = accuracies([predict(s, f" {common}.") for s in samples])
-    assert scored["Avg"] == pytest.approx(37.3, abs=0.05)
+    found = scored([predict(s, f" {common}.") for s in samples])
+    assert found["Avg"].value == pytest.approx(37.3, abs=0.05)
     per_question = collections.defaultdict(collections.Counter)
     for row in map(json.loads, (unpacked / "train.jsonl").open()):
         per_question[row["question"]][row["answer"]] += 1
     best = {question: answers.most_common(1)[0][0] for question, answers in per_question.items()}
-    scored = accuracies([predict(s, f" {best[s.question]}.") for s in samples])
-    assert scored["Avg"] == pytest.approx(67.0, abs=0.05)
-    assert scored["IMG"] == scored["Avg"]
+    found = scored([predict(s, f" {best[s.question]}.") for s in samples])
+    assert found["Avg"].value == pytest.approx(67.0, abs=0.05)
+    assert found["IMG"] == found["Avg"]
