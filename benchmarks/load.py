@@ -7,8 +7,8 @@ Writes the model, random, into FOLDER (2.7 GB; kept for the next time), then sta
 `read` is what a rank asked the system for, modules that are imported late among it, `by its own count` what the reader
 counts; transformers maps files, which the system does not count. `peak` is the most memory a rank had resident while it
 loaded, less what it had with everything imported and the ranks joined; `above partition` compares it with model/ranks.
-Files are in the page cache, or not, for both alike: each pair is run twice and the
-second counts. transformers needs `accelerate` for this; without it only our rows are printed.
+The two take turns and the last round counts, so that the files are in the page cache for both. transformers needs
+`accelerate` for this; without it only our rows are printed.
 """
 
 import argparse
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the model")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--rounds", type=int, default=2, help="of both, in turn; the last one counts")
     parser.add_argument("--only", choices=CONTENDERS.values())
     parser.add_argument("--rank-of", choices=CONTENDERS.values(), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -51,12 +52,12 @@ def main() -> None:
     columns += "|peak of all, MB|seconds|of transformers'"
     print(f"| {columns.replace('|', ' | ')} |\n|---:|---|{'---:|' * 8}")
     for ranks in given.ranks:
-        _rows(contenders, ranks, whole, largest)
+        _rows(contenders, ranks, given.rounds, whole, largest)
 
 
-def _rows(contenders: dict[str, str], ranks: int, whole: int, largest: int) -> None:
+def _rows(contenders: dict[str, str], ranks: int, rounds: int, whole: int, largest: int) -> None:
     found = {}
-    for _ in range(2):
+    for _ in range(rounds):
         for shown, name in contenders.items():
             found[shown] = _on_ranks(name, ranks)
     for shown, rows in found.items():
@@ -81,6 +82,7 @@ def _on_ranks(name: str, ranks: int) -> list[dict[str, Any]]:
         port = str(probe.getsockname()[1])
     joined = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     joined |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    joined["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of its ninja, which DeepSpeed builds with
     command = [sys.executable, __file__, *sys.argv[1:], "--rank-of", name]
     processes = [
         subprocess.Popen(

@@ -21,3 +21,14 @@ def test_the_generation_benchmark_compares_both_methods(repository):
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
     rows = [line.split("|")[1:3] for line in done.stdout.splitlines() if line.startswith("| ")]
     assert [[int(cell) for cell in row] for row in rows[1:]] == [[1, 1], [1, 3], [2, 1], [2, 3]]
+
+
+def test_the_benchmark_of_loading_reads_what_it_loads(repository, tmp_path):
+    command = [sys.executable, str(repository / "benchmarks" / "load.py"), "--small", "--work", str(tmp_path)]
+    command += ["--ranks", "1", "--only", "ours"]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+    rows = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [cell.strip() for cell in rows[-1][:2]] == ["1", "this loader"]
+    written = sum(path.stat().st_size for path in (tmp_path / "small").glob("*.safetensors"))
+    assert 0.99 * written < float(rows[-1][3]) * 1e6 < 1.01 * written

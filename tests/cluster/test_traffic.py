@@ -69,6 +69,5 @@ def test_a_step_sends_what_is_planned(measured, name):
 
 def test_with_hpz_little_more_than_the_gradients_of_what_is_trained_crosses_between_nodes(measured):
     (flat, _), (_, nodes), _ = (measured[name] for name in SHIPPED)
-    first, *later = nodes[0]
-    assert max(later) < 0.05 * flat
-    assert first > 10 * max(later)  # the frozen weights, once
+    # in the first step, too: loading has filled each node's copy of the frozen weights
+    assert max(nodes[0]) < 0.05 * flat
