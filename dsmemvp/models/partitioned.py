@@ -71,17 +71,23 @@ def fill_randomly(model: nn.Module, *_unused: Any) -> None:
 
 
 def give_memory(
-    model: nn.Module, device: torch.device, partition: Callable[[nn.Parameter], None] = lambda parameter: None
+    model: nn.Module, device: torch.device, partition: Callable[[nn.Parameter], None] | None = None
 ) -> None:
-    """Put parameters without values on `device` in place of those on the meta device, one after another; each is
-    partitioned before the next one is made. A shared parameter stays shared."""
+    """Put parameters without values on `device` in place of those on the meta device; a shared one stays shared.
+    `partition` keeps a part of each and frees the rest, so that they are whole one after another, in the same memory;
+    on a CPU that memory is never written and therefore not even resident."""
+    whole = max(parameter.nbytes for parameter in model.parameters()) if partition else 0
+    memory = torch.empty(whole, dtype=torch.uint8, device=device)
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, empty in list(module.named_parameters(recurse=False)):
-            if empty not in made:
-                new = nn.Parameter(torch.empty_like(empty, device=device), requires_grad=empty.requires_grad)
-                partition(new)
-                made[empty] = new
+            if empty not in made and partition:
+                place = memory[: empty.nbytes].view(empty.dtype).view(empty.shape)
+                made[empty] = nn.Parameter(place, requires_grad=empty.requires_grad)
+                partition(made[empty])
+            elif empty not in made:
+                own = torch.empty_like(empty, device=device)
+                made[empty] = nn.Parameter(own, requires_grad=empty.requires_grad)
             setattr(module, name, made[empty])
 
 
