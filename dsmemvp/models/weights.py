@@ -85,11 +85,6 @@ def load_frozen(model: VisualLanguageModel, recipe: Recipe, tell: bool = False) 
     return _read(pairs, tell)
 
 
-def load_folder(module: nn.Module, folder: str, key: str, our_name: OurName, tied: bool = False) -> None:
-    """Fill one module from one folder, as `load_frozen` does."""
-    _read(_matched(module, folder, key, our_name, tied), tell=False)
-
-
 def tensor_files(folder: Path, key: str) -> dict[str, Path]:
     """Tensor name -> file that holds it. Raises FileNotFoundError or ValueError naming `key`."""
     return {name: tensor.path for name, tensor in folder_tensors(folder, key).items()}
