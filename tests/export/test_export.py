@@ -1,13 +1,16 @@
 """What a run has trained, handed on: onto any copy of its base and no other, and back into the published layout."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from making import picture
 from reference import Recording
 from safetensors.torch import load_file, save_file
 
+import dsmemvp
 from dsmemvp.convert.run import convert
 from dsmemvp.export.run import export
 from dsmemvp.models.fingerprint import base_fingerprint
@@ -132,6 +135,26 @@ def test_a_base_has_to_be_named(run, recipe, tmp_path):
     export(run, tmp_path / "out")
     with pytest.raises(ValueError, match=r"^model\.tokenizer: .*out goes with a copy of its base"):
         open_run(tmp_path / "out", _named(_base(recipe))[:2])
+
+
+def test_the_cards_lines_answer_as_the_run_itself_does(run, recipe, tmp_path, capsys):
+    (run / "recipe.json").write_text(json.dumps(as_dict(recipe)))
+    (tmp_path / "a.png").write_bytes(picture())
+    export(run, tmp_path / "out")
+    [lines] = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.S)
+    named = {
+        "this folder": tmp_path / "out",
+        "cat.png": tmp_path / "a.png",
+        "LLaMA's tokenizer.model": recipe.model.tokenizer,
+    }
+    named |= {"LLaMA's folder": recipe.model.language_model, "CLIP's folder": recipe.model.vision_tower}
+    for placeholder, place in named.items():
+        assert f'"{placeholder}"' in lines
+        lines = lines.replace(placeholder, str(place))
+    exec(lines, {})
+    model = dsmemvp.load(run)
+    answer = model.answer("What is in the picture?", model.see(tmp_path / "a.png"))
+    assert answer and capsys.readouterr().out == f"{answer}\n"
 
 
 def test_nothing_of_this_machine_stands_in_it(run, recipe, tmp_path):
