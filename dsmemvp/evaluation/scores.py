@@ -83,9 +83,9 @@ def kind_of(sample: Sample) -> str:
         return "choice"
     if scores.get("task") == "caption":
         return "caption"
-    if scores.get("task") == "vqa" and isinstance(given, list) and len(given) == GIVEN:
-        return "vqa" if all(isinstance(answer, str) for answer in given) else "gqa"
-    return "gqa" if scores.get("task") == "vqa" or {"structural_type", "semantic_type"} & scores.keys() else "open"
+    if isinstance(given, list) and len(given) == GIVEN and all(isinstance(answer, str) for answer in given):
+        return "vqa"
+    return "gqa" if {"structural_type", "semantic_type"} & scores.keys() else "open"
 
 
 def _letter(decoded: str, choices: int) -> str:

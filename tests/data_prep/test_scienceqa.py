@@ -49,8 +49,13 @@ def test_problems_become_samples_in_the_order_of_the_split(convert, raw, tmp_pat
         "skill": "Count",
         "split": "train",
     }
-    assert classes_of(first) == ("LAN", "IMG", "G1-6") and classes_of(fourth) == ("LAN", "TXT", "IMG", "G1-6")
-    assert classes_of(third) == ("NAT", "NO", "G1-6")
+    assert classes_of(first, "choice") == ("LAN", "IMG", "G1-6") and classes_of(fourth, "choice") == (
+        "LAN",
+        "TXT",
+        "IMG",
+        "G1-6",
+    )
+    assert classes_of(third, "choice") == ("NAT", "NO", "G1-6")
 
 
 def test_the_split_is_that_of_the_folder_or_is_named(convert, tmp_path):

@@ -119,8 +119,8 @@ TEN = ["yes"] * 10
     [
         ({"task": "vqa", "answers": TEN, "answer_type": "yes/no"}, "vqa", tuple(TEN), "a b", ("yes/no",)),
         ({"task": "vqa", "answers": TEN}, "vqa", tuple(TEN), "a b", ()),
-        ({"task": "vqa", "answers": TEN[:9]}, "gqa", ("x y",), "a b", ()),
-        ({"task": "vqa", "answers": [1] * 10}, "gqa", ("x y",), "a b", ()),
+        ({"task": "vqa", "answers": TEN[:9]}, "open", ("x y",), "a b", ("NO",)),
+        ({"task": "vqa", "answers": [1] * 10}, "open", ("x y",), "a b", ("NO",)),
         (
             {"task": "vqa", "structural_type": "query", "semantic_type": "rel"},
             *("gqa", ("x y",), "a b", ("query", "rel", "Open")),

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dsmemvp import cli
 from dsmemvp.inspection.board import BoardReport
-from dsmemvp.inspection.look import spread
+from dsmemvp.inspection.look import check_method, spread
 from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.models.joined import add_trainables, build_frozen
 from dsmemvp.models.weights import read_configs
@@ -113,7 +113,7 @@ def test_a_report_arrives_in_tensorboard(tmp_path):
         (["--image", "none.png", "What?"], "--image: none.png does not exist"),
         (["--image", "none.png"], "give --image and a question about it, or --sample N"),
         (["--layers", "2", "--sample", "0"], "--layers: there is no layer 2, they run from 0 to 1"),
-        (["--sample", "0", "--set", "method.name=input_space"], "only memvp has a feed-forward memory"),
+        (["--sample", "0", "--set", "method.name=input_space"], "method.name: is input_space, but"),
         (["--sample", "0", "--set", "method.slot=3"], "did you mean 'method.slots'?"),
     ],
 )
@@ -124,10 +124,16 @@ def test_what_a_user_gets_wrong_ends_in_one_line(command, run, arguments, part):
 
 def test_a_folder_that_is_no_run_ends_in_one_line(command, tmp_path):
     code, out, err = command("--run", tmp_path, "--sample", "0")
-    assert code == 1 and out == "" and "is not a run's folder" in err and err.count("\n") == 1
+    assert code == 1 and out == "" and "has no recipe.json; give the folder" in err and err.count("\n") == 1
 
 
 def test_an_image_that_does_not_decode_ends_in_one_line(command, run, tmp_path):
     (tmp_path / "x.png").write_bytes(b"no picture")
     code, out, err = command("--run", run, "--image", tmp_path / "x.png", "What?")
     assert code == 1 and out == "" and "x.png: image cannot be decoded" in err and err.count("\n") == 1
+
+
+def test_another_method_has_no_memory_to_look_into(recipe_path):
+    recipe = read_recipe(recipe_path, ["method.name=input_space"])
+    with pytest.raises(ValueError, match=r"^method\.name: tiny was trained with input_space; only memvp"):
+        check_method(recipe)

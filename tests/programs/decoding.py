@@ -46,7 +46,7 @@ def main(recipe_path: str, trained: str, settings: str, out: str) -> None:
     os._exit(0)  # as dsmemvp/__main__.py does, and why
 
 
-def done(tokens: list[int]) -> bool:
+def done(b: int, tokens: list[int]) -> bool:
     """Samples end at different times, and on different ranks."""
     return sum(tokens) % 3 == 0 and len(tokens) > 2
 
