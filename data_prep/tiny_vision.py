@@ -1,4 +1,10 @@
-"""A tiny CLIP vision tower, trained from nothing to tell from a picture's patches the words that are said of it."""
+"""A tiny CLIP vision tower, trained from nothing to tell from a picture's patches the words that are said of it.
+
+Features are to belong to places, as those of published towers mostly do; otherwise a heat map of what a model looks at
+(inspection/) shows nothing. Two things see to it. A word may be told by any patch, not by all: asked for everything
+everywhere, attention spreads it, and all patches carry the same. And a patch's features are to change little when
+others are replaced by those of another picture. Too much of the second costs what takes several patches, like shape.
+"""
 
 import random
 from collections.abc import Callable
@@ -15,6 +21,8 @@ RESOLUTION, PATCH = 64, 16
 HEAD_DIM = 16
 BATCH = 64
 LEARNING_RATE = 1.5e-3
+LOCALITY = 0.1
+"""Weight of the mean square by which features change with other patches; they are of about unit size."""
 SHIFT = 3
 """Pixels by which pictures are moved at most, so that there are more of them."""
 
@@ -55,13 +63,17 @@ def _fit(tower: VisionTower, words: dict[bytes, tuple[str, ...]], steps: int, re
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 50, 2 * (steps - step) / steps)
         rows = torch.randint(kept, len(pixels), (BATCH,))
+        seen = _moved(pixels[rows])
+        mixed, own = collages(seen)
         optimizer.zero_grad()
-        loss = _cross_entropy(reader(tower(_moved(pixels[rows]))), targets[rows])
+        features_IPv, mixed_IPv = tower(torch.cat([seen, mixed])).chunk(2)
+        elsewhere = (features_IPv - mixed_IPv)[own].square().mean()  # what replacing other patches changed
+        loss = cross_entropy(reader(features_IPv), targets[rows]) + LOCALITY * elsewhere
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            right = _precision(reader(tower(pixels[:kept])).mean(1), targets[:kept])
+            right = _precision(reader(tower(pixels[:kept])).logsumexp(1), targets[:kept])
             report(f"vision tower: step {step + 1}, loss {loss.item():.3f}, held-out words right {right:.3f}")
 
 
@@ -85,11 +97,19 @@ def _moved(pixels: torch.Tensor) -> torch.Tensor:
     return wider[:, :, y : y + RESOLUTION, x : x + RESOLUTION]
 
 
-def _cross_entropy(scores_IPW: torch.Tensor, targets_IW: torch.Tensor) -> torch.Tensor:
-    """Every patch's features are to tell all of the picture's words. The words said share the probability: words left
-    unsaid are only ever alternatives, not wrong."""
+def collages(pixels_I3RR: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> each picture with some of its patches replaced by those of the one before, and which are its own, [I, P]."""
+    side = RESOLUTION // PATCH
+    own_Iss = torch.rand(len(pixels_I3RR), side, side) < torch.rand(len(pixels_I3RR), 1, 1)
+    own_IRR = own_Iss.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
+    return torch.where(own_IRR[:, None], pixels_I3RR, pixels_I3RR.roll(1, 0)), own_Iss.flatten(1)
+
+
+def cross_entropy(scores_IPW: torch.Tensor, targets_IW: torch.Tensor) -> torch.Tensor:
+    """All patches together are to tell all of the picture's words: a word's score is the logsumexp of the patches'. The
+    words said share the probability: words left unsaid are only ever alternatives, not wrong."""
     shares_IW = targets_IW / targets_IW.sum(1, keepdim=True)
-    return -(scores_IPW.log_softmax(-1).mean(1) * shares_IW).sum(1).mean()
+    return -(scores_IPW.logsumexp(1).log_softmax(-1) * shares_IW).sum(1).mean()
 
 
 @torch.no_grad()
