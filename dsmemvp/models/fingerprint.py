@@ -1,53 +1,69 @@
 """What the frozen base is known by, so that trained tensors are never put on another one.
 
-All tensors' names, types and shapes count, and of each a few blocks of bytes: any training changes every one of them,
-and a 13B model is known after reading some megabytes. How the tensors are spread over files does not count.
+What counts is what is computed with: the tensors that are loaded, under this package's names, each by its shape and a
+sample of its values, and the configuration's settings. A 13B model is known after reading some megabytes. What does not
+count: how tensors are spread over files, names with or without a prefix, the text tower beside a vision tower, and the
+type, as long as it holds the same values.
 """
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
-from dsmemvp.models.safetensors_file import read_header
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from dsmemvp.models.reading import sampled
+from dsmemvp.models.safetensors_file import StoredTensor
+from dsmemvp.models.weights import folder_config, language_tensors, vision_tensors
 from dsmemvp.recipe import Recipe
 
-BLOCK, BLOCKS = 4096, 4
-"""Bytes in a block; blocks of each tensor, the first and the last among them."""
+LANGUAGE = (
+    *("hidden_act", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
+VISION = ("hidden_act", "layer_norm_eps", "num_attention_heads", "image_size", "patch_size")
+"""Settings that a model computes with and that no tensor's shape tells."""
+ROTARY = (
+    *("rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+)
+"""Of rope_parameters, what counts where it is given: another version of transformers may add keys of its own."""
 
 
 def base_fingerprint(recipe: Recipe) -> dict[str, str]:
     """Digests by the recipe's keys; the vision tower counts where the method looks at images. Raises FileNotFoundError
     or ValueError for folders that cannot be read."""
-    model = recipe.model
-    found = {"model.language_model": _folder(model.language_model, "model.language_model")}
+    model, key = recipe.model, "model.language_model"
+    language = _config(model.language_model, key, LlamaConfig)
+    found = {key: _digest(language_tensors(model.language_model, language), language, LANGUAGE, key)}
     if recipe.method.name != "none":
-        found["model.vision_tower"] = _folder(model.vision_tower, "model.vision_tower")
+        key = "model.vision_tower"
+        vision = _config(model.vision_tower, key, CLIPVisionConfig)
+        found[key] = _digest(vision_tensors(model.vision_tower, vision), vision, VISION, key)
     tokenizer = Path(model.tokenizer)
     if not tokenizer.is_file():
         raise FileNotFoundError(f"model.tokenizer: {tokenizer} does not exist")
     return {**found, "model.tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
 
 
-def _folder(folder: str, key: str) -> str:
-    files = sorted(Path(folder).glob("*.safetensors")) if folder else []
-    if not files:
-        raise FileNotFoundError(f"{key}: {folder or 'no folder'} holds no safetensors files")
-    tensors: dict[str, str] = {}
-    for path in files:
-        tensors |= _tensors(path, key)
-    return hashlib.sha256(json.dumps(sorted(tensors.items())).encode()).hexdigest()
+def _config(folder: str, key: str, kind: Any) -> Any:
+    if not folder:
+        raise ValueError(f"{key}: give the folder of its weights")
+    return folder_config(folder, key, kind)
 
 
-def _tensors(path: Path, key: str) -> dict[str, str]:
-    """name -> digest, for one file."""
-    digests = {}
-    tensors = read_header(path, key)
-    with path.open("rb") as file:
-        for name, tensor in tensors.items():
-            size = tensor.stop - tensor.start
-            digest = hashlib.sha256(json.dumps([tensor.dtype, tensor.shape]).encode())
-            for i in range(BLOCKS):
-                file.seek(tensor.start + max(0, size - BLOCK) * i // (BLOCKS - 1))
-                digest.update(file.read(min(BLOCK, size)))
-            digests[name] = digest.hexdigest()
-    return digests
+def _digest(tensors: dict[str, StoredTensor], config: Any, settings: tuple[str, ...], key: str) -> str:
+    values = {name: hashlib.sha256(sampled(tensor, key)).hexdigest() for name, tensor in tensors.items()}
+    known = {
+        "settings": {name: _plain(getattr(config, name)) for name in settings},
+        "tensors": {name: [tensor.shape, values[name]] for name, tensor in tensors.items()},
+    }
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """10000 and 10000.0 are one number."""
+    if isinstance(value, dict):
+        return {name: _plain(value[name]) for name in ROTARY if value.get(name) is not None}
+    return float(value) if isinstance(value, int | float) else value

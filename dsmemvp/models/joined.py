@@ -103,6 +103,14 @@ def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs)
             part.recompute = recipe.training.recompute == "full"
 
 
+def trainable_shapes(recipe: Recipe, configs: Configs) -> dict[str, tuple[int, ...]]:
+    """Of every trainable tensor by its name, without memory."""
+    with torch.device("meta"):
+        model = build_frozen(recipe, configs)
+        add_trainables(model, recipe, configs)
+    return {name: tuple(p.shape) for name, p in model.trainables().items()}
+
+
 def count(recipe: Recipe, configs: Configs) -> tuple[int, int]:
     """(trainable parameters, frozen parameters of the language model), counted without memory."""
     with torch.device("meta"):

@@ -5,6 +5,7 @@ than that part, and a mapped file would count as its memory. Where the type or t
 buffer of a few megabytes.
 """
 
+import math
 import sys
 import time
 from io import FileIO
@@ -21,6 +22,24 @@ BUFFER = 16 << 20
 """Bytes that are read at once."""
 LINE_EVERY = 10.0
 """Seconds between lines in a log."""
+BLOCK, BLOCKS = 2048, 4
+"""Elements in a block of a sample; blocks of each tensor, the first and the last elements among them."""
+
+
+def sampled(stored: StoredTensor, key: str) -> bytes:
+    """A few blocks of a tensor's values as float32, which holds 16-bit ones exactly: any training changes some of them.
+    Raises ValueError that begins with `key` for a type that is not read, OSError."""
+    if stored.dtype not in TYPES:
+        raise ValueError(f"{key}: {stored.path} holds tensors of the type {stored.dtype}, which is not read")
+    kind, count = TYPES[stored.dtype], math.prod(stored.shape)
+    values = bytearray(min(BLOCK, count) * kind.itemsize)
+    found = b""
+    with stored.path.open("rb") as file:
+        for i in range(BLOCKS if count else 0):
+            file.seek(stored.start + max(0, count - BLOCK) * i // (BLOCKS - 1) * kind.itemsize)
+            file.readinto(values)
+            found += torch.frombuffer(values, dtype=kind).float().numpy().tobytes()
+    return found
 
 
 class Reader:

@@ -53,13 +53,15 @@ def read_header(path: Path, key: str) -> dict[str, StoredTensor]:
 
 
 def folder_tensors(folder: Path, key: str) -> dict[str, StoredTensor]:
-    """All tensors of the files that the folder's index names, or of its only file. Raises FileNotFoundError or
-    ValueError that begins with `key`."""
+    """All tensors of model.safetensors or, where there is none, of the files that the folder's index names, as
+    transformers takes them. Raises FileNotFoundError or ValueError that begins with `key`."""
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        return read_header(whole, key)
     if not (folder / INDEX).is_file():
-        path = folder / "model.safetensors"
-        if not path.is_file():
-            raise FileNotFoundError(f"{key}: {folder} has neither model.safetensors nor {INDEX}")
-        return read_header(path, key)
+        torch = any(folder.glob("pytorch_model*.bin"))
+        remedy = f"; its pytorch_model files become safetensors with: dsmemvp convert {folder} --out FOLDER"
+        raise FileNotFoundError(f"{key}: {folder} has neither model.safetensors nor {INDEX}{remedy if torch else ''}")
     files = _index(folder / INDEX, key)
     absent = sorted({name for name in files.values() if not (folder / name).is_file()})
     if absent:

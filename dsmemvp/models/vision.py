@@ -52,7 +52,7 @@ class Block(nn.Module):
 def square(side: object) -> int:
     """A configuration's size that must be one number. Raises ValueError."""
     if not isinstance(side, int):
-        raise ValueError(f"model.vision_tower: config.json gives a size of {side}, only square images are supported")
+        raise ValueError(f"model.vision_tower: a size of {side}; only square images are supported")
     return side
 
 

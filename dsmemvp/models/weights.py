@@ -6,21 +6,33 @@ A partitioned parameter takes only its own range of elements; nothing is sent be
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPConfig, CLIPVisionConfig, LlamaConfig
+from transformers import (
+    CLIPConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from dsmemvp.models.joined import Configs, VisualLanguageModel
 from dsmemvp.models.partitioned import held_pieces, whole_shape
-from dsmemvp.models.reading import TYPES, Reader
+from dsmemvp.models.reading import TYPES, Reader, sampled
 from dsmemvp.models.safetensors_file import StoredTensor, folder_tensors, some
 from dsmemvp.models.shapes import language_config, vision_config
+from dsmemvp.models.vision import square
 from dsmemvp.recipe import Recipe
 
-OurName = Callable[[str, Any], str | None]
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
 SHAPE_KEYS = {
     "language": ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     "vision": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size"),
@@ -31,8 +43,8 @@ def read_configs(recipe: Recipe) -> Configs:
     """The two models' configurations, from the recipe's folders or, where a folder is not given, its shapes. Raises
     FileNotFoundError or ValueError naming the key."""
     model = recipe.model
-    language = _folder_config(model.language_model, "model.language_model", LlamaConfig)
-    vision = _folder_config(model.vision_tower, "model.vision_tower", CLIPVisionConfig)
+    language = folder_config(model.language_model, "model.language_model", LlamaConfig)
+    vision = folder_config(model.vision_tower, "model.vision_tower", CLIPVisionConfig)
     for part, found, shape, named in (
         ("language", language, model.language_shape, language_config),
         ("vision", vision, model.vision_shape, vision_config),
@@ -56,7 +68,9 @@ def configs_of_shapes(recipe: Recipe) -> Configs:
     return Configs(language_config(recipe.model.language_shape), vision_config(recipe.model.vision_shape))
 
 
-def _folder_config(folder: str, key: str, kind: Any) -> Any:
+def folder_config(folder: str, key: str, kind: Any) -> Any:
+    """The folder's configuration, of transformers' class `kind`; None without a folder. Raises FileNotFoundError or
+    ValueError naming the key."""
     if not folder:
         return None
     path = Path(folder) / "config.json"
@@ -66,11 +80,37 @@ def _folder_config(folder: str, key: str, kind: Any) -> Any:
         content = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{key}: {path} is not JSON: {error}") from None
-    if kind is CLIPVisionConfig and content.get("model_type") == "clip":
-        return CLIPConfig.from_dict(content).vision_config
-    if content.get("model_type") != kind.model_type:
-        raise ValueError(f"{key}: {path} is a {content.get('model_type')!r} model, not {kind.model_type!r}")
-    return kind.from_dict(content)
+    named = content.get("model_type") if isinstance(content, dict) else None
+    whole = kind is CLIPVisionConfig and named == CLIPConfig.model_type
+    if named != kind.model_type and not whole:
+        raise ValueError(f"{key}: {path} is a {named!r} model, not {kind.model_type!r}")
+    try:
+        config = CLIPConfig.from_dict(content).vision_config if whole else kind.from_dict(content)
+        check_config(config)
+    except Exception as error:  # transformers raises many kinds
+        said = " ".join(str(error).split())
+        raise ValueError(f"{key}: {path} is no usable configuration ({said or type(error).__name__})") from None
+    return config
+
+
+def check_config(config: Any) -> None:
+    """Whether a model can be built of a LlamaConfig or CLIPVisionConfig: its sizes, and one layer tried without memory.
+    Raises ValueError, and what transformers raises."""
+    for name in SIZES:
+        if (number := getattr(config, name, 1)) is not None and not number > 0:
+            raise ValueError(f"{name} is {number}")
+    heads = config.num_attention_heads
+    if heads % (getattr(config, "num_key_value_heads", None) or heads):
+        raise ValueError(f"num_attention_heads is {heads}, num_key_value_heads {config.num_key_value_heads}")
+    small = deepcopy(config)
+    small.num_hidden_layers = 1
+    with torch.device("meta"):
+        if small.model_type == LlamaConfig.model_type:
+            LlamaForCausalLM(small)
+        else:
+            square(small.image_size)
+            square(small.patch_size)
+            CLIPVisionModel(small)
 
 
 def load_frozen(model: VisualLanguageModel, recipe: Recipe, tell: bool = False) -> int:
@@ -78,11 +118,40 @@ def load_frozen(model: VisualLanguageModel, recipe: Recipe, tell: bool = False) 
     it; with `tell` it says how far it is. Nothing is read before all of it is found. Raises ValueError listing what is
     missing, left over, of another shape or of a type that is not read, FileNotFoundError for a file that is not there.
     """
-    tied = model.language.config.tie_word_embeddings
-    pairs = _matched(model.language, recipe.model.language_model, "model.language_model", _language_name, tied)
+    folder, key = recipe.model.language_model, "model.language_model"
+    pairs = _matched(model.language, language_tensors(folder, model.language.config), folder, key)
     if model.vision is not None:
-        pairs += _matched(model.vision, recipe.model.vision_tower, "model.vision_tower", _vision_name)
+        folder, key = recipe.model.vision_tower, "model.vision_tower"
+        pairs += _matched(model.vision, vision_tensors(folder, model.vision.config), folder, key)
     return _read(pairs, tell)
+
+
+def language_tensors(folder: str, config: LlamaConfig) -> dict[str, StoredTensor]:
+    """A folder's tensors under the names of models/language.py. Raises FileNotFoundError or ValueError, also where the
+    configuration ties embeddings that are two."""
+    key = "model.language_model"
+    stored = _renamed(folder, key, _language_name)
+    head, embedding = stored.get("lm_head.weight"), stored.get("embed_tokens.weight")
+    if config.tie_word_embeddings and head:
+        if embedding and (head.shape != embedding.shape or sampled(head, key) != sampled(embedding, key)):
+            raise ValueError(
+                f"{key}: {folder}/config.json says tie_word_embeddings, but lm_head.weight is another tensor than"
+                " embed_tokens.weight; set it to false there"
+            )
+        del stored["lm_head.weight"]
+    return stored
+
+
+def vision_tensors(folder: str, config: CLIPVisionConfig) -> dict[str, StoredTensor]:
+    """A folder's tensors under the names of models/vision.py. Raises FileNotFoundError or ValueError."""
+    return _renamed(folder, "model.vision_tower", partial(_vision_name, layers=config.num_hidden_layers))
+
+
+def _renamed(folder: str, key: str, our_name: Callable[[str], str | None]) -> dict[str, StoredTensor]:
+    """`our_name` turns a name in the files into the module's own, or None for a known extra."""
+    if not folder:
+        raise ValueError(f"{key}: give the folder of its weights")
+    return {ours: tensor for name, tensor in folder_tensors(Path(folder), key).items() if (ours := our_name(name))}
 
 
 def tensor_files(folder: Path, key: str) -> dict[str, Path]:
@@ -91,16 +160,10 @@ def tensor_files(folder: Path, key: str) -> dict[str, Path]:
 
 
 def _matched(
-    module: nn.Module, folder: str, key: str, our_name: OurName, tied: bool = False
+    module: nn.Module, stored: dict[str, StoredTensor], folder: str, key: str
 ) -> list[tuple[StoredTensor, nn.Parameter]]:
-    """Every parameter beside its tensor. `our_name` turns a name in the files into the module's own, or None for a
-    known extra."""
-    if not folder:
-        raise ValueError(f"{key}: give the folder of its weights")
-    stored = {ours: t for name, t in folder_tensors(Path(folder), key).items() if (ours := our_name(name, module))}
+    """Every parameter beside its tensor."""
     parameters = dict(module.named_parameters())  # a tied parameter appears once
-    if tied:
-        stored.pop("lm_head.weight", None)
     both = sorted(parameters.keys() & stored.keys())
     shapes = {name: (stored[name].shape, whole_shape(parameters[name])) for name in both}
     problems = {
@@ -144,17 +207,17 @@ def _read_beside(
     reader.read(stored, high, into[high - start :])
 
 
-def _language_name(name: str, module: nn.Module) -> str | None:
+def _language_name(name: str) -> str | None:
     if name.endswith("rotary_emb.inv_freq"):  # older files hold this table, which follows from the config
         return None
     return name.removeprefix("model.")
 
 
-def _vision_name(name: str, module: Any) -> str | None:
+def _vision_name(name: str, layers: int) -> str | None:
     """Files of whole CLIP models hold the text tower too; the last vision block is not used (models/vision.py)."""
     if name.startswith(("text_model.", "text_projection.", "visual_projection.", "logit_scale")):
         return None
     name = name.removeprefix("vision_model.").removeprefix("encoder.")
-    if name.startswith(f"layers.{len(module.layers)}.") or name == "embeddings.position_ids":
+    if name.startswith(f"layers.{layers - 1}.") or name == "embeddings.position_ids":
         return None
     return name

@@ -11,26 +11,32 @@ the base is known by, and nothing is unpickled. There is no random state to stor
 seed, rank and step, the learning rate of the step.
 """
 
+import hashlib
 import json
 import math
 import shutil
+import warnings
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from dsmemvp.data.durable import flush
 from dsmemvp.data.text import PROMPT_FORMAT
 
-FORMATS = (3, 4)
-"""Of state.json: those that are read, the last one written. 3 has no validation_score."""
+FORMATS = (3, 4, 5)
+"""Of state.json: those that are read, the last one written. 3 has no validation_score; before 5 the base was known by
+something else (models/fingerprint.py), which cannot be compared."""
 ADAPTER = "adapter.json"
 """What an exported folder (training/adapter.py) has in the place of state.json, with a format of its own."""
-ADAPTER_FORMATS = (1,)
+ADAPTER_FORMATS = (1, 2)
+"""As above; 1 knew the base by something else."""
+REFUSES_ONLY = "vision.max_pixels"
+"""A setting that changes nothing in what is computed."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of each tensor."""
 TENSOR_FILES = ("trained.safetensors", "optimizer.safetensors")
@@ -66,14 +72,20 @@ class Checkpoint:
     trained: Path
     """The file of trained tensors."""
     state: State = State()
+    stated: dict[str, str] = field(default_factory=dict)
+    """What a file by itself says of the recipe's keys, as `dsmemvp convert` writes it."""
 
     def check_method(self, recipe: dict[str, Any]) -> None:
         """A checkpoint goes only with the method it was trained with: shapes alone would let other scales pass. Raises
         ValueError naming the key."""
+        for key, text in self.stated.items():
+            group, name = key.split(".")
+            if float(text) != recipe[group][name]:
+                raise ValueError(f"{key}: is {recipe[group][name]}, but {self.trained} was trained with {text}")
         trained_with = self.state.recipe
         for group in ("method", "vision") if trained_with else ():
             for key, value in recipe[group].items():
-                if trained_with[group].get(key) != value:
+                if f"{group}.{key}" != REFUSES_ONLY and trained_with[group].get(key) != value:
                     raise ValueError(
                         f"{group}.{key}: is {value}, but {self.trained.parent} was trained with"
                         f" {trained_with[group].get(key)}; take another name for the run or the old value"
@@ -98,6 +110,10 @@ class Checkpoint:
                     f"{key}: {what} in the run that {self.trained.parent} is of, and so is the order of samples; take"
                     " another name for the run, or the old value"
                 )
+
+    def digest(self) -> str:
+        """Of the trained tensors' file, SHA-256: what an evaluation belongs to. Raises OSError."""
+        return hashlib.sha256(self.trained.read_bytes()).hexdigest()
 
     def values(self, wanted: dict[str, tuple[int, ...]]) -> Tensors:
         """The trained tensors; `wanted` is name -> shape of the model's. Raises ValueError."""
@@ -166,7 +182,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """A checkpoint's folder, one that `dsmemvp export` has written, or a single safetensors file of trained tensors,
     such as `dsmemvp convert` writes. Raises FileNotFoundError or ValueError."""
     if folder.is_file():
-        return Checkpoint(folder)
+        return Checkpoint(folder, stated=_stated(folder))
     content = read_state(folder)
     if content.get("prompt_format", PROMPT_FORMAT) != PROMPT_FORMAT:
         raise ValueError(
@@ -174,8 +190,20 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f" {PROMPT_FORMAT}; use dsmemvp {content['dsmemvp']}"
         )
     content.setdefault("validation_score", None)
+    if content["format"] != (ADAPTER_FORMATS if (folder / ADAPTER).is_file() else FORMATS)[-1]:
+        warnings.warn(f"{folder} is of an earlier version; whether its base is this one cannot be told", stacklevel=2)
+        content["base"] = {}
     fields = {name: content[name] for name in State.__dataclass_fields__}
     return Checkpoint(folder / "trained.safetensors", State(**fields))
+
+
+def _stated(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error})") from None
+    return {key: text for key, text in about.items() if key.startswith("method.")}
 
 
 def check_sums(folder: Path) -> None:

@@ -225,3 +225,63 @@ def test_a_plain_parameter_is_filled_whole():
     assert element_range(parameter) == (0, 6)
     fill(parameter, torch.arange(6.0))
     assert torch.equal(parameter.detach().float(), torch.arange(6.0).view(2, 3))
+
+
+def test_a_single_file_goes_before_an_index_as_in_transformers(recipe, tmp_path):
+    folder = tmp_path / "language"
+    single = load_file(folder / "model.safetensors")
+    other = {name: t + 1 for name, t in single.items()}
+    save_file(other, folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(other, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    theirs = LlamaForCausalLM.from_pretrained(folder).model.norm.weight
+    assert torch.equal(_load(recipe).language.norm.weight, theirs) and torch.equal(theirs, single["model.norm.weight"])
+
+
+def test_a_tied_head_may_be_stored_but_not_be_another_tensor(recipe, tmp_path):
+    folder = tmp_path / "language"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(ValueError, match=r"^model\.language_model: .* but lm_head\.weight is another tensor"):
+        _load(recipe)
+    _rewrite(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    model = _load(recipe)
+    assert model.language.lm_head.weight is model.language.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"hidden_size": "abc"}, {"num_attention_heads": 0}, {"num_attention_heads": 5}, {"hidden_size": -16}),
+        *(
+            {"hidden_act": "foo"},
+            {"rope_parameters": {"rope_type": "foo"}},
+            {"rope_parameters": {"rope_type": "linear"}},
+        ),
+        *({"num_key_value_heads": 3}, {"vocab_size": 0}, {"num_hidden_layers": 0}, {"rms_norm_eps": "a"}),
+    ],
+)
+def test_a_configuration_that_no_model_can_have_is_told_in_one_line(recipe, tmp_path, changed):
+    path = tmp_path / "language" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(ValueError, match=r"^model\.language_model: .*config\.json is no usable configuration \(.+\)$"):
+        read_configs(recipe)
+
+
+def test_a_tower_that_is_not_square_and_a_configuration_that_is_none(recipe, tmp_path):
+    path = tmp_path / "vision" / "config.json"
+    content = json.loads(path.read_text())
+    content["vision_config"]["image_size"] = [16, 16]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"^model\.vision_tower: .*a size of \[16, 16\]; only square images"):
+        read_configs(recipe)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"^model\.vision_tower: .*config\.json is a None model"):
+        read_configs(recipe)
+
+
+def test_older_files_are_sent_to_convert(recipe, tmp_path):
+    folder = tmp_path / "language"
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=rf"become safetensors with: dsmemvp convert {folder} --out FOLDER"):
+        _load(recipe)

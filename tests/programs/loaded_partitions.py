@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dsmemvp.models.weights import _language_name, _vision_name, load_frozen, read_configs
+from dsmemvp.models.weights import load_frozen, read_configs
 from dsmemvp.recipe_file import read_recipe
 from dsmemvp.training.engine import TYPES, build_model
 from dsmemvp.training.ranks import join_ranks, leave_ranks
@@ -48,11 +48,9 @@ def _loaded(recipe, ranks) -> dict:
     settings = deepspeed_settings(recipe, ranks.world)
     with _Collectives() as sent:
         model = build_model(recipe, read_configs(recipe), settings, ranks, load)
-    stored = _stored(recipe.model.language_model, _language_name, model.language)
-    stored = {f"language.{name}": tensor for name, tensor in stored.items()}
-    if model.vision is not None:
-        for name, tensor in _stored(recipe.model.vision_tower, _vision_name, model.vision).items():
-            stored[f"vision.{name}"] = tensor
+    stored = {f"language.{name.removeprefix('model.')}": t for name, t in _stored(recipe.model.language_model).items()}
+    for name, tensor in _stored(recipe.model.vision_tower).items():
+        stored[f"vision.{name.removeprefix('vision_model.').removeprefix('encoder.')}"] = tensor
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     wrong = [name for name in frozen if not _equal(frozen[name], stored[name], TYPES[recipe.model.dtype])]
     buffers = {name: buffer.tolist() for name, buffer in model.named_buffers()}
@@ -84,11 +82,11 @@ def _equal(parameter, stored: torch.Tensor, kind: torch.dtype) -> bool:
     return right
 
 
-def _stored(folder: str, our_name, module) -> dict[str, torch.Tensor]:
-    tensors = {}
+def _stored(folder: str) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
     for path in Path(folder).glob("*.safetensors"):
         tensors |= load_file(path)
-    return {ours: tensor for name, tensor in tensors.items() if (ours := our_name(name, module))}
+    return tensors
 
 
 def _read_by_the_process() -> int:
