@@ -60,13 +60,16 @@ def vision_tower(published: Tensors, heads: int) -> tuple[Tensors, CLIPVisionCon
     if not (patches and positions and inner and len(patches.shape) == 4):
         raise ValueError(f"the vision tower is no CLIP ViT: {', '.join(NEEDED)} do not all follow from its names")
     width, _, patch, _ = patches.shape
+    heads = heads or max(1, width // HEAD_WIDTH)
+    if width % heads:
+        raise ValueError(f"--vision-heads: a width of {width} is no multiple of {heads} heads")
     side = round((positions.shape[0] - 1) ** 0.5)
     config = CLIPVisionConfig(
         architectures=["CLIPVisionModel"],
         hidden_size=width,
         intermediate_size=inner.shape[0],
         num_hidden_layers=sum(name.endswith("mlp.fc1.weight") for name in tensors),
-        num_attention_heads=heads or max(1, width // HEAD_WIDTH),
+        num_attention_heads=heads,
         image_size=side * patch,
         patch_size=patch,
         hidden_act="quick_gelu",

@@ -54,16 +54,28 @@ def _safetensors(path: Path) -> Tensors:
         raise ValueError(f"{path} holds tensors of the type {error.args[0]}, which is not read") from None
 
 
-def _torch(path: Path) -> Tensors:
+def command_line(path: Path) -> dict[str, Any]:
+    """What a published checkpoint says of how it was trained: the options of its command line; empty where it says
+    nothing. Raises ValueError."""
+    given = {} if path.suffix == ".safetensors" or is_torchscript(path) else _content(path)
+    options = given.get("args") if isinstance(given, dict) else None
+    return vars(options) if isinstance(options, argparse.Namespace) else {}
+
+
+def _content(path: Path) -> Any:
     try:
         # published checkpoints hold their command line beside the tensors
         with torch.serialization.safe_globals([argparse.Namespace]):
             # on the meta device nothing but the list of tensors is read; each storage knows where in the file it is
-            content = torch.load(path, map_location="meta", weights_only=True)
+            return torch.load(path, map_location="meta", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(f"{path} holds more than tensors and is refused ({_first_line(error)})") from None
     except (RuntimeError, AttributeError, LookupError, TypeError, EOFError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as weights ({_first_line(error)})") from None
+
+
+def _torch(path: Path) -> Tensors:
+    content = _content(path)
     for wrapper in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

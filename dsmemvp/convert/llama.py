@@ -58,9 +58,13 @@ def halves_from_pairs(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 def language_model(published: Tensors, heads: int, eps: float) -> tuple[Tensors, LlamaConfig] | None:
     """The language model of a file that says nothing of its configuration; None where it holds none. Raises ValueError
-    where `heads` cannot be."""
+    where `heads` cannot be, and for tensors in its layers that no LLaMA has."""
     if "tok_embeddings.weight" not in published:
         return None
+    parts = {name: layer_and_part(name) for name in published}
+    for name, (layer, part) in parts.items():
+        if layer is not None and part not in LAYER and not part.endswith("rope.freqs"):
+            raise ValueError(f"{name} is no tensor of a LLaMA in Meta's layout")
     vocabulary, width = published["tok_embeddings.weight"].shape
     if width % heads or (width // heads) % 2:
         raise ValueError(f"--language-heads: a width of {width} is no even number for each of {heads} heads")

@@ -18,6 +18,8 @@ STARTS = {
 DEAD = "adapter_modality_embedding.weight"
 ADAPTER = "backbone.visual.transformer.resblocks.{}.adapter_mlp.fc{}.weight"
 ENDS = {"1": "down", "2": "up"}
+OPTIONS = {"emb": "method.slots", "hidden_proj": "method.hidden", "adapter_scale": "method.output_scale"}
+"""Options of the published code that a recipe has to repeat, and its keys."""
 
 
 def trained_tensors(published: Tensors) -> Tensors:

@@ -6,8 +6,14 @@ from typing import Any
 
 from transformers import LlamaConfig
 
+NUMBER = (int, float)
+OPTIONAL: dict[str, Any] = {"n_kv_heads": int, "multiple_of": int, "ffn_dim_multiplier": NUMBER, "rope_theta": NUMBER}
+OPTIONAL |= {"rope_scaling_factor": NUMBER, "use_scaled_rope": int}
+"""Keys that not every model has, and what their values are."""
+
 
 def read_params(path: Path) -> dict[str, Any]:
+    """Raises FileNotFoundError or ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; it lies beside consolidated.00.pth in Meta's downloads")
     try:
@@ -17,6 +23,9 @@ def read_params(path: Path) -> dict[str, Any]:
         if not all(isinstance(n, int) and n > 0 for n in sizes) or params["dim"] % (2 * params["n_heads"]):
             raise ValueError(f"dim, n_layers, n_heads = {sizes} are no sizes of a LLaMA")
         float(params["norm_eps"])
+        for key, kind in OPTIONAL.items():
+            if params.get(key) is not None and not isinstance(params[key], kind):
+                raise ValueError(f"{key} is {params[key]!r}")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not Meta's params.json ({error!r})") from None
     return params

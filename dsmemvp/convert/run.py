@@ -1,7 +1,7 @@
 """`dsmemvp convert`: what a source holds, found by its names, checked against transformers' own models, written."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from safetensors.torch import save
 from transformers import CLIPVisionModel, LlamaForCausalLM, PretrainedConfig
 
 from dsmemvp.convert.clip import vision_tower
-from dsmemvp.convert.files import tensors_in
+from dsmemvp.convert.files import command_line, tensors_in
+from dsmemvp.convert.hugging_face import is_torch_folder, torch_folder_model
 from dsmemvp.convert.lazy import Tensors
 from dsmemvp.convert.llama import language_model
-from dsmemvp.convert.memvp import DEAD, trained_tensors
+from dsmemvp.convert.memvp import DEAD, OPTIONS, trained_tensors
 from dsmemvp.convert.meta import is_meta_folder, meta_language_model, tokenizer_of
 from dsmemvp.convert.writing import write_model
 from dsmemvp.data.durable import replace_file
@@ -36,46 +37,90 @@ class Options:
     eps: float = 1e-6
     """Epsilon of the norms of a language model without params.json."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option."""
+        for name, wrong in (
+            ("--language-heads", self.language_heads < 1),
+            ("--vision-heads", self.vision_heads < 0),
+            ("--norm-eps", not self.eps > 0),
+            ("--shard-size", self.shard_bytes < 1),
+        ):
+            if wrong:
+                raise ValueError(f"{name}: must be above zero")
+
 
 def convert(source: Path, out: Path, options: Options = Options()) -> list[str]:
-    """Write what `source` holds, a folder of Meta's or one file, and return a line about each part.
+    """Write what `source` holds, a folder or one file, and return a line about each part.
 
     One model alone is written to `out` itself; of a file with several, the language model, the vision tower and the
     trained tensors go to `language_model/`, `vision_tower/` and `trained.safetensors` in `out`. Raises ValueError or
     FileNotFoundError for a source that is none or not whole, OSError where `out` cannot be written.
     """
-    beside: list[Path] = []
-    said: list[str] = []
-    models: dict[str, tuple[Tensors, PretrainedConfig]] = {}
-    trained: Tensors = {}
-    if source.is_dir():
-        if not is_meta_folder(source):
-            raise ValueError(f"{source} holds no consolidated.*.pth; a Hugging Face folder needs no conversion")
-        models[LANGUAGE] = meta_language_model(source)
+    found = _of_folder(source) if source.is_dir() else _of_file(source, options)
+    for tensors, config in found.models.values():
+        check_tensors(source, tensors, config)
+    for name, (tensors, config) in found.models.items():
+        folder = out if len(found.models) == 1 and not found.trained else out / name
+        tensors = {n: t.to(DTYPES[options.dtype]) for n, t in tensors.items()}
+        write_model(folder, tensors, config, options.shard_bytes, found.beside)
+        found.said.insert(0, f"{len(tensors)} tensors of the {name.replace('_', ' ')} -> {folder}")
+    if found.trained:
+        out.mkdir(parents=True, exist_ok=True)
+        trained = {name: t.read().contiguous() for name, t in found.trained.items()}
+        replace_file(out / TRAINED, save(trained, metadata=found.settings))
+        found.said.append(f"{len(trained)} trained tensors -> {out / TRAINED}")
+        if found.settings:
+            found.said.append(f"trained with {', '.join(f'{k}={v}' for k, v in found.settings.items())}")
+    return found.said
+
+
+@dataclass
+class _Found:
+    """What a source holds."""
+
+    models: dict[str, tuple[Tensors, PretrainedConfig]]
+    trained: Tensors = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    """What the trained tensors' file says of the recipe's keys."""
+    beside: list[Path] = field(default_factory=list)
+    """Files to copy along."""
+    said: list[str] = field(default_factory=list)
+
+
+def _of_folder(source: Path) -> _Found:
+    if is_meta_folder(source):
         tokenizer, word = tokenizer_of(source)
         beside, said = [tokenizer] if tokenizer else [], [word] if word else []
-    else:
-        published = without_prefixes(tensors_in(source))
-        found = {
-            LANGUAGE: language_model(published, options.language_heads, options.eps),
-            VISION: vision_tower(published, options.vision_heads),
-        }
-        models = {name: model for name, model in found.items() if model}
-        trained = trained_tensors(published)
-        if not (models or trained):
-            raise ValueError(f"{source} holds no LLaMA, CLIP or MemVP tensors under their published names")
-        said = [f"left out, since no forward pass uses it: {name}" for name in published if name == DEAD]
-    for name, (tensors, config) in models.items():
-        check_tensors(source, tensors, config)
-        folder = out if len(models) == 1 and not trained else out / name
-        tensors = {n: t.to(DTYPES[options.dtype]) for n, t in tensors.items()}
-        write_model(folder, tensors, config, options.shard_bytes, beside)
-        said.insert(0, f"{len(tensors)} tensors of the {name.replace('_', ' ')} -> {folder}")
+        return _Found({LANGUAGE: meta_language_model(source)}, beside=beside, said=said)
+    if is_torch_folder(source):
+        name, tensors, config, beside = torch_folder_model(source)
+        return _Found({name: (tensors, config)}, beside=beside)
+    raise ValueError(
+        f"{source} holds neither consolidated.*.pth nor pytorch_model*.bin with a config.json; a Hugging Face folder"
+        " with safetensors needs no conversion"
+    )
+
+
+def _of_file(source: Path, options: Options) -> _Found:
+    if re.fullmatch(r"consolidated\.\d+\.pth", source.name) and source.with_name("params.json").is_file():
+        raise ValueError(f"{source} is a piece of a model; give its folder, whose params.json says how it is built")
+    published = without_prefixes(tensors_in(source))
+    language = language_model(published, options.language_heads, options.eps)
+    vision = vision_tower(published, options.vision_heads)
+    trained = trained_tensors(published)
+    if not (language or vision or trained):
+        raise ValueError(f"{source} holds no LLaMA, CLIP or MemVP tensors under their published names")
+    found = _Found({name: model for name, model in ((LANGUAGE, language), (VISION, vision)) if model}, trained)
+    found.said += [f"left out, since no forward pass uses it: {name}" for name in published if name == DEAD]
+    if language:
+        found.said.append(
+            f"taken for granted, since the file does not tell: {options.language_heads} heads (--language-heads),"
+            f" an epsilon of {options.eps} (--norm-eps), a rotary base of 10000"
+        )
     if trained:
-        out.mkdir(parents=True, exist_ok=True)
-        replace_file(out / TRAINED, save({name: t.read().contiguous() for name, t in trained.items()}))
-        said.append(f"{len(trained)} trained tensors -> {out / TRAINED}")
-    return said
+        given = command_line(source)
+        found.settings = {key: str(given[name]) for name, key in OPTIONS.items() if name in given}
+    return found
 
 
 def without_prefixes(tensors: Tensors) -> Tensors:
@@ -88,8 +133,11 @@ def without_prefixes(tensors: Tensors) -> Tensors:
 def check_tensors(source: Path, tensors: Tensors, config: PretrainedConfig) -> None:
     """The names and shapes that transformers' model of this configuration has, no others. Raises ValueError."""
     kind: Any = LlamaForCausalLM if config.model_type == "llama" else CLIPVisionModel
-    with torch.device("meta"):
-        model = kind(config)
+    try:
+        with torch.device("meta"):
+            model = kind(config)
+    except Exception as error:  # transformers raises many kinds
+        raise ValueError(f"{source} has sizes that no model has ({' '.join(str(error).split())})") from None
     wanted = {name.removeprefix("vision_model."): tuple(t.shape) for name, t in model.state_dict().items()}
     if getattr(config, "tie_word_embeddings", False):
         wanted.pop("lm_head.weight", None)

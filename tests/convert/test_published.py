@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from dsmemvp.convert.files import tensors_in
 from dsmemvp.convert.llama import halves_from_pairs
 from dsmemvp.convert.memvp import published_names
-from dsmemvp.convert.run import convert
+from dsmemvp.convert.run import Options, convert
+from dsmemvp.training.checkpoint import read_checkpoint
 
 
 def test_rotary_pairs_become_halves():
@@ -50,10 +51,18 @@ def _convert(tensors: dict[str, torch.Tensor], folder) -> dict[str, torch.Tensor
 
 
 def test_a_pth_file_with_its_command_line_is_converted_to_what_a_forward_pass_uses(tmp_path):
-    content = {"model": published(), "args": argparse.Namespace(emb=5), "epoch": 19}
+    options = argparse.Namespace(emb=5, adapter_scale=0.1, lr=9e-3)
+    content = {"model": published(), "args": options, "epoch": 19}
     torch.save(content, tmp_path / "checkpoint-19.pth")
     said = convert(tmp_path / "checkpoint-19.pth", tmp_path / "out")
     assert any("adapter_modality_embedding" in line for line in said)
+    assert said[-1] == "trained with method.slots=5, method.output_scale=0.1"
+    checkpoint = read_checkpoint(tmp_path / "out" / "trained.safetensors")
+    checkpoint.check_method({"method": {"slots": 5, "output_scale": 0.1}})
+    with pytest.raises(
+        ValueError, match=r"^method\.output_scale: is 1\.0, but .*trained\.safetensors was trained with 0\.1"
+    ):
+        checkpoint.check_method({"method": {"slots": 5, "output_scale": 1.0}})
     found = load_file(tmp_path / "out" / "trained.safetensors")
     assert sorted(found) == [
         "method.key_positions",
@@ -137,5 +146,32 @@ def test_missing_damaged_and_foreign_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="holds a list instead of named tensors"):
         convert(tmp_path / "list.pth", tmp_path / "out")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match=r"holds no consolidated\.\*\.pth; a Hugging Face folder needs no conversion"):
+    with pytest.raises(ValueError, match=r"holds neither consolidated\.\*\.pth nor pytorch_model\*\.bin"):
         convert(tmp_path / "folder", tmp_path / "out")
+
+
+def test_what_a_file_leaves_open_is_said_and_what_no_llama_has_is_refused(shared, tmp_path):
+    recording = Recording(shared, tmp_path / "ours")
+    tensors = {n[2:]: t for n, t in recording.tensors.items() if n.startswith("w.") and not n.startswith("w.adapter")}
+    tensors = {n: t for n, t in tensors.items() if "visual" not in n}
+    save_file(tensors, tmp_path / "llama.safetensors")
+    [first, second] = convert(tmp_path / "llama.safetensors", tmp_path / "out", OPTIONS)
+    assert first.endswith("out") and "heads (--language-heads)" in second and "rotary base of 10000" in second
+    save_file(tensors | {"layers.0.attention.wq.bias": torch.ones(2)}, tmp_path / "llama.safetensors")
+    with pytest.raises(ValueError, match=r"layers\.0\.attention\.wq\.bias is no tensor of a LLaMA"):
+        convert(tmp_path / "llama.safetensors", tmp_path / "out", OPTIONS)
+
+
+def test_a_single_piece_of_metas_is_sent_to_its_folder(tmp_path):
+    torch.save({"tok_embeddings.weight": torch.ones(4, 4)}, tmp_path / "consolidated.00.pth")
+    (tmp_path / "params.json").write_text("{}")
+    with pytest.raises(ValueError, match="is a piece of a model; give its folder"):
+        convert(tmp_path / "consolidated.00.pth", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("language_heads", 0), ("vision_heads", -1), ("eps", 0.0), ("eps", float("nan"))]
+)
+def test_options_that_cannot_be_are_refused(option, value):
+    with pytest.raises(ValueError, match="must be above zero"):
+        Options(**{option: value})
