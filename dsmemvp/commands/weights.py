@@ -20,11 +20,14 @@ def add(commands: Any) -> None:
     about = "what a run has trained, as a small folder that any copy of its base takes"
     command = commands.add_parser("export", help=about, description=about)
     command.set_defaults(run=_export)
-    command.add_argument("--run", dest="run_folder", type=Path, required=True, help="the run's folder, runs/NAME")
-    command.add_argument("--checkpoint", type=Path, help="a checkpoint's folder instead of the newest")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", dest="run_folder", type=Path, help="the run's folder, runs/NAME")
+    source.add_argument("--recipe", type=Path, help="instead, for a --checkpoint that `dsmemvp convert` has written")
+    command.add_argument("--checkpoint", type=Path, help="a checkpoint's folder instead of the run's newest")
     command.add_argument("--out", type=Path, help="folder to write")
     command.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the folder's tensors")
     command.add_argument("--published", type=Path, metavar="FILE.pth", help="also, or only: MemVP's published layout")
+    command.add_argument("--set", action="append", default=[], metavar="key=value", help="instead of the recipe's")
 
 
 def _convert(given: argparse.Namespace) -> None:
@@ -37,6 +40,14 @@ def _convert(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
-    from dsmemvp.export.run import export
+    from dsmemvp.export.run import export, export_file
+    from dsmemvp.recipe_file import read_recipe
 
+    if given.recipe:
+        if not given.checkpoint or not given.out or given.published:
+            raise ValueError("--recipe goes with --checkpoint FILE and --out DIR, and without --published")
+        print(export_file(read_recipe(given.recipe, given.set), given.checkpoint, given.out, given.dtype))
+        return
+    if given.set:
+        raise ValueError("--set goes with --recipe; what a run was trained with cannot be set")
     print(*export(given.run_folder, given.out, given.published, given.checkpoint, given.dtype), sep="\n")

@@ -5,11 +5,16 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write `path` so that a reader, or a machine that loses power, sees the old file or the new one."""
+    """Write `path` so that a reader, or a machine that loses power, sees the old file or the new one. Raises
+    OSError."""
     partial = path.with_name(f"partial-{path.name}")
-    partial.write_bytes(content)
-    flush(partial)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        flush(partial)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     flush(path.parent)
 
 

@@ -24,6 +24,8 @@ class Report:
     suffix: str
     """Of the files, such as "-blind"."""
     state: State
+    digest: str
+    """Of the checkpoint's trained tensors; empty without one."""
     location: str
     """Of the data."""
     samples: int
@@ -31,11 +33,19 @@ class Report:
     protocol: str
 
     def write(self, predicted: dict[str, Predicted]) -> None:
-        """`predicted` by the evaluation's name. Raises OSError."""
+        """`predicted` by the evaluation's name. Raises OSError, and ValueError where no sample could be used."""
+        if not any(found.rows for found in predicted.values()):
+            raise ValueError(f"no sample of {self.location} could be used; see data.on_bad_sample")
         scores = {name: scored(found.predictions) for name, found in predicted.items()}
         used = len(next(iter(predicted.values())).rows)
-        about: dict[str, Any] = {"epoch": self.state.epoch, "step": self.state.step, "data": self.location}
-        about |= {"protocol": self.protocol, "samples": self.samples, "left_out": self.samples - used}
+        about: dict[str, Any] = {"epoch": self.state.epoch, "step": self.state.step}
+        about |= {
+            "checkpoint": self.digest,
+            "data": self.location,
+            "protocol": self.protocol,
+            "samples": self.samples,
+            "left_out": self.samples - used,
+        }
         self.run.mkdir(parents=True, exist_ok=True)
         lines = [{"evaluation": name, **row} for name, found in predicted.items() for row in found.rows]
         text = "".join(json.dumps(line) + "\n" for line in lines)

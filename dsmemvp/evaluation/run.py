@@ -7,7 +7,6 @@ Other files end in -validation, in -blind, or in both. What follows from a check
 depend on the number of ranks.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -74,8 +73,8 @@ def evaluate(
     model, forward = build_for_inference(recipe, configs, ranks, found)
     answering = _answering(recipe, ranks, model, forward)
     encoder = replace(encoder, slots=model.method.slots, answers=True, blind=blind)
-    checksum = ranks.together(lambda: _checksum(found) if ranks.first else "")
-    about = {"checkpoint": [state.step, checksum], "base": base, "data": data.fingerprint, **_what_counts(recipe)}
+    digest = ranks.together(lambda: found.digest() if found and ranks.first else "")
+    about = {"checkpoint": [state.step, digest], "base": base, "data": data.fingerprint, **_what_counts(recipe)}
     predicted: dict[str, Predicted] = {}
     partials: list[Partial | None] = []
     for captions in recipe.evaluation.captions:
@@ -85,7 +84,7 @@ def evaluate(
         predicted[name] = predict_all(recipe, ranks, data, own, answering, name, between, partials[-1])
     watch.at("scoring", state.step)
     suffix = "-validation" * (split != "test") + "-blind" * blind
-    report = Report(run, suffix, state, data.location, data.samples, recipe.evaluation.protocol)
+    report = Report(run, suffix, state, digest, data.location, data.samples, recipe.evaluation.protocol)
     ranks.together(lambda: report.write(predicted) if ranks.first else None)
     for partial in partials:
         ranks.together(partial.remove if partial else lambda: None)
@@ -175,10 +174,6 @@ def _open_partial(ranks: Ranks, run: Path, split: str, belongs: dict[str, Any]) 
     words = belongs["evaluation"].replace(",", "").split()
     path = run / "evaluation" / ("-".join([*words, *(["validation"] if split != "test" else [])]) + ".jsonl")
     return Partial(path, belongs) if ranks.first else None
-
-
-def _checksum(found: Checkpoint | None) -> str:
-    return hashlib.sha256(found.trained.read_bytes()).hexdigest() if found else ""
 
 
 def _what_counts(recipe: Recipe) -> dict[str, Any]:

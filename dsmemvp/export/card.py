@@ -13,9 +13,11 @@ METHODS = {
     " language model",
 }
 
+DIGESTED = "SHA-256 of settings, names, shapes and a sample of the values; of the tokenizer's file"
 
-def model_card(content: dict[str, Any], recipe: Recipe, run: Path) -> str:
-    """`content` is adapter.json's; scores are taken from `run` where they are of the same epoch."""
+
+def model_card(content: dict[str, Any], recipe: Recipe, run: Path | None, digest: str) -> str:
+    """`content` is adapter.json's; scores are taken from `run` where they are of the checkpoint of this digest."""
     parts = [
         f"---\nlibrary_name: dsmemvp\ntags: [visual-prompting, {recipe.method.name}, llama, clip]\n---",
         f"# {recipe.name}",
@@ -25,14 +27,14 @@ def model_card(content: dict[str, Any], recipe: Recipe, run: Path) -> str:
         "## Use",
         USE,
         "## Base",
-        "Any copy of the base works, under any path; another one is refused by these digests.",
-        _table(["", "SHA-256 of names, types, shapes and samples of the content"], sorted(content["base"].items())),
+        "Any copy of the base works: under any path, in any number of files, in the layout of any version of"
+        " transformers. Another one is refused by these digests.",
+        _table(["", DIGESTED], sorted(content["base"].items())),
         *_shapes(content),
         "## Training",
-        f"Finished epochs: {content['epoch']}; steps of {recipe.training.global_batch} samples: {content['step']}"
-        f"{_validation(content)}. The whole recipe stands in `adapter.json`.",
+        f"{_progress(content, recipe)} The whole recipe stands in `adapter.json`.",
         _table(["", ""], _settings(recipe)),
-        *_scores(content["epoch"], run),
+        *(_scores(digest, run) if run else []),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -46,6 +48,11 @@ picture = model.see("cat.png")
 print(model.answer("What is in the picture?", picture))
 ```
 
+On the command line the base is named in the same way, once for each of the three keys:
+
+    dsmemvp generate --run FOLDER --set model.language_model=... --set model.vision_tower=... \\
+        --set model.tokenizer=... --image cat.png "What is in the picture?"
+
 `dsmemvp evaluate RECIPE --checkpoint FOLDER` scores it with the recipe it was trained with."""
 
 
@@ -54,9 +61,13 @@ def _shapes(content: dict[str, Any]) -> list[str]:
     return [_table(["model", "sizes"], rows)] if rows else []
 
 
-def _validation(content: dict[str, Any]) -> str:
+def _progress(content: dict[str, Any], recipe: Recipe) -> str:
+    if not content["step"]:
+        return "Trained elsewhere; the settings below are those it is used with."
     loss = content["validation_loss"]
-    return "" if loss is None else f"; loss on the validation samples {loss:.4f}"
+    validation = "" if loss is None else f"; loss on the validation samples {loss:.4f}"
+    steps = f"steps of {recipe.training.global_batch} samples: {content['step']}"
+    return f"Finished epochs: {content['epoch']}; {steps}{validation}."
 
 
 def _settings(recipe: Recipe) -> list[tuple[str, str]]:
@@ -80,15 +91,15 @@ def _settings(recipe: Recipe) -> list[tuple[str, str]]:
     return rows
 
 
-def _scores(epoch: int, run: Path) -> list[str]:
-    """Every table of numbers in the run's evaluations of this epoch."""
+def _scores(digest: str, run: Path) -> list[str]:
+    """Every table of numbers in the run's evaluations of this checkpoint."""
     found = []
     for name in ("evaluation.json", "evaluation-blind.json"):
         try:
             content = json.loads((run / name).read_bytes())
         except (OSError, ValueError):
             continue
-        if isinstance(content, dict) and content.get("epoch") == epoch:
+        if isinstance(content, dict) and content.get("checkpoint") == digest:
             found += [_numbers(key, rows) for key, rows in content.items() if _is_table(rows)]
     return ["## Scores", *found] if found else []
 

@@ -3,6 +3,7 @@ both. Neither GPU nor weights of the base are needed: what the base is known by 
 
 import io
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from safetensors.torch import load_file
 from dsmemvp.convert.memvp import published_names
 from dsmemvp.data.durable import flush, replace_file
 from dsmemvp.export.card import model_card
+from dsmemvp.models.fingerprint import base_fingerprint
+from dsmemvp.models.joined import trainable_shapes
 from dsmemvp.models.weights import configs_of_shapes, read_configs
 from dsmemvp.recipe import Recipe
-from dsmemvp.recipe_file import recipe_of
-from dsmemvp.training.adapter import write_adapter
+from dsmemvp.recipe_file import as_dict, recipe_of
+from dsmemvp.training.adapter import TRAINED, write_adapter
 from dsmemvp.training.checkpoint import ADAPTER, Checkpoint, State, check_sums, newest_checkpoint, read_checkpoint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,7 +38,9 @@ VISION_KEYS = (
     "patch_size",
     "image_size",
 )
-PUBLISHED = {"method.name": "memvp", "method.visual_scale": 0.01, "vision.adapter_scale": 0.1}
+CARD = "README.md"
+PUBLISHED: dict[str, Any] = {"method.name": "memvp", "method.visual_scale": 0.01, "vision.adapter_scale": 0.1}
+PUBLISHED |= {"vision.statistics": "imagenet"}
 """What stands in the published code and cannot be set there."""
 
 
@@ -54,8 +59,21 @@ def export(
         said.append(_write_published(published, found.state, recipe, trained))
     if out is not None:
         tensors = {name: t.to(DTYPES[dtype]) for name, t in trained.items()}
-        said.append(_write_folder(out.resolve(), run, found.state, recipe, tensors))
+        said.append(_write_folder(out, found.state, recipe, tensors, run, found.digest()))
     return said
+
+
+def export_file(recipe: Recipe, trained: Path, out: Path, dtype: str = "fp32") -> str:
+    """Write a folder as `export` does, for a file of trained tensors from elsewhere, such as `dsmemvp convert` makes of
+    a published checkpoint; it is taken to belong to the recipe's base and method. Returns a line about it. Raises
+    FileNotFoundError or ValueError where the file does not fit the recipe, OSError."""
+    if not trained.is_file():
+        raise FileNotFoundError(f"--checkpoint: {trained} is no file of trained tensors")
+    found = read_checkpoint(trained)
+    found.check_method(as_dict(recipe))
+    values = found.values(trainable_shapes(recipe, read_configs(recipe)))
+    state = State(recipe=as_dict(recipe), base=base_fingerprint(recipe))
+    return _write_folder(out, state, recipe, {name: t.to(DTYPES[dtype]) for name, t in values.items()})
 
 
 def _checkpoint(run: Path, given: Path | None) -> tuple[Checkpoint, list[str]]:
@@ -71,27 +89,32 @@ def _checkpoint(run: Path, given: Path | None) -> tuple[Checkpoint, list[str]]:
     return found, []
 
 
-def _write_folder(out: Path, run: Path, state: State, recipe: Recipe, trained: dict[str, torch.Tensor]) -> str:
-    """Under another name first; an earlier export is replaced, anything else is not."""
-    if out.exists() and not (out / ADAPTER).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already and is no exported folder; give another one in --out")
-    partial, old = (out.with_name(f"{word}-{out.name}") for word in ("partial", "old"))
-    for left in (partial, old):
-        shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir(parents=True)
+def _write_folder(
+    out: Path, state: State, recipe: Recipe, trained: dict[str, torch.Tensor], run: Path | None = None, digest: str = ""
+) -> str:
+    """Whole or not at all; an earlier export is replaced, anything else is not. The card has the scores that `run` has
+    of the checkpoint of this digest."""
+    out = out.resolve()
+    if out.exists():
+        there = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+        if there and (ADAPTER not in there or there - {ADAPTER, TRAINED, CARD}):
+            raise ValueError(f"{out} is there already and holds other things than an export; give another one in --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))  # a name that is nobody's
     try:
+        partial = beside / "partial"
+        partial.mkdir()
         content = write_adapter(partial, state, trained, _needs(recipe))
-        (partial / "README.md").write_text(model_card(content, recipe, run), encoding="utf-8")
+        (partial / CARD).write_text(model_card(content, recipe, run, digest), encoding="utf-8")
         for path in partial.iterdir():
             flush(path)
         if out.exists():
-            out.rename(old)
+            out.rename(beside / "old")
         partial.rename(out)
         flush(out.parent)
     finally:
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
-    return f"step {state.step}, {content['parameters']:,} trained parameters -> {out}"
+        shutil.rmtree(beside, ignore_errors=True)
+    return f"{content['parameters']:,} trained parameters{f' of step {state.step}' * bool(state.step)} -> {out}"
 
 
 def _needs(recipe: Recipe) -> dict[str, Any]:
@@ -119,6 +142,8 @@ def _write_published(path: Path, state: State, recipe: Recipe, trained: dict[str
         group, name = key.split(".")
         if (value := getattr(getattr(recipe, group), name)) != wanted:
             raise ValueError(f"{key}: is {value}, but {wanted} stands in the published code; only --out can be written")
+    if path.is_dir():
+        raise ValueError(f"--published: {path} is a folder; give the name of a file, such as checkpoint-19.pth")
     buffer = io.BytesIO()
     torch.save({"model": published_names(trained), "epoch": max(0, state.epoch - 1)}, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)

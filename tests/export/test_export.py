@@ -1,5 +1,6 @@
 """What a run has trained, handed on: onto any copy of its base and no other, and back into the published layout."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import dsmemvp
 from dsmemvp.convert.run import convert
-from dsmemvp.export.run import export
+from dsmemvp.export.run import export, export_file
 from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.models.joined import VisualLanguageModel, add_trainables, build_frozen
 from dsmemvp.models.weights import load_frozen, read_configs
@@ -52,6 +53,12 @@ def trained(recipe) -> dict[str, torch.Tensor]:
 def run(tmp_path, recipe, trained):
     _saved(tmp_path / "runs" / "tiny", recipe, trained)
     return tmp_path / "runs" / "tiny"
+
+
+def _saved_as(run, recipe: Recipe, folder):
+    """A run of this recipe with the trained tensors of a checkpoint."""
+    _saved(run, recipe, load_file(folder / "trained.safetensors"))
+    return run
 
 
 def _base(recipe: Recipe) -> dict[str, str]:
@@ -172,8 +179,11 @@ def test_nothing_of_this_machine_stands_in_it(run, recipe, tmp_path):
 
 def test_the_card_says_what_it_is_and_how_it_scored(run, trained, tmp_path):
     scores = {"captions off": {"NAT": 91.234, "Avg": 90.5}, "captions on": {"Avg": 95.0}}
-    (run / "evaluation.json").write_text(json.dumps({"epoch": 2, "samples": 48, "accuracy": scores}))
-    (run / "evaluation-blind.json").write_text(json.dumps({"epoch": 1, "accuracy": {"blind": {"Avg": 11.11}}}))
+    [folder] = (run / "checkpoints").iterdir()
+    digest = hashlib.sha256((folder / "trained.safetensors").read_bytes()).hexdigest()
+    (run / "evaluation.json").write_text(json.dumps({"checkpoint": digest, "samples": 48, "accuracy": scores}))
+    other = {"checkpoint": "1f", "epoch": 2, "step": 12, "accuracy": {"blind": {"Avg": 11.11}}}
+    (run / "evaluation-blind.json").write_text(json.dumps(other))
     export(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     number = sum(t.numel() for t in trained.values())
@@ -187,7 +197,7 @@ def test_the_card_says_what_it_is_and_how_it_scored(run, trained, tmp_path):
     ):
         assert part in card, part
     assert "| captions off | 91.23 | 90.50 |" in card and "| captions on |  | 95.00 |" in card
-    assert "11.11" not in card  # of another epoch
+    assert "11.11" not in card  # of another checkpoint
 
 
 def test_without_the_base_at_hand_it_is_exported_all_the_same(tmp_path, recipe, trained):
@@ -206,9 +216,16 @@ def test_an_earlier_export_is_replaced_and_nothing_else(run, recipe, trained, tm
     assert load_file(tmp_path / "out" / "trained.safetensors")["method.key_positions"].dtype == torch.bfloat16
     export(run, tmp_path / "out")
     assert load_file(tmp_path / "out" / "trained.safetensors")["method.key_positions"].dtype == torch.float32
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(("old-", "partial-"))]
-    with pytest.raises(ValueError, match="is there already and is no exported folder"):
-        export(run, run)
+    for name in ("old-out", "partial-out"):  # of the user's
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kept").touch()
+    before = sorted(tmp_path.rglob("*"))
+    export(run, tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "out" / "notes.txt").touch()
+    for place in (run, tmp_path / "out"):
+        with pytest.raises(ValueError, match="is there already and holds other things than an export"):
+            export(run, place)
 
 
 def test_what_cannot_be_exported_is_told(run, recipe, tmp_path):
@@ -222,6 +239,12 @@ def test_what_cannot_be_exported_is_told(run, recipe, tmp_path):
     # this recipe's scale is not the one that stands in the published code
     with pytest.raises(ValueError, match=r"^method\.visual_scale: is 0\.1, but 0\.01 stands in the published code"):
         export(run, None, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"--published: .* is a folder"):
+        recipe.method.visual_scale = 0.01
+        export(_saved_as(tmp_path / "runs" / "like published", recipe, folder), None, tmp_path)
+    recipe.vision.statistics = "clip"
+    with pytest.raises(ValueError, match=r"^vision\.statistics: is clip, but imagenet stands in the published code"):
+        export(_saved_as(tmp_path / "runs" / "other pixels", recipe, folder), None, tmp_path / "file.pth")
     (folder / "trained.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"trained\.safetensors is damaged"):
         export(run, tmp_path / "out", checkpoint=folder)
@@ -252,3 +275,25 @@ def test_published_converted_exported_and_converted_again_is_the_same(shared, to
         with torch.no_grad():
             logits.append(model(recording.batch()))
     assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+
+
+def test_a_published_checkpoint_becomes_a_folder_that_opens_onto_the_recipes_base(recipe, trained, tmp_path):
+    save_file(trained, tmp_path / "imported.safetensors", metadata={"method.output_scale": "1.0", "method.slots": "24"})
+    said = export_file(recipe, tmp_path / "imported.safetensors", tmp_path / "out")
+    assert said.startswith("3,120 trained parameters -> ")
+    opened, checkpoint = open_run(tmp_path / "out", _named(_base(recipe)))
+    found = checkpoint.values({name: tuple(t.shape) for name, t in trained.items()})
+    assert opened.method == recipe.method and all(torch.equal(found[name], t) for name, t in trained.items())
+    assert checkpoint.state.base == base_fingerprint(recipe)
+    assert "Trained elsewhere" in (tmp_path / "out" / "README.md").read_text()
+    recipe.method.output_scale = 0.1
+    with pytest.raises(
+        ValueError, match=r"^method\.output_scale: is 0\.1, but .*imported\.safetensors was trained with"
+    ):
+        export_file(recipe, tmp_path / "imported.safetensors", tmp_path / "other")
+    recipe.method.output_scale, recipe.vision.adapter_dim = 1.0, 5
+    with pytest.raises(ValueError, match=r"imported\.safetensors does not fit the recipe's model: vision\.layers\.0"):
+        export_file(recipe, tmp_path / "imported.safetensors", tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match="nowhere is no file of trained tensors"):
+        export_file(recipe, tmp_path / "nowhere", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
