@@ -229,8 +229,8 @@ class Recipe:
             raise ValueError("training.best_by: give data.validation, on which the score is measured")
         if self.vision.max_pixels > PILLOW_PIXELS:
             raise ValueError(f"vision.max_pixels: Pillow itself refuses images over {PILLOW_PIXELS} pixels")
-        if not self.evaluation.captions:
-            raise ValueError("evaluation.captions: name at least one of false and true")
+        if len(self.evaluation.captions) != max(1, len(set(self.evaluation.captions))):
+            raise ValueError("evaluation.captions: name false, true or both, each once")
         if self.method.name == "input_space" and not self.method.lora_targets:
             raise ValueError("method.lora_targets: name at least one linear layer, such as q_proj")
 

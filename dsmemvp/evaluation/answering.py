@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsmemvp.data.batch import Batch
+from dsmemvp.data.batch import Batch, make_batch
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.evaluation.likelihood import letter_tokens, likeliest, log_likelihoods
@@ -15,8 +15,8 @@ from dsmemvp.training.ranks import Ranks
 Over = Callable[[int, list[int]], bool]
 Decode = Callable[[Batch, int, Over], list[list[int]]]
 """(batch, most tokens, over(b, tokens): whether sample b needs no token after these) -> tokens after each sample. All
-ranks call it together, with the same number. A sample's tokens must depend on its own batch alone, not on how many more
-are decoded; those after its end are not looked at."""
+ranks call it together, with the same number, and perhaps without any sample. A sample's tokens must depend on its own
+batch alone, not on how many more are decoded; those after its end are not looked at."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,7 @@ class Answering:
         """For each of `batch.samples`. Raises ValueError."""
         likelihoods = self._likelihoods(batch)
         limits = [self._limit(sample) for sample in batch.samples]
-        steps = int(max(row[0] for row in self.ranks.table(max(limits, default=0))))
-
-        def over(b: int, tokens: list[int]) -> bool:
-            return len(tokens) >= limits[b] or self._ended(batch.samples[b], tokens)
-
-        decoded = self.decode(batch, steps, over) if steps else [[] for _ in limits]
+        decoded = self._decoded(batch, limits)
         answers = []
         for b, sample in enumerate(batch.samples):
             if likelihoods[b]:
@@ -54,6 +49,23 @@ class Answering:
             else:
                 answers.append(Answer(self._text(sample, decoded[b], limits[b])))
         return answers
+
+    def _decoded(self, batch: Batch, limits: list[int]) -> list[list[int]]:
+        """A single token is computed otherwise than several, and by rounding may be another one. Which way a batch goes
+        follows from its own samples; all ranks go both ways that any of them goes, some with an empty batch."""
+        wanted = max(limits, default=0)
+        most = [int(row[0]) for row in self.ranks.table(wanted)]
+
+        def over(b: int, tokens: list[int]) -> bool:
+            return len(tokens) >= limits[b] or self._ended(batch.samples[b], tokens)
+
+        decoded: list[list[int]] = [[] for _ in limits]
+        for steps in ([1] if 1 in most else []) + ([max(most)] if max(most) > 1 else []):
+            if min(wanted, 2) == min(steps, 2):
+                decoded = self.decode(batch, steps, over)
+            else:
+                self.decode(make_batch([], batch.images.shape[-1], self.slots, last_only=True), steps, over)
+        return decoded
 
     def _likelihoods(self, batch: Batch) -> list[list[float]]:
         """Of every sample's choices; none for samples that are asked otherwise."""

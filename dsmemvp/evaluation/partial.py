@@ -5,6 +5,7 @@ the first rank, as the batches come.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Partial:
         """Once the whole evaluation is written elsewhere."""
         self._file.close()
         self._path.unlink(missing_ok=True)
-        if not any(self._path.parent.iterdir()):
+        with suppress(OSError):  # another evaluation's answers are there, or it has removed the folder
             self._path.parent.rmdir()
 
 

@@ -37,8 +37,12 @@ COLUMNS = (
     *CAPTION_COLUMNS,
 )
 """The published order. Other columns stand before these, sorted by name."""
-FULL_STOP = re.compile(r"(?<!\bst)(?<!\bmt)(?<!\bdr)(?<!\bmr)(?<!\bms)(?<!\bmrs)\.(?=\s|$)", re.IGNORECASE)
-"""Not the point of 3.5, amazon.com or st. louis."""
+FULL_STOP = re.compile(
+    r"(?<!\bst)(?<!\bmt)(?<!\bdr)(?<!\bmr)(?<!\bms)(?<!\bmrs)(?<!\bjr)(?<!\bvs)(?<!\b[a-z])"
+    r"\.(?=\s|$)(?!(?<=\bno\.)\s\d)",
+    re.IGNORECASE,
+)
+"""Not the point of 3.5, amazon.com, st. louis, u.s. flag or no. 5."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def predict(sample: Sample, decoded: str) -> Prediction:
     elif kind == "vqa":
         answers, predicted = tuple(sample.scores["answers"]), _answer(decoded)
     else:
-        answers, predicted = (_answer(str(sample.answer)),), _answer(decoded)
+        answers, predicted = (_bare(str(sample.answer)).lower(),), _answer(decoded).lower()
     return Prediction(sample.index, name, kind, decoded, predicted, answers, classes_of(sample, kind))
 
 
@@ -94,7 +98,11 @@ def _letter(decoded: str, choices: int) -> str:
 
 
 def _answer(text: str) -> str:
-    return FULL_STOP.split(text, maxsplit=1)[0].strip().lower()
+    return _bare(FULL_STOP.split(text, maxsplit=1)[0])
+
+
+def _bare(text: str) -> str:
+    return text.strip().removesuffix(".")
 
 
 def classes_of(sample: Sample, kind: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.encoder import recipe_encoder
@@ -27,6 +27,8 @@ from dsmemvp.training.opening import open_run
 from dsmemvp.training.ranks import Ranks, own_device
 
 LETTER = re.compile("[A-Z]")
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
+"""Of Pillow's images, those that a PNG holds as they are."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,15 @@ class Answerer:
     def answer(
         self,
         questions: str | Sequence[str],
-        picture: Picture | None = None,
+        picture: Picture | str | Path | bytes | Image.Image | None = None,
         *,
         choices: Sequence[str] = (),
         context: str = "",
         free: bool = False,
         **sampling: Any,
     ) -> Any:
-        """The answer to a question, or a list of them to several; `sampling` as in `Sampling`.
+        """The answer to a question, or a list of them to several; `sampling` as in `Sampling`. A picture that was not
+        given to `see` before is looked at for this call alone.
 
         The prompt is that of training. An answer follows "The answer is", which is left out with the full stop at its
         end; with `free` it stands by itself, as captions and conversations were trained. With `choices` it is one of
@@ -85,6 +88,8 @@ class Answerer:
             return self.answer([questions], picture, choices=choices, context=context, free=free, **sampling)[0]
         if free and choices:
             raise ValueError("free and choices exclude each other: a choice is a letter")
+        if picture is not None and not isinstance(picture, Picture):
+            picture = self.see(picture)
         samples = [_sample(question, choices, context, free) for question in questions]
         prompts = [encode_for_answer(self._tokenizer, s, captions=False, most=self._max_length) for s in samples]
         pixels = picture.pixels if picture else None
@@ -109,10 +114,21 @@ def load(folder: str | Path, checkpoint: str | Path | None, overrides: Mapping[s
 def _sample(question: str, choices: Sequence[str], context: str, free: bool) -> Sample:
     if not question.strip():
         raise ValueError("a question has no words")
+    for text in (question, context, *choices):
+        if not _is_text(text):
+            raise ValueError(f"{text!r} is not text that UTF-8 can write")
     if len(choices) > 26:
         raise ValueError(f"{len(choices)} choices: letters end at 26")
     scores = {"task": "conversation"} if free else {}
     return Sample(question, 0, tuple(choices), context, scores=scores, where=f"question {question[:40]!r}")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _choice(text: str, choices: Sequence[str]) -> str:
@@ -127,5 +143,6 @@ def _encoded(image: str | Path | bytes | Image.Image) -> bytes:
     if isinstance(image, str | Path):
         return Path(image).read_bytes()
     out = io.BytesIO()
-    image.save(out, "PNG")
+    image = ImageOps.exif_transpose(image)  # as a file of it is seen; PNG would lose how it is to be turned
+    (image if image.mode in PNG_MODES else image.convert("RGB")).save(out, "PNG")
     return out.getvalue()

@@ -5,7 +5,6 @@ hooks at the root begin and end every forward.
 """
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +29,14 @@ class StepOutput(ModelOutput):
     state: State | None = None
 
 
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
+"""What `generate` needs of a configuration. Others of a base's settings are not for it: `use_cache` false, which those
+who have trained it leave there, would end in an error."""
+
+
 class Decoder(PreTrainedModel, GenerationMixin):
     """`forward(batch, step)` is that of training/engine.py's `build_for_inference`, on `place`. Where `in_step`, all
     ranks generate at the same time, and each goes on until the last one is done."""
@@ -38,7 +45,7 @@ class Decoder(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
 
     def __init__(self, config: LlamaConfig, forward: Callable[..., Any], place: torch.device, eos: int, in_step: bool):
-        super().__init__(deepcopy(config))  # which transformers writes into
+        super().__init__(LlamaConfig(**{name: getattr(config, name) for name in SIZES}))
         self._run, self._place = forward, place
         self.eos, self.in_step = eos, in_step
 

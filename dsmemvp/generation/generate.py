@@ -43,6 +43,8 @@ class Sampling:
             raise ValueError(f"temperature: must be 0 (greedy) or a positive number, is {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: must be above 0 and at most 1, is {self.top_p}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed: must be at least 0 and below 2^63, is {self.seed}")
 
 
 def generate(

@@ -251,7 +251,12 @@ class _Run:
     def _save(self, step: int) -> None:
         loss = score = None
         if self.validation is not None and _epochs_are_over(step, self.recipe, self.per_epoch):
-            loss, score = self._validate(step, self.validation)
+            try:
+                loss, score = self._validate(step, self.validation)
+            except (ValueError, OSError):  # on all ranks alike; what was trained is not to be lost with it
+                self._begin_save(step)
+                self.saver.finish()
+                raise
         self._begin_save(step, loss, score)
 
     def _begin_save(self, step: int, loss: float | None = None, score: float | None = None) -> None:

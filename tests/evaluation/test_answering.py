@@ -38,6 +38,9 @@ def answer(tokenizer):
 
         def decode(batch: Batch, steps, over):
             asked.append(steps)
+            if not batch.samples:
+                asked.append("nothing")
+                return []
             tokens = [tokenizer.encode(text)[1:] + [tokenizer.eos] * 30 for text in written]
             asked.append([next(n for n in range(1, 99) if over(b, own[:n])) for b, own in enumerate(tokens)])
             return [own[:steps] for own in tokens]
@@ -57,6 +60,17 @@ def test_each_kind_has_its_limit_whatever_others_need(answer, tokenizer):
         assert [a.text for a in answers] == [tokenizer.decode(tokens[:n]) for n in (3, 8, 1)]
         assert asked == [max(8, more), [3, 8, 1]]
         assert all(a.log_likelihoods is None for a in answers)
+
+
+def test_which_way_a_batch_is_computed_does_not_depend_on_other_ranks(answer, tokenizer):
+    """A single token has a way of its own; all ranks go both ways where any goes the other one."""
+    letter = [len(tokenizer.encode("B")[1:])]
+    assert letter == [1]
+    assert answer([CHOICE], ["B"])[1] == [1, [1]]
+    assert answer([CHOICE], ["B"], more=60)[1] == [1, [1], 60, "nothing"]
+    assert answer([OPEN], ["red"], more=1, max_new_tokens=5)[1][:3] == [1, "nothing", 5]
+    assert answer([], [], more=1)[1] == [1, "nothing"] and answer([], [], more=7)[1] == [7, "nothing"]
+    assert answer([], [])[1] == []
 
 
 def test_an_open_answer_ends_behind_its_full_stop_and_a_caption_at_its_end(answer, tokenizer):

@@ -70,6 +70,19 @@ def test_the_number_of_ranks_changes_no_byte(evaluate, alone, sharding):
         assert not (folder / "evaluation").exists()
 
 
+@pytest.mark.ranks
+def test_nor_where_letters_and_sentences_are_written(evaluate):
+    """In 16 bits, where one token computed in another way is soon another one."""
+    settings = ["evaluation.protocol=generate", "model.dtype=bf16", "evaluation.captions=[false]", "evaluation.batch=1"]
+    folders = []
+    for ranks in (1, 2):
+        folder, ended = evaluate(f"written-{ranks}", *settings, ranks=ranks)
+        assert ended.codes == [0] * ranks, ended.text
+        folders.append(folder)
+    rows = [json.loads(line) for line in (folders[0] / "predictions.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} == {"choice", "caption", "open"} and written(folders[0]) == written(folders[1])
+
+
 def test_what_is_written(alone):
     rows = [json.loads(line) for line in (alone / "predictions.jsonl").read_text().splitlines()]
     assert [(row["evaluation"], row["index"]) for row in rows] == [(name, i) for name in NAMES for i in range(SAMPLES)]

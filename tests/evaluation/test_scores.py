@@ -117,26 +117,52 @@ TEN = ["yes"] * 10
 @pytest.mark.parametrize(
     ("scores", "kind", "answers", "predicted", "classes"),
     [
-        ({"task": "vqa", "answers": TEN, "answer_type": "yes/no"}, "vqa", tuple(TEN), "a b", ("yes/no",)),
-        ({"task": "vqa", "answers": TEN}, "vqa", tuple(TEN), "a b", ()),
-        ({"task": "vqa", "answers": TEN[:9]}, "open", ("x y",), "a b", ("NO",)),
-        ({"task": "vqa", "answers": [1] * 10}, "open", ("x y",), "a b", ("NO",)),
+        ({"task": "vqa", "answers": TEN, "answer_type": "yes/no"}, "vqa", tuple(TEN), "A big", ("yes/no",)),
+        ({"task": "vqa", "answers": TEN}, "vqa", tuple(TEN), "A big", ()),
+        ({"task": "vqa", "answers": TEN[:9]}, "open", ("x y. z",), "a big", ("NO",)),
+        ({"task": "vqa", "answers": [1] * 10}, "open", ("x y. z",), "a big", ("NO",)),
         (
             {"task": "vqa", "structural_type": "query", "semantic_type": "rel"},
-            *("gqa", ("x y",), "a b", ("query", "rel", "Open")),
+            *("gqa", ("x y. z",), "a big", ("query", "rel", "Open")),
         ),
-        ({"structural_type": "verify"}, "gqa", ("x y",), "a b", ("verify", "Binary")),
-        ({"task": "caption", "references": ["X.", "Y"]}, "caption", ("X.", "Y"), "A b. C.", ()),
-        ({"task": "caption"}, "caption", ("X Y. Z",), "A b. C.", ()),
-        ({"task": "caption", "references": "a"}, "caption", ("X Y. Z",), "A b. C.", ()),
-        ({"task": "caption", "references": []}, "caption", ("X Y. Z",), "A b. C.", ()),
-        ({"task": "conversation"}, "open", ("x y",), "a b", ("NO",)),
-        ({}, "open", ("x y",), "a b", ("NO",)),
+        ({"structural_type": "verify"}, "gqa", ("x y. z",), "a big", ("verify", "Binary")),
+        ({"task": "caption", "references": ["X.", "Y"]}, "caption", ("X.", "Y"), "A big. C.", ()),
+        ({"task": "caption"}, "caption", ("X Y. Z",), "A big. C.", ()),
+        ({"task": "caption", "references": "a"}, "caption", ("X Y. Z",), "A big. C.", ()),
+        ({"task": "caption", "references": []}, "caption", ("X Y. Z",), "A big. C.", ()),
+        ({"task": "conversation"}, "open", ("x y. z",), "a big", ("NO",)),
+        ({}, "open", ("x y. z",), "a big", ("NO",)),
     ],
 )
 def test_the_kind_follows_from_the_samples_fields(scores, kind, answers, predicted, classes):
-    result = predict(sample(choices=(), answer="X Y. Z", scores={"id": "q", **scores}, index=3), " A b. C.")
-    assert result == Prediction(3, "q", kind, " A b. C.", predicted, answers, classes)
+    result = predict(sample(choices=(), answer="X Y. Z", scores={"id": "q", **scores}, index=3), " A big. C.")
+    assert result == Prediction(3, "q", kind, " A big. C.", predicted, answers, classes)
+
+
+@pytest.mark.parametrize(
+    ("answer", "decoded", "right"),
+    [
+        ("No. 5", " No. 5.", True),
+        ("No. 5", " No. 7.", False),
+        ("no", " No. The picture shows a dog.", True),
+        ("U.S. flag", " U.S. flag.", True),
+        ("U.S. flag", " U.S. army.", False),
+        ("King Jr. Boulevard", " King Jr. Boulevard. It", True),
+        ("B", " B.", True),
+    ],
+)
+def test_a_full_stop_inside_of_an_answer_ends_nothing(answer, decoded, right):
+    for scores in ({}, {"structural_type": "query"}):
+        found = predict(sample(choices=(), answer=answer, scores=scores), decoded)
+        assert points(found) == float(right), found
+
+
+def test_a_vqa_answer_is_compared_as_the_published_code_does():
+    """As it stands, where all ten are the same; else normalised, which takes the case away."""
+    for answers, decoded, right in ((["Red"] * 10, " Red.", 1.0), (["red"] * 10, " Red.", 0.0)):
+        assert points(predict(sample(choices=(), answer="", scores={"answers": answers}), decoded)) == right
+    several = [*["washington d.c. area"] * 6, *["dc"] * 4]
+    assert points(predict(sample(choices=(), scores={"answers": several}), " Washington D.C. area.")) == 1.0
 
 
 def test_choices_come_before_the_task():

@@ -1,5 +1,6 @@
 """Answers from a run's folder, in Python and from the command line."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -144,3 +145,27 @@ def test_ranks_that_share_the_weights_answer_as_one_process(run_folder, picture_
     arguments = ["generate", "--run", run_folder, "--image", picture_path, "--max-new-tokens", 6, *QUESTIONS]
     out = run_on_ranks(["--module", "dsmemvp"], 2, *map(str, arguments))
     assert "\n".join(wanted) + "\n" in out
+
+
+def test_a_base_whose_configuration_forbids_a_cache_decodes_the_same(run_folder, picture_path, tmp_path):
+    before = dsmemvp.load(run_folder).answer(QUESTIONS, picture_path, max_new_tokens=6)
+    recipe = json.loads((run_folder / "recipe.json").read_text())
+    folder = shutil.copytree(recipe["model"]["language_model"], tmp_path / "language")
+    config = json.loads((folder / "config.json").read_text())
+    for setting in ({"use_cache": False}, {"cache_implementation": "static"}, {"is_encoder_decoder": True}):
+        (folder / "config.json").write_text(json.dumps(config | setting))
+        model = dsmemvp.load(run_folder, language_model=folder)
+        assert model.answer(QUESTIONS, picture_path, max_new_tokens=6) == before, setting
+
+
+def test_a_picture_of_pillows_is_seen_as_its_file_is(run_folder, tmp_path):
+    model = dsmemvp.load(run_folder)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: to be turned by 90 degrees
+    gradient = Image.linear_gradient("L").resize((40, 30))
+    image = Image.merge("RGB", (gradient, gradient.transpose(Image.Transpose.ROTATE_180), gradient))
+    for name, mode in (("turned.jpg", "RGB"), ("four.jpg", "CMYK"), ("grey.png", "L"), ("clear.png", "RGBA")):
+        image.convert(mode).save(tmp_path / name, exif=turned)
+        one, other = model.see(tmp_path / name), model.see(Image.open(tmp_path / name))
+        torch.testing.assert_close(one.pixels, other.pixels, atol=0.06, rtol=0)  # CMYK passes through other arithmetic
+        assert mode == "CMYK" or torch.equal(one.pixels, other.pixels), name
