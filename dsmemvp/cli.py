@@ -6,6 +6,9 @@ import os
 import sys
 import time
 import traceback
+import warnings
+from pathlib import Path
+from typing import TextIO
 
 from dsmemvp.commands import answers, cluster, data, inspect, runs, weights
 from dsmemvp.launchers import own_rank
@@ -16,10 +19,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. Errors that a user can mend end in one line on stderr and exit code 1; with DSMEMVP_TRACEBACK
     set, in their traceback. The other exit codes: stopping.py."""
     given = _parsed(arguments)
+    warnings.showwarning = _show_warning
     try:
         given.run(given)
     except Stopped:
         return REQUEUE
+    except ModuleNotFoundError as error:  # no other start would find it, so that Slurm must not try again
+        leave_word(str(error))
+        print(
+            f"dsmemvp {_name(given)}: error: {error} in {sys.executable}; `make install` puts all that is needed into"
+            " .venv/, under Slurm DSMEMVP_RUN names another environment (slurm/README.md)",
+            file=sys.stderr,
+        )
+        return USER_ERROR
     except (ValueError, OSError, FloatingPointError) as error:
         if exit_code(error) == USER_ERROR:
             leave_word(str(error))
@@ -35,6 +47,22 @@ def main(arguments: list[str] | None = None) -> int:
         traceback.print_exc()
         return UNEXPECTED
     return DONE
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own in one line for users, those of libraries as Python shows them."""
+    own = Path(filename).is_relative_to(Path(__file__).parent) and category is UserWarning
+    text = (
+        f"dsmemvp: warning: {message}\n" if own else warnings.formatwarning(message, category, filename, lineno, line)
+    )
+    print(text, file=file or sys.stderr, end="", flush=True)
 
 
 def _parsed(arguments: list[str] | None) -> argparse.Namespace:

@@ -18,6 +18,9 @@ from dsmemvp.recipe import Recipe
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read `path`, apply overrides such as "training.epochs=3", check. Raises FileNotFoundError or ValueError."""
     path = Path(path)
+    if path.is_dir():
+        inside = path / "recipe.json"
+        raise ValueError(f"recipe {path} is a folder; give a file" + f", such as {inside}" * inside.is_file())
     if not path.is_file():
         raise FileNotFoundError(f"recipe {path} does not exist")
     try:

@@ -60,8 +60,8 @@ def test_a_recipe_that_is_not_yaml_ends_in_one_line(command, tmp_path):
     [
         ("data.train=", "data.train: "),
         ("data.train=nowhere", "nowhere/dataset.json does not exist"),
-        ("model.language_model=nowhere", "model.language_model: nowhere/config.json does not exist"),
-        ("model.vision_tower=nowhere", "model.vision_tower: nowhere/config.json does not exist"),
+        ("model.language_model=nowhere", "model.language_model: folder nowhere does not exist in /"),
+        ("model.vision_tower=nowhere", "model.vision_tower: folder nowhere does not exist in /"),
         ("model.tokenizer=nowhere.model", "nowhere.model does not exist"),
         ("training.global_batch=4000", "training.global_batch: 4000 is more than the 48 samples"),
         ("training.epochs=x", "training.epochs: must be a whole number"),
@@ -77,7 +77,7 @@ def test_what_training_lacks_ends_in_one_line(command, recipe_path, override, pa
     [
         ("data.test=", "data.test: "),
         ("data.test=nowhere", "nowhere/dataset.json does not exist"),
-        ("model.language_model=nowhere", "model.language_model: nowhere/config.json does not exist"),
+        ("model.language_model=nowhere", "model.language_model: folder nowhere does not exist in /"),
         ("seed=0", "checkpoints holds no checkpoint"),
     ],
 )
@@ -135,3 +135,55 @@ def test_an_error_is_left_where_the_batch_script_looks_for_it(command, tmp_path,
     monkeypatch.setenv("DSMEMVP_ERROR_FILE", str(tmp_path / "error"))
     code, _, err = command("count", tmp_path / "none.yaml")
     assert code == 1 and (tmp_path / "error").read_text() == err.removeprefix("dsmemvp count: error: ")
+
+
+def test_a_missing_package_is_an_error_of_the_users(monkeypatch, capsys, tmp_path):
+    """The environment was forgotten: a batch script that started the job again would find the same."""
+
+    def run(given):
+        raise ModuleNotFoundError("No module named 'torch'")
+
+    monkeypatch.setattr("dsmemvp.commands.cluster._count", run)
+    monkeypatch.setenv("DSMEMVP_ERROR_FILE", str(tmp_path / "error"))
+    code = cli.main(["count", "x.yaml"])
+    err = capsys.readouterr().err
+    assert code == 1 and err.count("\n") == 1 and "No module named 'torch'" in err and "make install" in err
+    assert (tmp_path / "error").exists()
+
+
+def test_parameters_are_counted_from_folders_where_no_shape_is_named(command, recipe_path):
+    code, out, _ = command("count", recipe_path)
+    assert code == 0 and "3,120 trainable parameters" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["data", "check", "RECIPE", "--ranks", "0"], "--ranks: must be at least 1, is 0"),
+        (["data", "show", "RECIPE", "--samples", "-3"], "--samples: must be at least 1, is -3"),
+        (["plan", "RECIPE", "--gpus", "8", "--gpu-memory", "80"], "--gpu-memory: '80' is no size"),
+    ],
+)
+def test_numbers_that_cannot_be_are_told(command, recipe_path, arguments, part):
+    arguments = [str(recipe_path) if each == "RECIPE" else each for each in arguments]
+    name = " ".join(arguments[:2]) if arguments[0] == "data" else arguments[0]
+    assert is_one_line(command(*arguments), name, part)
+
+
+def test_a_folder_in_the_place_of_a_file_is_told(command, recipe_path, tmp_path):
+    (tmp_path / "recipe.json").write_text("{}")
+    assert is_one_line(command("train", tmp_path), "train", "is a folder; give a file, such as ", "recipe.json")
+    assert is_one_line(command("train", recipe_path, f"model.tokenizer={tmp_path}"), "train", "is a folder; give")
+
+
+def test_our_own_warnings_are_one_line(monkeypatch, capsys, tmp_path):
+    def run(given):
+        import warnings
+
+        from dsmemvp.training.opening import __file__ as place
+
+        warnings.warn_explicit("the newest one is damaged", UserWarning, place, 1)
+
+    monkeypatch.setattr("dsmemvp.commands.cluster._count", run)
+    assert cli.main(["count", "x.yaml"]) == 0
+    assert capsys.readouterr().err == "dsmemvp: warning: the newest one is damaged\n"

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +39,23 @@ def add(commands: Any) -> None:
     command.add_argument("--temperature", type=float, default=0.0, help="0: the most likely token (default)")
     command.add_argument("--top-p", type=float, default=1.0, help="draw among the tokens of this probability together")
     command.add_argument("--seed", type=int, default=0, help="of the draws")
-    command.add_argument("--set", action="append", default=[], metavar="key=value", help="instead of the recipe's")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="another value of a recipe's key; repeatable"
+    )
 
 
 def _generate(given: argparse.Namespace) -> None:
-    from dsmemvp.generation.answers import Answerer
+    from dsmemvp.data.images import decoded
+    from dsmemvp.generation.answers import Answerer, check_asked, encoded
     from dsmemvp.training.opening import check_same, open_run
     from dsmemvp.training.ranks import leave_ranks
 
-    if given.image and not given.image.is_file():
-        raise FileNotFoundError(f"image {given.image} does not exist")
     recipe, found = open_run(given.folder, given.set, given.checkpoint)
+    check_asked(
+        given.questions, given.choice, given.context, given.free, **_sampling(given)
+    )  # before a model is loaded
+    if given.image:
+        decoded(encoded(given.image), str(given.image), recipe.vision.max_pixels)
     if "RANK" not in os.environ and launched(os.environ)[1] == 1:
         print(*_answers(Answerer(recipe, found), given), sep="\n")
         return
@@ -64,8 +71,14 @@ def _generate(given: argparse.Namespace) -> None:
 
 def _answers(answerer: "Answerer", given: argparse.Namespace) -> list[str]:
     picture = answerer.see(given.image) if given.image else None
-    sampling = {"temperature": given.temperature, "top_p": given.top_p, "seed": given.seed}
-    if given.max_new_tokens is not None:
-        sampling["max_new_tokens"] = given.max_new_tokens
     asked = {"choices": given.choice, "context": given.context, "free": given.free}
-    return answerer.answer(given.questions, picture, **asked, **sampling)
+    answers = answerer.answer(given.questions, picture, **asked, **_sampling(given))
+    for question, answer in zip(given.questions, answers, strict=True):
+        if not answer and given.choice:
+            print(f"dsmemvp: the answer to {question!r} names none of the choices", file=sys.stderr, flush=True)
+    return answers
+
+
+def _sampling(given: argparse.Namespace) -> dict[str, Any]:
+    sampling = {"temperature": given.temperature, "top_p": given.top_p, "seed": given.seed}
+    return sampling if given.max_new_tokens is None else {**sampling, "max_new_tokens": given.max_new_tokens}

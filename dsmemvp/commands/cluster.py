@@ -43,11 +43,12 @@ def _allocation_options(command: argparse.ArgumentParser) -> None:
 
 def _count(given: argparse.Namespace) -> None:
     from dsmemvp.models.joined import count
-    from dsmemvp.models.weights import configs_of_shapes
+    from dsmemvp.models.weights import configs_of_shapes, read_configs
     from dsmemvp.recipe_file import read_recipe
 
     recipe = read_recipe(given.recipe, given.overrides)
-    trainable, frozen = count(recipe, configs_of_shapes(recipe))
+    named = recipe.model.language_shape and recipe.model.vision_shape
+    trainable, frozen = count(recipe, configs_of_shapes(recipe) if named else read_configs(recipe))
     print(f"{trainable:,} trainable parameters\n{frozen:,} frozen parameters in the language model")
 
 

@@ -15,21 +15,33 @@ def add(commands: Any) -> None:
     command.add_argument("--checkpoint", type=Path, help="a checkpoint, or a file of trained tensors, not the newest")
     command.add_argument("question", nargs="?", help="the question about --image")
     command.add_argument("--image", type=Path, help="a picture")
-    command.add_argument("--choices", nargs="+", default=[], help="the question's options")
+    command.add_argument(
+        "--choice", action="append", default=[], metavar="TEXT", help="an option of the question; give it several times"
+    )
     command.add_argument("--context", default="", help="the question's context")
     command.add_argument("--sample", type=int, metavar="N", help="instead: a sample of data.train, by running number")
     command.add_argument("--test", action="store_true", help="with --sample: of data.test")
     command.add_argument("--words", nargs="+", default=[], help="words of the prompt (default: those of the question)")
-    command.add_argument("--layers", nargs="+", type=int, default=[], help="from 0 (default: five over the depth)")
-    command.add_argument("--what", choices=["change", "activation", "contribution"], default="change")
+    command.add_argument("--layers", nargs="+", type=int, default=[], help="from 0 (default: five, evenly spaced)")
+    command.add_argument(
+        "--what",
+        choices=["change", "activation", "contribution"],
+        default="change",
+        help="how differently each patch's slot writes than with another memory (default), how strongly it fires, or"
+        " its share of the branch's output",
+    )
     command.add_argument(
         "--against",
         choices=["average", "none"],
         default="average",
-        help="what a change is measured against: the mean of 64 pictures of data.test, or no picture",
+        help="what a change is measured against: the mean memory of the first 64 pictures of data.test, or no picture",
     )
-    command.add_argument("--out", type=Path, help="folder for heat-map.png (default: RUN/inspect)")
-    command.add_argument("--set", action="append", default=[], metavar="key=value", help="instead of the recipe's")
+    command.add_argument(
+        "--out", type=Path, help="folder for heat-map.png (default: RUN/inspect; of an exported folder inspect)"
+    )
+    command.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="a recipe's key; may be repeated"
+    )
 
 
 def _inspect(given: argparse.Namespace) -> None:
@@ -48,7 +60,7 @@ def _inspect(given: argparse.Namespace) -> None:
         check_layers(given.layers, read_configs(recipe).language.num_hidden_layers)
         asked = None
         if given.image is not None:
-            asked = Question(given.question, given.image, tuple(given.choices), given.context).sample()
+            asked = Question(given.question, given.image, tuple(given.choice), given.context).sample()
             assert asked.image is not None
             decoded(asked.image, asked.where, recipe.vision.max_pixels)  # before the model is loaded
         ranks, watched = join(recipe, stop)
@@ -61,7 +73,7 @@ def _inspect(given: argparse.Namespace) -> None:
             against = opened.average() if given.what == "change" and given.against == "average" else None
             look = opened.look(sample, given.words, against)
             if ranks.first:
-                out = given.out or given.folder / "inspect"
+                out = given.out or (given.folder if (given.folder / "recipe.json").is_file() else Path()) / "inspect"
                 out.mkdir(parents=True, exist_ok=True)
                 look.sheet(given.what, given.layers).save(out / "heat-map.png")
                 print(*look.table(), "", f"{look.question} -> {look.answer}", f"-> {out / 'heat-map.png'}", sep="\n")

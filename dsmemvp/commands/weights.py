@@ -34,7 +34,7 @@ def _convert(given: argparse.Namespace) -> None:
     from dsmemvp.convert.run import Options, convert
     from dsmemvp.planning.cluster import quantity
 
-    size = int(quantity(given.shard_size))
+    size = int(quantity(given.shard_size, "--shard-size"))
     options = Options(given.dtype, size, given.language_heads, given.vision_heads, given.norm_eps)
     print(*convert(given.source, given.out, options), sep="\n")
 

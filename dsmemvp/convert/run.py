@@ -16,7 +16,7 @@ from dsmemvp.convert.lazy import Tensors
 from dsmemvp.convert.llama import language_model
 from dsmemvp.convert.memvp import DEAD, OPTIONS, trained_tensors
 from dsmemvp.convert.meta import is_meta_folder, meta_language_model, tokenizer_of
-from dsmemvp.convert.writing import write_model
+from dsmemvp.convert.writing import check_folder, write_model
 from dsmemvp.data.durable import replace_file
 from dsmemvp.models.safetensors_file import some
 
@@ -57,10 +57,13 @@ def convert(source: Path, out: Path, options: Options = Options()) -> list[str]:
     FileNotFoundError for a source that is none or not whole, OSError where `out` cannot be written.
     """
     found = _of_folder(source) if source.is_dir() else _of_file(source, options)
-    for tensors, config in found.models.values():
-        check_tensors(source, tensors, config)
+    alone = len(found.models) == 1 and not found.trained
+    folders = {name: out if alone else out / name for name in found.models}
     for name, (tensors, config) in found.models.items():
-        folder = out if len(found.models) == 1 and not found.trained else out / name
+        check_tensors(source, tensors, config)
+        check_folder(folders[name], config)
+    for name, (tensors, config) in found.models.items():
+        folder = folders[name]
         tensors = {n: t.to(DTYPES[options.dtype]) for n, t in tensors.items()}
         write_model(folder, tensors, config, options.shard_bytes, found.beside)
         found.said.insert(0, f"{len(tensors)} tensors of the {name.replace('_', ' ')} -> {folder}")

@@ -48,6 +48,17 @@ def write_model(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def check_folder(out: Path, config: PretrainedConfig) -> None:
+    """Only an earlier conversion of the same model is replaced. Raises ValueError where another one is there."""
+    try:
+        there = json.loads((out / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return
+    for name in ("model_type", "hidden_size", "num_hidden_layers"):
+        if isinstance(there, dict) and there.get(name) != getattr(config, name):
+            raise ValueError(f"{out} holds another model ({name} {there.get(name)}); give another folder in --out")
+
+
 def _write_shards(folder: Path, tensors: Tensors, shard_bytes: int, title: str) -> None:
     shards = _shards(tensors, shard_bytes)
     names = ["model.safetensors"]

@@ -9,12 +9,14 @@ and options are never cut.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dsmemvp.data.sample import Sample, SampleError
 from dsmemvp.data.tokenizer import Tokenizer
 
 LEAD_IN = "The answer is"
+LETTER = re.compile("[A-Z]")
 PROMPT_FORMAT = 1
 """Counts up when a sample becomes other text, which trained tensors would not know."""
 
@@ -35,9 +37,26 @@ def prompt_text(sample: Sample, captions: bool) -> str:
         context = _context(sample, captions, "")
         middle = f"\nContext: {context}" if context else ""
         return _clean(f"Question: {sample.question}{middle}\nResponse:")
-    options = " ".join(f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(sample.choices))
     context = _context(sample, captions, "N/A")
-    return _clean(f"Question: {sample.question}\nContext: {context}\nOptions: {options}\nResponse:")
+    return _clean(f"Question: {sample.question}\nContext: {context}\nOptions: {options(sample.choices)}\nResponse:")
+
+
+def options(choices: Sequence[str]) -> str:
+    """ "(A) cat (B) dog" """
+    return " ".join(f"({letter(i)}) {choice}" for i, choice in enumerate(choices))
+
+
+def letter(choice: int) -> str:
+    """A, B, ... of a choice's index."""
+    return chr(ord("A") + choice)
+
+
+def chosen(text: str, choices: int) -> int | None:
+    """Which of so many choices a written answer names: that of the first capital letter in it; None where it has none,
+    or one beyond the choices (MemVP, eval.py:93-100, 207-213)."""
+    found = LETTER.search(text)
+    choice = ord(found[0]) - ord("A") if found else choices
+    return choice if choice < choices else None
 
 
 def target_text(sample: Sample) -> str:

@@ -27,8 +27,9 @@ class Tokenizer:
         """Raises FileNotFoundError or ValueError naming the file."""
         path = Path(path)
         if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
             raise FileNotFoundError(
-                f"tokenizer {path} does not exist; give a sentencepiece model or a tokenizer.json in model.tokenizer"
+                f"tokenizer {path} {what}; give a sentencepiece model or a tokenizer.json in model.tokenizer"
             )
         content = path.read_bytes()
         self._model: _SentencePiece | _Json = (

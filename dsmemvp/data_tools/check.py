@@ -39,6 +39,8 @@ class Found:
 def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], int]:
     """What is to be said, line by line, and how many samples cannot be used. Raises ValueError or FileNotFoundError
     where the data as a whole cannot be."""
+    if ranks < 1:
+        raise ValueError(f"--ranks: must be at least 1, is {ranks}")
     encoder = replace(encoder_of(recipe), skip_bad=True)
     lines, bad = [], []
     if recipe.data.train:
@@ -113,11 +115,7 @@ def _epoch(recipe: Recipe, order: Order, manifests: Sequence[Manifest], encoder:
     last = f"{order.repeats} samples are repeated to complete the last one" if order.repeats else f"{rest} left out"
     yield f"epoch: {order.samples} samples, {order.steps} global batches of {order.global_batch}; {last}"
     micro_batch = recipe.training.micro_batch
-    if order.global_batch % (micro_batch * ranks):
-        raise ValueError(
-            f"training.global_batch: {order.global_batch} is not a multiple of training.micro_batch {micro_batch} x"
-            f" {ranks} ranks"
-        )
+    recipe.training.micro_steps(ranks)
     reader = Reader(manifests, order.near_shards)
     dealt = in_turn = 0.0
     steps = range(min(BATCHES, order.steps))

@@ -28,6 +28,8 @@ COLUMNS, CELL = 4, 224
 def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet: Path) -> list[str]:
     """Text of the first `samples` that a run will see (or of data.test), or of those with the given running numbers;
     writes the pictures to `sheet`. Raises ValueError or FileNotFoundError."""
+    if samples < 1:
+        raise ValueError(f"--samples: must be at least 1, is {samples}")
     if test:
         manifests: Sequence[Manifest] = [open_test_data(recipe)]
         places = file_order(manifests[0].counts)[:samples]

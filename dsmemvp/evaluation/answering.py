@@ -6,6 +6,7 @@ from typing import Any
 
 from dsmemvp.data.batch import Batch, make_batch
 from dsmemvp.data.sample import Sample
+from dsmemvp.data.text import letter
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.evaluation.likelihood import letter_tokens, likeliest, log_likelihoods
 from dsmemvp.evaluation.scores import FULL_STOP
@@ -45,7 +46,7 @@ class Answering:
         answers = []
         for b, sample in enumerate(batch.samples):
             if likelihoods[b]:
-                answers.append(Answer(_letter(likeliest(likelihoods[b])), likelihoods[b]))
+                answers.append(Answer(letter(likeliest(likelihoods[b])), likelihoods[b]))
             else:
                 answers.append(Answer(self._text(sample, decoded[b], limits[b])))
         return answers
@@ -70,12 +71,12 @@ class Answering:
     def _likelihoods(self, batch: Batch) -> list[list[float]]:
         """Of every sample's choices; none for samples that are asked otherwise."""
         asked = self.settings.protocol == "likelihood"
-        letters = [[_letter(c) for c in range(len(sample.choices))] if asked else [] for sample in batch.samples]
+        letters = [[letter(c) for c in range(len(sample.choices))] if asked else [] for sample in batch.samples]
         if not asked or not self.ranks.any(any(letters)):
             return [[] for _ in letters]
-        for letter in {letter for own in letters for letter in own} - self._letters.keys():
-            self._letters[letter] = letter_tokens(self.tokenizer, letter)
-        endings = [[self._letters[letter] for letter in own] for own in letters]
+        for name in {name for own in letters for name in own} - self._letters.keys():
+            self._letters[name] = letter_tokens(self.tokenizer, name)
+        endings = [[self._letters[name] for name in own] for own in letters]
         return log_likelihoods(self.forward, batch, self.slots, endings)
 
     def _limit(self, sample: Sample) -> int:
@@ -96,7 +97,3 @@ class Answering:
         """Others may have needed more tokens than this sample."""
         ends = (n for n in range(1, min(limit, len(tokens)) + 1) if self._ended(sample, tokens[:n]))
         return self.tokenizer.decode(tokens[: next(ends, limit)])
-
-
-def _letter(choice: int) -> str:
-    return chr(ord("A") + choice)

@@ -31,7 +31,7 @@ class Predicted:
     """The first rank's; the others' is empty."""
 
     rows: list[dict[str, Any]]
-    """In the samples' order: all fields of Prediction, the question, and by likelihood "log_likelihoods"."""
+    """In the samples' order: all fields of Prediction, question and choices, and by likelihood "log_likelihoods"."""
     skipped: list[str]
     """Messages of the samples that were left out."""
     cut: int
@@ -106,7 +106,7 @@ def _line(number: int, batch: Batch, answers: list[Answer]) -> str:
 
 
 def _row(sample: Sample, answer: Answer) -> dict[str, Any]:
-    row = {**asdict(predict(sample, answer.text)), "question": sample.question}
+    row = {**asdict(predict(sample, answer.text)), "question": sample.question, "choices": list(sample.choices)}
     return row if answer.log_likelihoods is None else {**row, "log_likelihoods": answer.log_likelihoods}
 
 

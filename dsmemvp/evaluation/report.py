@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from dsmemvp.data.durable import replace_file
+from dsmemvp.data.text import options
 from dsmemvp.evaluation import captions
 from dsmemvp.evaluation.confidence import Score
 from dsmemvp.evaluation.predictions import Predicted
@@ -74,10 +75,8 @@ class Report:
 def as_text(row: dict[str, Any]) -> str:
     """A prediction in Markdown."""
     answers = ", ".join(map(str, row["answers"]))
-    return (
-        f"**{row['id']}**: {row['question']}  \nanswer: {answers}  \npredicted: {row['predicted']}"
-        f"  \nwritten: `{row['text']}`"
-    )
+    asked = f"{row['question']} {options(row['choices'])}".strip()
+    return f"**{row['id']}**: {asked}  \nanswer: {answers}  \npredicted: {row['predicted']}  \nwritten: `{row['text']}`"
 
 
 def _spaced(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
     RUN/evaluation.json, RUN/predictions.jsonl     scores, and a JSON line for every answer
     RUN/evaluation/NAME.jsonl                      answers of one that is under way (partial.py)
 
-Other files end in -validation, in -blind, or in both. What follows from a checkpoint, the data and the recipe does not
+Files of another checkpoint than the newest have its name, or "best", behind theirs, as in evaluation-best.json; then
+come -validation and -blind. What follows from a checkpoint, the data and the recipe does not
 depend on the number of ranks.
 """
 
@@ -74,17 +75,19 @@ def evaluate(
     answering = _answering(recipe, ranks, model, forward)
     encoder = replace(encoder, slots=model.method.slots, answers=True, blind=blind)
     digest = ranks.together(lambda: found.digest() if found and ranks.first else "")
+    which, kind = _which(checkpoint, best), "-validation" * (split != "test")
     about = {"checkpoint": [state.step, digest], "base": base, "data": data.fingerprint, **_what_counts(recipe)}
     predicted: dict[str, Predicted] = {}
     partials: list[Partial | None] = []
     for captions in recipe.evaluation.captions:
         name, own = _name(recipe, captions, blind), replace(encoder, captions=captions)
         belongs = {"evaluation": name, "encoder": asdict(own), **about}
-        partials.append(ranks.together(bound(_open_partial, ranks, run, split, belongs)))
+        partials.append(ranks.together(bound(_open_partial, ranks, run, f"{which}{kind}", belongs)))
         predicted[name] = predict_all(recipe, ranks, data, own, answering, name, between, partials[-1])
     watch.at("scoring", state.step)
-    suffix = "-validation" * (split != "test") + "-blind" * blind
-    report = Report(run, suffix, state, digest, data.location, data.samples, recipe.evaluation.protocol)
+    report = Report(
+        run, f"{which}{kind}{'-blind' * blind}", state, digest, data.location, data.samples, recipe.evaluation.protocol
+    )
     ranks.together(lambda: report.write(predicted) if ranks.first else None)
     for partial in partials:
         ranks.together(partial.remove if partial else lambda: None)
@@ -169,11 +172,18 @@ def _name(recipe: Recipe, captions: bool, blind: bool) -> str:
     return f"captions {'on' if captions else 'off'}" + ", blind" * blind + f", {protocol}" * (protocol != "generate")
 
 
-def _open_partial(ranks: Ranks, run: Path, split: str, belongs: dict[str, Any]) -> Partial | None:
+def _which(checkpoint: Path | None, best: bool) -> str:
+    """Behind the names of files: nothing for the newest checkpoint."""
+    if checkpoint is None:
+        return "-best" * best
+    path = checkpoint.resolve()
+    return f"-{path.stem if path.is_file() else path.name}"
+
+
+def _open_partial(ranks: Ranks, run: Path, suffix: str, belongs: dict[str, Any]) -> Partial | None:
     """The first rank's."""
-    words = belongs["evaluation"].replace(",", "").split()
-    path = run / "evaluation" / ("-".join([*words, *(["validation"] if split != "test" else [])]) + ".jsonl")
-    return Partial(path, belongs) if ranks.first else None
+    name = "-".join(belongs["evaluation"].replace(",", "").split())
+    return Partial(run / "evaluation" / f"{name}{suffix}.jsonl", belongs) if ranks.first else None
 
 
 def _what_counts(recipe: Recipe) -> dict[str, Any]:

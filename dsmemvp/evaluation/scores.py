@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dsmemvp.data.sample import Sample
+from dsmemvp.data.text import chosen, letter
 from dsmemvp.evaluation.captions import CAPTION_COLUMNS, caption_scores
 from dsmemvp.evaluation.confidence import Score, mean_score
 from dsmemvp.evaluation.vqa import GIVEN, vqa_accuracy
@@ -68,7 +69,8 @@ def predict(sample: Sample, decoded: str) -> Prediction:
     name = str(sample.scores.get("id", sample.index))
     answers: tuple[str, ...]
     if kind == "choice":
-        answers, predicted = (sample.letter,), _letter(decoded, len(sample.choices))
+        choice = chosen(decoded, len(sample.choices))
+        answers, predicted = (sample.letter,), "" if choice is None else letter(choice)
     elif kind == "caption":
         given = sample.scores.get("references")
         references = given if given and isinstance(given, list) else [sample.answer]
@@ -90,11 +92,6 @@ def kind_of(sample: Sample) -> str:
     if isinstance(given, list) and len(given) == GIVEN and all(isinstance(answer, str) for answer in given):
         return "vqa"
     return "gqa" if {"structural_type", "semantic_type"} & scores.keys() else "open"
-
-
-def _letter(decoded: str, choices: int) -> str:
-    letter = re.search("[A-Z]", decoded)
-    return letter[0] if letter and ord(letter[0]) - ord("A") < choices else ""
 
 
 def _answer(text: str) -> str:
@@ -177,6 +174,15 @@ def as_json(rows: dict[str, dict[str, Score]]) -> dict[str, Any]:
         "interval": {row: {name: [s.low, s.high] for name, s in scores.items()} for row, scores in rows.items()},
         "counted": {row: {name: s.samples for name, s in scores.items()} for row, scores in rows.items()},
     }
+
+
+def scores_of(content: dict[str, Any]) -> dict[str, dict[str, Score]]:
+    """What `as_json` wrote, back."""
+    scores: dict[str, dict[str, Score]] = {}
+    for row, values in content["accuracy"].items():
+        intervals, counted = content["interval"][row], content["counted"][row]
+        scores[row] = {n: Score(v, intervals[n][0], intervals[n][1], counted[n]) for n, v in values.items()}
+    return scores
 
 
 def table(rows: dict[str, dict[str, Score]]) -> str:

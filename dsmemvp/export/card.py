@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.evaluation.scores import scores_of, table
 from dsmemvp.recipe import Recipe
 
 METHODS = {
@@ -94,30 +95,22 @@ def _settings(recipe: Recipe) -> list[tuple[str, str]]:
 def _scores(digest: str, run: Path) -> list[str]:
     """Every table of numbers in the run's evaluations of this checkpoint."""
     found = []
-    for name in ("evaluation.json", "evaluation-blind.json"):
+    for path in sorted(run.glob("evaluation*.json")):
         try:
-            content = json.loads((run / name).read_bytes())
+            content = json.loads(path.read_bytes())
         except (OSError, ValueError):
             continue
         if isinstance(content, dict) and content.get("checkpoint") == digest:
-            found += [_numbers(key, rows) for key, rows in content.items() if _is_table(rows)]
+            found += [_about(content), table(scores_of(content))]
     return ["## Scores", *found] if found else []
 
 
-def _is_table(rows: Any) -> bool:
-    return isinstance(rows, dict) and bool(rows) and all(isinstance(row, dict) for row in rows.values())
-
-
-def _numbers(title: str, rows: dict[str, dict[str, Any]]) -> str:
-    columns = sorted({column for row in rows.values() for column in row}, key=lambda name: (name == "Avg", name))
-    cells = [(name, *(_number(row.get(column)) for column in columns)) for name, row in rows.items()]
-    return _table([title, *columns], cells)
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, list):
-        return " to ".join(map(_number, value))
-    return f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value)
+def _about(content: dict[str, Any]) -> str:
+    """Of an evaluation. Its data's place is one on the machine where it was made, so only the last part is named."""
+    left_out = f", {content['left_out']} of them left out" if content["left_out"] else ""
+    data, protocol = Path(content["data"]).name, content["protocol"]
+    intervals = "± half of a 95 % bootstrap interval"
+    return f"On the {content['samples']} samples{left_out} of `{data}`, protocol {protocol}; {intervals}."
 
 
 def _table(columns: list[str], rows: Any) -> str:

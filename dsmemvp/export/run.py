@@ -77,7 +77,11 @@ def export_file(recipe: Recipe, trained: Path, out: Path, dtype: str = "fp32") -
 
 
 def _checkpoint(run: Path, given: Path | None) -> tuple[Checkpoint, list[str]]:
+    if given is None and (run / ADAPTER).is_file():
+        given = run  # exported before
     if given is None:
+        if not run.is_dir():
+            raise FileNotFoundError(f"--run: {run} does not exist; give the folder that a training run has written")
         found, complaints = newest_checkpoint(run)
         if found is None:
             raise FileNotFoundError("; ".join([f"{run / 'checkpoints'} holds no intact checkpoint", *complaints]))
@@ -114,7 +118,9 @@ def _write_folder(
         flush(out.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return f"{content['parameters']:,} trained parameters{f' of step {state.step}' * bool(state.step)} -> {out}"
+    step = f" of step {state.step}" * bool(state.step)
+    unknown = "" if content["base_shapes"] else "; without the base's sizes, since it is not at hand"
+    return f"{content['parameters']:,} trained parameters{step} -> {out}{unknown}"
 
 
 def _needs(recipe: Recipe) -> dict[str, Any]:

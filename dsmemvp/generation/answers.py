@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image, ImageOps
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.encoder import recipe_encoder
 from dsmemvp.data.sample import Sample
-from dsmemvp.data.text import EncodedText, encode_for_answer
+from dsmemvp.data.text import LETTER, EncodedText, chosen, encode_for_answer
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate, once
@@ -26,7 +25,6 @@ from dsmemvp.training.engine import build_for_inference
 from dsmemvp.training.opening import open_run
 from dsmemvp.training.ranks import Ranks, own_device
 
-LETTER = re.compile("[A-Z]")
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 """Of Pillow's images, those that a PNG holds as they are."""
 
@@ -61,7 +59,7 @@ class Answerer:
         if self._model.vision is None:
             raise ValueError(f"method.name: {self._method!r} looks at no images")
         where = str(image) if isinstance(image, str | Path) else "image"
-        pixels = self._transform(_encoded(image), where)
+        pixels = self._transform(encoded(image), where)
         if not self._whole:
             return Picture(pixels, None)
         batch = make_batch([Item(0, EncodedText([self._tokenizer.bos], 1, False), pixels)], self._transform.resolution)
@@ -86,16 +84,13 @@ class Answerer:
         these, or empty where the model names none of their letters. Raises ValueError."""
         if isinstance(questions, str):
             return self.answer([questions], picture, choices=choices, context=context, free=free, **sampling)[0]
-        if free and choices:
-            raise ValueError("free and choices exclude each other: a choice is a letter")
+        samples, settings = check_asked(questions, choices, context, free, **sampling)
         if picture is not None and not isinstance(picture, Picture):
             picture = self.see(picture)
-        samples = [_sample(question, choices, context, free) for question in questions]
         prompts = [encode_for_answer(self._tokenizer, s, captions=False, most=self._max_length) for s in samples]
         pixels = picture.pixels if picture else None
         items = [Item(i, text, pixels) for i, text in enumerate(prompts)]
         batch = make_batch(items, self._transform.resolution, self._model.method.slots, last_only=True)
-        settings = Sampling(**{**({"max_new_tokens": 4} if choices else {}), **sampling})
         done = once(LETTER, self._tokenizer) if choices else None
         tokens = generate(self._decoder, batch, settings, done, picture.state if picture else None)
         texts = [self._tokenizer.decode(new).strip() for new in tokens]
@@ -111,14 +106,26 @@ def load(folder: str | Path, checkpoint: str | Path | None, overrides: Mapping[s
     return Answerer(*open_run(folder, given, checkpoint))
 
 
+def check_asked(
+    questions: Sequence[str], choices: Sequence[str], context: str, free: bool, **sampling: Any
+) -> tuple[list[Sample], Sampling]:
+    """What `answer` is asked, ready to be answered. Raises ValueError."""
+    if free and choices:
+        raise ValueError("free and choices exclude each other: a choice is a letter")
+    samples = [_sample(question, choices, context, free) for question in questions]
+    return samples, Sampling(**{**({"max_new_tokens": 4} if choices else {}), **sampling})
+
+
 def _sample(question: str, choices: Sequence[str], context: str, free: bool) -> Sample:
     if not question.strip():
         raise ValueError("a question has no words")
     for text in (question, context, *choices):
         if not _is_text(text):
             raise ValueError(f"{text!r} is not text that UTF-8 can write")
+    if isinstance(choices, str):
+        raise ValueError("choices: give a list of texts")
     if len(choices) > 26:
-        raise ValueError(f"{len(choices)} choices: letters end at 26")
+        raise ValueError(f"{len(choices)} choices: at most 26 have letters, A to Z")
     scores = {"task": "conversation"} if free else {}
     return Sample(question, 0, tuple(choices), context, scores=scores, where=f"question {question[:40]!r}")
 
@@ -132,16 +139,21 @@ def _is_text(text: str) -> bool:
 
 
 def _choice(text: str, choices: Sequence[str]) -> str:
-    letter = LETTER.search(text)
-    number = ord(letter[0]) - ord("A") if letter else len(choices)
-    return choices[number] if number < len(choices) else ""
+    number = chosen(text, len(choices))
+    return "" if number is None else choices[number]
 
 
-def _encoded(image: str | Path | bytes | Image.Image) -> bytes:
+def encoded(image: str | Path | bytes | Image.Image) -> bytes:
+    """As a file holds it. Raises FileNotFoundError, ValueError, or TypeError for what is no picture."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | Path):
-        return Path(image).read_bytes()
+        path = Path(image)
+        if not path.is_file():
+            raise FileNotFoundError(f"image {path} {'is a folder; give a file' if path.is_dir() else 'does not exist'}")
+        return path.read_bytes()
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"a picture is a path, an encoded image or one of Pillow's, not a {type(image).__name__}")
     out = io.BytesIO()
     image = ImageOps.exif_transpose(image)  # as a file of it is seen; PNG would lose how it is to be turned
     (image if image.mode in PNG_MODES else image.convert("RGB")).save(out, "PNG")

@@ -15,12 +15,12 @@ from dsmemvp.data.batch import make_batch
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.images import decoded
 from dsmemvp.data.sample import Sample
-from dsmemvp.data.text import Tokenizer
-from dsmemvp.inspection.heat_map import fitted, sheet
-from dsmemvp.inspection.look import LONGEST, spread
+from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.inspection.look import spread
+from dsmemvp.inspection.page import page
 from dsmemvp.inspection.probe import Forward, Probe, memory_of, probe
 from dsmemvp.inspection.table import memory_norms, shares
-from dsmemvp.inspection.words import Word, chosen_words
+from dsmemvp.inspection.words import chosen_words
 from dsmemvp.models.joined import VisualLanguageModel
 from dsmemvp.prompts.memvp import MemVP
 
@@ -67,12 +67,17 @@ def board_report(
     items = [replace(encoder.item(tokenizer, sample), sample=None) for sample in samples]
     others = items if len(items) > 1 else [replace(items[0], image=None)]
     batch, other = (make_batch(i, encoder.image.resolution, encoder.slots, last_only=True) for i in (items, others))
-    found = probe(model, forward, batch, memory_of(model, forward, other).mean())
+    against = memory_of(model, forward, other).mean()
+    found = probe(model, forward, batch, against)
     _numbers(report, found, len(samples))
-    against = f"the mean of {len(samples)} pictures" if len(samples) > 1 else "no picture"
+    named = against.of if len(samples) > 1 else "no picture"
+    layers = spread(found.layers, 4)
     for n, (sample, item) in enumerate(zip(samples, items, strict=True)):
+        assert sample.image is not None
         words = chosen_words(tokenizer, item.text.tokens, sample.question)
-        report.images[f"memory/sample {n}"] = _page(found, n, sample, encoder, words, against)
+        picture = decoded(sample.image, sample.where, encoder.image.max_pixels)
+        sheet = page(found, picture, words, layers, sample.question, named, sample=n)
+        report.images[f"memory/sample {sample.index}"] = np.asarray(sheet)
     return report
 
 
@@ -88,14 +93,3 @@ def _numbers(report: BoardReport, found: Probe, samples: int) -> None:
             report.scalars[f"memory {name}/layer {layer:02}"] = mean
     for layer in spread(found.layers):
         report.histograms[f"memory activation/layer {layer:02}"] = found.activation[layer]
-
-
-def _page(found: Probe, n: int, sample: Sample, encoder: Encoder, words: list[Word], against: str) -> np.ndarray:
-    assert sample.image is not None
-    layers = spread(found.layers, 4)
-    picture = fitted(decoded(sample.image, sample.where, encoder.image.max_pixels), LONGEST)
-    changes = [found.at(word.tokens, "change", n)[:, : found.patches] for word in words]
-    maps = [[*(change[layer] for layer in layers), change.mean(0)] for change in changes]
-    columns = [*(f"layer {layer}" for layer in layers), "mean of all layers"]
-    title = f"{sample.question}\nhow much each patch's slot writes otherwise than with {against}"
-    return np.asarray(sheet(picture, maps, [word.text for word in words], columns, title))

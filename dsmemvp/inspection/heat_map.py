@@ -5,6 +5,7 @@ over the part of the picture that it was made of. Red is above zero, blue below,
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ PALE = 0.6
 """What is left of the picture's darkness, so that colours show on black, too."""
 MARGIN, LINE = 6, 16
 """Pixels between maps, and height of a line of text."""
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf")
+"""Tried in turn; Pillow's own, which comes after them, has no letters but those of ASCII."""
 
 
 def heat_map(picture: Image.Image, values: torch.Tensor, largest: float | None = None) -> Image.Image:
@@ -49,10 +52,12 @@ def sheet(
     """Heat maps [row][column], each in colours of its own, with its largest absolute value below it; the picture stands
     in front of every row. `title` may have several lines."""
     width, height = picture.size
-    cell_x, cell_y = width + MARGIN, height + LINE + MARGIN
+    font = _font()
+    rows, columns, (title,) = ([_readable(text, font) for text in texts] for texts in (rows, columns, [title]))
     lines = title.split("\n")
     top = LINE * (len(lines) + 1) + MARGIN
-    font = ImageFont.load_default(12)
+    widest = max(round(font.getlength(text)) for text in ["-0.000123", "picture", *columns])
+    cell_x, cell_y = max(width, widest) + MARGIN, height + LINE + MARGIN
     left = MARGIN + max(round(font.getlength(text)) for text in rows) + MARGIN
     needed = 2 * MARGIN + max(round(font.getlength(line)) for line in lines)
     page = Image.new("RGB", (max(left + cell_x * (1 + len(columns)), needed), top + cell_y * len(rows)), "white")
@@ -70,6 +75,20 @@ def sheet(
             page.paste(heat_map(picture, values), (x, y))
             pen.text((x, y + height), f"{float(values.abs().max()):.3g}", fill="black", font=font)
     return page
+
+
+def _font() -> Any:
+    for name in FONTS:
+        try:
+            return ImageFont.truetype(name, 12)
+        except OSError:
+            continue
+    return ImageFont.load_default(12)
+
+
+def _readable(text: str, font: Any) -> str:
+    """What the font has no signs for is written out, as in \\u8272."""
+    return text if getattr(font, "path", None) in FONTS else text.encode("ascii", "backslashreplace").decode()
 
 
 def fitted(picture: Image.Image, longest: int) -> Image.Image:

@@ -23,9 +23,10 @@ from dsmemvp.data.order import file_order
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample, sample_from_row
 from dsmemvp.data.sets import open_test_data, open_training_data
 from dsmemvp.data.stream import Reader
-from dsmemvp.data.text import Tokenizer
+from dsmemvp.data.text import chosen
+from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.inspection import table
-from dsmemvp.inspection.heat_map import fitted, sheet
+from dsmemvp.inspection.page import LONGEST, maps, page
 from dsmemvp.inspection.probe import Forward, Memory, Probe, What, memory_of, probe
 from dsmemvp.inspection.words import Word, chosen_words
 from dsmemvp.models.joined import VisualLanguageModel
@@ -35,17 +36,10 @@ from dsmemvp.training.checkpoint import Checkpoint
 from dsmemvp.training.engine import build_for_inference
 from dsmemvp.training.ranks import Ranks, join_ranks
 
-REFERENCES = 64
-"""Pictures whose mean memory is what a change is measured against."""
+REFERENCES, SEARCHED = 64, 1000
+"""Pictures whose mean memory is what a change is measured against, and samples among which they are looked for."""
 LAYERS = 5
 """Shown where none are asked for, spread over the depth."""
-LONGEST = 160
-"""Pixels of a map's longer side."""
-EXPLAINED = {
-    "activation": "activation silu(x . K_n) of each patch's slot; red fires, blue below zero",
-    "contribution": "share of the memory's output that each patch's slot carries; blue works against it",
-    "change": "how much each patch's slot writes otherwise than with {other}",
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ class Look:
     picture: Image.Image
     question: str
     answer: str
-    """The token that the model answers with."""
+    """The token that the model answers with, and the option that it names."""
     other: str
     """What changes are measured against, in words."""
 
@@ -85,19 +79,15 @@ class Look:
 
     def maps(self, word: Word, what: What = "change") -> torch.Tensor:
         """[Y + 1, P]: of every layer, and their mean."""
-        patches = self.probe.at(word.tokens, what)[:, : self.probe.patches]
-        return torch.cat([patches, patches.mean(0, keepdim=True)])
+        return maps(self.probe, word, what)
 
     def sheet(self, what: What = "change", layers: Sequence[int] = (), longest: int = LONGEST) -> Image.Image:
         """Heat maps: a row for each word, a column for each layer and their mean. Raises ValueError for a layer that is
         not there."""
         shown = list(layers) or spread(self.probe.layers)
         check_layers(shown, self.probe.layers)
-        maps = [[self.maps(word, what)[n] for n in (*shown, -1)] for word in self.words]
-        title = f"{self.question}  ->  {self.answer}\n{EXPLAINED[what].format(other=self.other)}\n"
-        title += "under each map: the absolute value in full colour"
-        columns = [*(f"layer {n}" for n in shown), "mean of all layers"]
-        return sheet(fitted(self.picture, longest), maps, [word.text for word in self.words], columns, title)
+        title = f"{self.question}  ->  {self.answer}"
+        return page(self.probe, self.picture, self.words, shown, title, self.other, what, longest=longest)
 
 
 def spread(layers: int, most: int = LAYERS) -> list[int]:
@@ -132,12 +122,14 @@ class Opened:
 
     def average(self) -> Memory:
         """The mean memory of the first pictures of data.test, or of data.train where there is no test data."""
-        pictures = [s for s in islice(self._samples(bool(self.recipe.data.test)), 4 * REFERENCES) if s.image][
-            :REFERENCES
-        ]
+        data = self.recipe.data
+        if not (data.test or data.train):
+            raise ValueError("--against: the mean wants pictures; name some with --set data.test=SHARDS, or take none")
+        first = islice(self._samples(bool(data.test)), SEARCHED)
+        pictures = list(islice((sample for sample in first if sample.image is not None), REFERENCES))
         if not pictures:
             raise ValueError("--against: the recipe's data begin without pictures to average over; take --against none")
-        items = [replace(item, sample=None) for item in map(self.item, pictures)]
+        items = [replace(self.item(picture), sample=None) for picture in pictures]
         batch = make_batch(items, self.encoder.image.resolution, self.encoder.slots, last_only=True)
         return memory_of(self.model, self.forward, batch).mean()
 
@@ -145,24 +137,27 @@ class Opened:
         """The memory of the same sample without picture: the learned positions."""
         item = replace(self.item(sample), image=None)
         batch = make_batch([item], self.encoder.image.resolution, self.encoder.slots, last_only=True)
-        return memory_of(self.model, self.forward, batch)
+        return replace(memory_of(self.model, self.forward, batch), of="no picture")
 
     def look(self, sample: Sample | Question, words: Sequence[str] = (), against: Memory | None = None) -> Look:
         """`against` is what changes are measured against (default: no picture). Raises ValueError."""
         sample = sample.sample() if isinstance(sample, Question) else sample
         item = self.item(sample)
-        chosen = chosen_words(self.tokenizer, item.text.tokens, sample.question, words)
+        words_of = chosen_words(self.tokenizer, item.text.tokens, sample.question, words)
         batch = make_batch([item], self.encoder.image.resolution, self.encoder.slots, last_only=True)
         answers: list[int] = []
 
         def forward(batch):
             answers.append(int(self.forward(batch)[0].argmax()))
 
-        found = probe(self.model, forward, batch, against or self.nothing(sample))
+        against = against or self.nothing(sample)
+        found = probe(self.model, forward, batch, against)
         assert sample.image is not None
         picture = decoded(sample.image, sample.where, self.encoder.image.max_pixels)
-        other = f"the mean picture of {REFERENCES}" if against else "no picture"
-        return Look(found, chosen, picture, sample.question, self.tokenizer.decode(answers).strip(), other)
+        answer = self.tokenizer.decode(answers).strip()
+        choice = chosen(answer, len(sample.choices))
+        answer += "" if choice is None else f" ({sample.choices[choice]})"
+        return Look(found, words_of, picture, sample.question, answer, against.of)
 
     def sample(self, number: int, test: bool) -> Sample:
         """A sample of data.test or data.train by its running number, as in `dsmemvp data show`. Raises ValueError."""

@@ -35,10 +35,13 @@ class Memory:
 
     key: torch.Tensor
     value: torch.Tensor
+    of: str = "this picture"
+    """In words."""
 
     def mean(self) -> "Memory":
         """Of all samples: [1, N, d]."""
-        return Memory(self.key.mean(0, keepdim=True), self.value.mean(0, keepdim=True))
+        of = f"the mean memory of {len(self.key)} pictures"
+        return Memory(self.key.mean(0, keepdim=True), self.value.mean(0, keepdim=True), of)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dsmemvp.data.text import Tokenizer
+from dsmemvp.data.tokenizer import Tokenizer
 
 ANSWER = "(answer)"
 """Name of the last token's place, where the answer is read."""
-
-
 QUESTION = "(question)"
 """Name of all words of the question together."""
+MOST = 8
+"""Words of a question that are chosen one by one where none are asked for; a longer question is taken together."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,18 @@ def all_words(tokenizer: Tokenizer, tokens: list[int]) -> list[Word]:
 
 
 def chosen_words(tokenizer: Tokenizer, tokens: list[int], question: str, wanted: Sequence[str] = ()) -> list[Word]:
-    """The wanted words where they stand first, or else all of the question, one by one and together; and the place of
-    the answer. `tokens` are
-    those of a prompt (data/text.py). Raises ValueError for a word that is not there."""
+    """The wanted words where they stand first, or else those of the question, one by one if they are few, and together;
+    and the place of the answer. `tokens` are those of a prompt (data/text.py). Raises ValueError for a word that is not
+    there."""
     words = all_words(tokenizer, tokens)
+    # the prompt begins with "Question:"
+    asked = [word for word in words[1 : 1 + len(question.split())] if word.text]
+    together = Word(QUESTION, tuple(sorted({n for word in asked for n in word.tokens})))
     if wanted:
-        chosen = [_first(words, text) for text in wanted if text != ANSWER]
+        chosen = [together if text == QUESTION else _first(words, text) for text in wanted if text != ANSWER]
     else:
-        # the prompt begins with "Question:"
-        chosen = [word for word in words[1 : 1 + len(question.split())] if word.text]
-        chosen.append(Word(QUESTION, tuple(sorted({n for word in chosen for n in word.tokens}))))
-    return [*chosen, Word(ANSWER, (len(tokens) - 1,))]
+        chosen = [*(asked if len(asked) <= MOST else []), together]
+    return [*(word for word in chosen if word.tokens), Word(ANSWER, (len(tokens) - 1,))]
 
 
 def _first(words: list[Word], text: str) -> Word:

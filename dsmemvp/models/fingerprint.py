@@ -43,7 +43,8 @@ def base_fingerprint(recipe: Recipe) -> dict[str, str]:
         found[key] = _digest(vision_tensors(model.vision_tower, vision), vision, VISION, key)
     tokenizer = Path(model.tokenizer)
     if not tokenizer.is_file():
-        raise FileNotFoundError(f"model.tokenizer: {tokenizer} does not exist")
+        what = "is a folder; give a file" if tokenizer.is_dir() else "does not exist"
+        raise FileNotFoundError(f"model.tokenizer: {tokenizer} {what}")
     return {**found, "model.tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
 
 

@@ -75,7 +75,8 @@ def folder_config(folder: str, key: str, kind: Any) -> Any:
         return None
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{key}: {path} does not exist")
+        missing = path if path.parent.is_dir() else f"folder {folder}"
+        raise FileNotFoundError(f"{key}: {missing} does not exist{'' if path.is_absolute() else f' in {Path.cwd()}'}")
     try:
         content = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

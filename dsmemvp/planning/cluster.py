@@ -39,11 +39,12 @@ class Cluster:
         return self.gpus // self.on_node
 
 
-def quantity(text: str) -> float:
-    """ "80GiB" -> bytes, "400Gb" or "400Gb/s" -> bytes per second, "989T" -> the number. Raises ValueError."""
+def quantity(text: str, option: str) -> float:
+    """ "80GiB" -> bytes, "400Gb" or "400Gb/s" -> bytes per second, "989T" -> the number. Raises ValueError naming the
+    option, also for a number without any unit, which is never meant."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpKMGTP]i?|)(B|b|bit|FLOP)?(?:/?p?s|S)?\s*", text)
-    if not found:
-        raise ValueError(f"{text!r} is no size: write 80GiB, 400Gb (bits) or 50GB (bytes) per second, 989T")
+    if not found or not (found[2] or found[3]):
+        raise ValueError(f"{option}: {text!r} is no size: write 80GiB, 400Gb (bits) or 50GB (bytes) per second, 989T")
     number, prefix, unit = found.groups()
     return float(number) * _UNITS[prefix.lower()] / (8 if unit in ("b", "bit") else 1)
 
@@ -52,5 +53,6 @@ def clusters(gpus: str, gpus_per_node: int, memory: str, interconnect: str, intr
     """One for each number in `gpus`, "8" or "8,16,64". Raises ValueError."""
     if not re.fullmatch(r"\d+(,\d+)*", gpus):
         raise ValueError(f"--gpus: a number, or several as in 8,16,64, not {gpus!r}")
-    m, across, inside, f = (quantity(text) for text in (memory, interconnect, intra, flops))
+    sizes = {"--gpu-memory": memory, "--interconnect": interconnect, "--intra": intra, "--gpu-flops": flops}
+    m, across, inside, f = (quantity(text, option) for option, text in sizes.items())
     return [Cluster(int(n), gpus_per_node, m, across, inside, f) for n in gpus.split(",")]

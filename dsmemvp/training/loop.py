@@ -229,7 +229,7 @@ class _Run:
 
     def _log(self, step: int, window: Window) -> None:
         numbers = window.numbers(self.language_parameters) | {
-            "memory/peak_gib": peak_memory(self.ranks.device),
+            "speed/peak_gib": peak_memory(self.ranks.device),
             "data/cut_contexts": float(self.cut),
             "data/skipped_samples": float(self.skips.total),
             "train/not_finite": float(self.health.not_finite),
@@ -239,7 +239,7 @@ class _Run:
             f"step {step + 1}  epoch {step // self.per_epoch + 1}  loss {numbers['train/loss']:.4f}"
             f"  lr {window.rate:.2e}  grad {window.norm:.3f}  {numbers['speed/samples_per_second']:.1f} samples/s"
             f"  {numbers['speed/tokens_per_second']:.0f} tokens/s  {numbers['speed/tflops']:.3g} TFLOP/s"
-            f"  {numbers['memory/peak_gib']:.2f} GiB"
+            f"  {numbers['speed/peak_gib']:.2f} GiB"
         )
         self.monitor.record(step + 1, numbers, line)
 

@@ -36,7 +36,7 @@ def check_same(found: Checkpoint, ranks: Ranks) -> None:
 
 def _of_run(folder: Path, overrides: Sequence[str], checkpoint: str | Path | None) -> tuple[Recipe, Checkpoint]:
     if not (folder / "recipe.json").is_file():
-        what = "has no recipe.json" if folder.is_dir() else "does not exist"
+        what = "has no recipe.json" if folder.is_dir() else "is a file" if folder.is_file() else "does not exist"
         raise FileNotFoundError(
             f"run {folder} {what}; give the folder that a training run has written, such as runs/demo, or one that"
             " `dsmemvp export` has"
@@ -44,7 +44,7 @@ def _of_run(folder: Path, overrides: Sequence[str], checkpoint: str | Path | Non
     recipe = read_recipe(folder / "recipe.json", overrides)  # JSON is YAML, too
     found, complaints = (read_checkpoint(Path(checkpoint)), []) if checkpoint else newest_checkpoint(folder)
     if found is None:
-        why = "".join(f" ({text.partition('; the checkpoint before')[0]})" for text in complaints[:1])
+        why = "".join(f" ({text})" for text in complaints[:1])
         raise FileNotFoundError(
             f"{folder / 'checkpoints'} holds no intact checkpoint{why}; train first, or name another"
         )

@@ -7,10 +7,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tqdm import tqdm
-from transformers import LlamaConfig
+from transformers import CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.convert.lazy import LazyTensor
-from dsmemvp.convert.writing import write_model, write_safetensors
+from dsmemvp.convert.writing import check_folder, write_model, write_safetensors
 
 
 def _lazy(tensor: torch.Tensor) -> LazyTensor:
@@ -92,3 +92,13 @@ def test_a_conversion_killed_at_any_place_leaves_no_config_without_its_weights(t
     assert not (tmp_path / "config.json").exists() and (tmp_path / "partial-conversion").exists()
     _write(tmp_path)
     assert (tmp_path / "config.json").exists() and not (tmp_path / "partial-conversion").exists()
+
+
+def test_another_model_is_not_written_over(tmp_path):
+    check_folder(tmp_path, LlamaConfig())
+    _write(tmp_path)
+    check_folder(tmp_path, LlamaConfig())
+    with pytest.raises(ValueError, match=r"holds another model \(num_hidden_layers 32\); give another folder in --out"):
+        check_folder(tmp_path, LlamaConfig(num_hidden_layers=3))
+    with pytest.raises(ValueError, match=r"holds another model \(model_type llama\)"):
+        check_folder(tmp_path, CLIPVisionConfig())

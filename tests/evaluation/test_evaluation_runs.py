@@ -150,8 +150,9 @@ def test_inside_training_the_best_by_score_is_kept_and_training_is_none_the_wise
 
     ended = run(["evaluate", *scored, "--best", "--split", "validation", "evaluation.captions=[false]"], tmp_path / "e")
     assert ended.codes == [0, 0], ended.text
-    found = json.loads((folder / "evaluation-validation.json").read_text())
+    found = json.loads((folder / "evaluation-best-validation.json").read_text())
     assert found["step"] == best and found["accuracy"][NAMES[0]]["Avg"] == scores[best]
+    assert not (folder / "evaluation.json").exists()  # which is of the newest one
     ended = run(["evaluate", *arguments, "--best", "training.best_by=loss", "output=nowhere"], tmp_path / "f", ranks=1)
     assert ended.codes == [1] and "holds no checkpoint with a loss on data.validation" in ended.text
 

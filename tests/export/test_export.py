@@ -179,9 +179,12 @@ def test_nothing_of_this_machine_stands_in_it(run, recipe, tmp_path):
 
 def test_the_card_says_what_it_is_and_how_it_scored(run, trained, tmp_path):
     scores = {"captions off": {"NAT": 91.234, "Avg": 90.5}, "captions on": {"Avg": 95.0}}
+    about = {"data": str(tmp_path / "test"), "protocol": "generate", "samples": 48, "left_out": 2}
+    about |= {"interval": {row: {name: [80.0, 99.0] for name in values} for row, values in scores.items()}}
+    about |= {"counted": {row: dict.fromkeys(values, 46) for row, values in scores.items()}}
     [folder] = (run / "checkpoints").iterdir()
     digest = hashlib.sha256((folder / "trained.safetensors").read_bytes()).hexdigest()
-    (run / "evaluation.json").write_text(json.dumps({"checkpoint": digest, "samples": 48, "accuracy": scores}))
+    (run / "evaluation.json").write_text(json.dumps({"checkpoint": digest, "accuracy": scores, **about}))
     other = {"checkpoint": "1f", "epoch": 2, "step": 12, "accuracy": {"blind": {"Avg": 11.11}}}
     (run / "evaluation-blind.json").write_text(json.dumps(other))
     export(run, tmp_path / "out")
@@ -196,7 +199,8 @@ def test_the_card_says_what_it_is_and_how_it_scored(run, trained, tmp_path):
         "0.01, 1.0 epochs of warm-up",
     ):
         assert part in card, part
-    assert "| captions off | 91.23 | 90.50 |" in card and "| captions on |  | 95.00 |" in card
+    assert "On the 48 samples, 2 of them left out of `test`, protocol generate" in card
+    assert "| captions off |  91.23 | 90.50 ±9.50 |" in card and "| captions on  |      - | 95.00 ±9.50 |" in card
     assert "11.11" not in card  # of another checkpoint
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from launch import run_on_ranks
@@ -169,3 +170,29 @@ def test_a_picture_of_pillows_is_seen_as_its_file_is(run_folder, tmp_path):
         one, other = model.see(tmp_path / name), model.see(Image.open(tmp_path / name))
         torch.testing.assert_close(one.pixels, other.pixels, atol=0.06, rtol=0)  # CMYK passes through other arithmetic
         assert mode == "CMYK" or torch.equal(one.pixels, other.pixels), name
+
+
+def test_what_is_no_picture_question_or_list_of_choices_is_told(run_folder, picture_path):
+    model = dsmemvp.load(run_folder)
+    assert model.answer("What?", picture_path) == model.answer("What?", model.see(picture_path))
+    for arguments, error, part in (
+        ({"choices": "red"}, ValueError, "choices: give a list of texts"),
+        ({"choices": ["x"] * 27}, ValueError, "at most 26 have letters"),
+        ({"context": "\ud800"}, ValueError, "is not text that UTF-8 can write"),
+        ({"seed": -1}, ValueError, "seed: must be at least 0"),
+        ({"picture": picture_path.parent}, FileNotFoundError, "is a folder; give a file"),
+        ({"picture": np.zeros((3, 8, 8))}, TypeError, "a picture is a path, an encoded image or one of Pillow's"),
+    ):
+        with pytest.raises(error, match=part):
+            model.answer("What?", **arguments)
+
+
+def test_an_answer_that_names_no_choice_is_said(command, run_folder):
+    model = dsmemvp.load(run_folder)
+    asked = [f"What {word}?" for word in ("is it", "was it", "colour", "shape")]
+    wanted = [model.answer(question, choices=["red"]) for question in asked]
+    assert "" in wanted
+    code, out, err = command("--run", run_folder, "--choice", "red", *asked)
+    assert (code, out.split("\n")[:-1]) == (0, wanted)
+    unanswered = [question for question, answer in zip(asked, wanted, strict=True) if not answer]
+    assert err == "".join(f"dsmemvp: the answer to {each!r} names none of the choices\n" for each in unanswered)

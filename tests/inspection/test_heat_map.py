@@ -7,6 +7,7 @@ from making import encoded
 from PIL import Image
 
 from dsmemvp.data.images import ImageTransform
+from dsmemvp.inspection import heat_map as heat_map_module
 from dsmemvp.inspection.heat_map import LINE, MARGIN, fitted, heat_map, sheet
 
 
@@ -38,11 +39,24 @@ def test_red_fires_blue_is_below_zero_and_zero_has_no_colour():
 
 
 def test_a_sheet_has_every_map_in_its_row_and_column():
-    picture = fitted(Image.new("RGB", (300, 100), (90, 90, 90)), 60)
-    assert picture.size == (60, 20)
+    picture = fitted(Image.new("RGB", (300, 100), (90, 90, 90)), 120)
+    assert picture.size == (120, 40)
     one, none = torch.tensor([0.0, 0, 0, 1]), torch.zeros(4)
     page = sheet(picture, [[none, none], [none, one]], ["a", "b"], ["layer 0", "layer 1"], "t")
     ys, xs = np.nonzero(_coloured(page))
-    left, top = page.width - MARGIN - 60, page.height - (20 + LINE + MARGIN)
-    assert page.height == LINE * 2 + MARGIN + 2 * (20 + LINE + MARGIN)
-    assert (xs.min(), xs.max(), ys.min(), ys.max()) == (left + 30, left + 59, top + 10, top + 19)
+    left, top = page.width - MARGIN - 120, page.height - (40 + LINE + MARGIN)
+    assert page.height == LINE * 2 + MARGIN + 2 * (40 + LINE + MARGIN)
+    assert (xs.min(), xs.max(), ys.min(), ys.max()) == (left + 60, left + 119, top + 20, top + 39)
+
+
+def test_columns_are_as_wide_as_what_is_written_over_and_under_them():
+    narrow = Image.new("RGB", (10, 150), (90, 90, 90))
+    page = sheet(narrow, [[torch.ones(4)] * 3], ["a"], ["mean of all layers"] * 3, "t")
+    assert page.width > 4 * 90
+
+
+def test_signs_that_the_font_lacks_are_written_out(monkeypatch):
+    monkeypatch.setattr(heat_map_module, "FONTS", ())
+    picture, none = Image.new("RGB", (20, 20)), torch.zeros(4)
+    written = [np.asarray(sheet(picture, [[none]], [word], ["a"], "t")) for word in ("\u8272", "\\u8272")]
+    assert np.array_equal(*written)

@@ -81,7 +81,7 @@ def test_the_command_writes_a_sheet_and_a_table(run, repository, tmp_path):
     image = tmp_path / "wide.png"
     image.write_bytes(picture(size=(80, 40)))
     arguments = ["inspect", "--run", str(run), "--image", str(image), "What colour is the circle?"]
-    arguments += ["--choices", "red", "blue", "--words", "circle", "red", "--layers", "1"]
+    arguments += ["--choice", "red", "--choice", "blue", "--words", "circle", "red", "--layers", "1"]
     arguments += ["--set", f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]
     out = run_on_ranks(["--module", "dsmemvp"], 1, *arguments)
     assert "16 visual and 8 learned slots" in out and "What colour is the circle? -> " in out

@@ -52,3 +52,12 @@ def test_wanted_words_are_taken_where_they_stand_first(tokenizer):
     assert answer.text == ANSWER
     with pytest.raises(ValueError, match=r"--words: 'cat' is not in the prompt, which has: Question, Which"):
         chosen_words(tokenizer, tokens, "", ["cat"])
+
+
+def test_a_long_question_is_taken_together_and_one_of_marks_alone_not_at_all(tokenizer):
+    long = "Which of the many shapes in this picture is the red thing?"
+    tokens = tokenizer.encode(PROMPT.replace("Which shape is the red thing?", long))
+    assert [w.text for w in chosen_words(tokenizer, tokens, long)] == [QUESTION, ANSWER]
+    assert [w.text for w in chosen_words(tokenizer, tokens, long, [QUESTION, "red"])] == [QUESTION, "red", ANSWER]
+    tokens = tokenizer.encode(PROMPT.replace("Which shape is the red thing?", "?"))
+    assert [w.text for w in chosen_words(tokenizer, tokens, "?")] == [ANSWER]

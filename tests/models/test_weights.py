@@ -216,7 +216,7 @@ def test_an_unknown_shape_is_refused_with_the_nearest():
 def test_a_missing_folder_is_named(tmp_path):
     recipe = Recipe(name="x")
     recipe.model.language_model = str(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"model\.language_model: .*nowhere/config\.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"model\.language_model: folder .*nowhere does not exist$"):
         read_configs(recipe)
 
 

@@ -33,13 +33,13 @@ def shardings(tmp_path) -> Path:
     [("80GiB", 80 * 2**30), ("400Gb", 50e9), ("400Gb/s", 50e9), ("400Gbps", 50e9), ("450GB", 450e9), ("1.5T", 1.5e12)],
 )
 def test_sizes_are_read_with_their_units(text, number):
-    assert quantity(text) == number
+    assert quantity(text, "--x") == number
 
 
-@pytest.mark.parametrize("text", ["", "much", "80 bananas", "-3GB", "1.2.3GB"])
+@pytest.mark.parametrize("text", ["", "much", "80 bananas", "-3GB", "1.2.3GB", "80"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(ValueError, match="is no size"):
-        quantity(text)
+    with pytest.raises(ValueError, match=r"^--x: .* is no size"):
+        quantity(text, "--x")
 
 
 def test_clusters_that_cannot_be_are_refused():

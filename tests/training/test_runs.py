@@ -89,7 +89,7 @@ def test_bf16_input_space_and_recomputation_train_past_a_bad_sample_and_evaluate
         "speed/samples_per_second",
         "speed/tokens_per_second",
         "speed/tflops",
-        "memory/peak_gib",
+        "speed/peak_gib",
         "data/skipped_samples",
         "data/imbalance",
     }
