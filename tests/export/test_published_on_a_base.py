@@ -1,0 +1,53 @@
+"""README's lines for a checkpoint that the MemVP authors have published, on a small stand-in of its layout."""
+
+import argparse
+import json
+import re
+import shlex
+
+import pytest
+import torch
+
+from dsmemvp import cli
+from dsmemvp.convert.memvp import published_names
+from dsmemvp.models.joined import trainable_shapes
+from dsmemvp.models.weights import read_configs
+from dsmemvp.recipe_file import read_recipe
+
+
+@pytest.fixture
+def place(repository, recipe_path, tmp_path, monkeypatch):
+    """A folder with the README's files in it."""
+    from dsmemvp.training import ranks
+
+    monkeypatch.setattr(ranks, "join_ranks", lambda seconds: ranks.Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.delenv("RANK", raising=False)
+    (tmp_path / "ds_configs").symlink_to(repository / "ds_configs")
+    recipe = read_recipe(recipe_path)
+    torch.manual_seed(3)
+    trained = {name: torch.randn(s) for name, s in trainable_shapes(recipe, read_configs(recipe)).items()}
+    options = argparse.Namespace(emb=recipe.method.slots, adapter_scale=recipe.method.output_scale, epochs=20)
+    (tmp_path / "raw" / "MemVP-SQA-13B").mkdir(parents=True)
+    content = {"model": published_names(trained), "args": options, "epoch": 19, "optimizer": {"state": {}}}
+    torch.save(content, tmp_path / "raw" / "MemVP-SQA-13B" / "checkpoint-19.pth")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "scienceqa-13b.yaml").write_text(recipe_path.read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_lines_lead_from_the_published_file_to_scores_and_answers(place, repository, capsys):
+    text = (repository / "README.md").read_text()
+    lines = re.findall(r"^    (dsmemvp .*(?:imported|memvp-sqa-13b).*)$", text, re.M)
+    assert [line.split()[1] for line in lines] == ["convert", "export", "evaluate"]
+    for line in lines:
+        arguments = shlex.split(line)[1:]
+        whole = ["training.deepspeed=ds_configs/replicated.json"] if arguments[0] == "evaluate" else []
+        assert cli.main([*arguments, *whole]) == 0, capsys.readouterr()
+    out = capsys.readouterr().out
+    assert "trained with method.slots=24, method.output_scale=1.0" in out and "captions off" in out
+    assert json.loads((place / "runs" / "tiny" / "evaluation-memvp-sqa-13b.json").read_text())["samples"] == 48
+    base = read_recipe(place / "recipes" / "scienceqa-13b.yaml").model
+    named = [f"model.{key}={getattr(base, key)}" for key in ("language_model", "vision_tower", "tokenizer")]
+    named = [part for setting in named for part in ("--set", setting)]
+    assert cli.main(["generate", "--run", "memvp-sqa-13b", *named, "--max-new-tokens", "3", "What is it?"]) == 0
