@@ -140,6 +140,7 @@ def _write(folder: Path, config: PretrainedConfig, tensors: dict[str, torch.Tens
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
 
 
 if __name__ == "__main__":

@@ -6,14 +6,30 @@
     picture = model.see("cat.png")
     print(model.answer("What colour is it?", picture))
 
-The rooms stand in the order in which a sample passes through them, and imports point only backwards:
+The packages stand in the order in which a sample passes through them, and imports point only backwards:
 recipe -> data -> prompts -> models -> training -> generation, inspection -> evaluation -> export -> cli.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+    from dsmemvp.generation.answers import Answerer
 
 __version__ = "0.1.0"
 
 
-def load(folder, checkpoint=None, *, language_model=None, vision_tower=None, tokenizer=None, **overrides):
+def load(
+    folder: "str | Path",
+    checkpoint: "str | Path | None" = None,
+    *,
+    language_model: "str | Path | None" = None,
+    vision_tower: "str | Path | None" = None,
+    tokenizer: "str | Path | None" = None,
+    **overrides: "Any",
+) -> "Answerer":
     """The trained model of a run's folder, or of one that `dsmemvp export` has written, to answer questions with
     (generation/answers.py): whole, on this process's own device. An exported folder wants to know where the base is;
     for a run that stands in its recipe, of which `overrides` are other keys, such as **{"evaluation.batch": 4}. Raises

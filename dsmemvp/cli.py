@@ -1,4 +1,4 @@
-"""The door: one command, its errors in one line, its exit code. The commands themselves are in commands/, and
+"""The entry point: one command, its errors in one line, its exit code. The commands themselves are in commands/, and
 `dsmemvp COMMAND --help` explains each."""
 
 import argparse

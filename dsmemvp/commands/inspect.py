@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsmemvp.stopping import listening
+
+if TYPE_CHECKING:
+    from dsmemvp.data.sample import Sample
+    from dsmemvp.recipe import Recipe
 
 
 def add(commands: Any) -> None:
@@ -47,22 +51,12 @@ def add(commands: Any) -> None:
 def _inspect(given: argparse.Namespace) -> None:
     with listening() as stop:
         from dsmemvp.commands.runs import join
-        from dsmemvp.data.images import decoded
-        from dsmemvp.inspection.look import Question, check_layers, check_method, open_model
-        from dsmemvp.models.weights import read_configs
+        from dsmemvp.inspection.look import open_model
         from dsmemvp.training.opening import check_same, open_run
         from dsmemvp.training.ranks import leave_ranks
 
-        if (given.sample is None) == (given.image is None) or (given.image is None) != (given.question is None):
-            raise ValueError("give --image and a question about it, or --sample N")
         recipe, found = open_run(given.folder, given.set, given.checkpoint)
-        check_method(recipe)
-        check_layers(given.layers, read_configs(recipe).language.num_hidden_layers)
-        asked = None
-        if given.image is not None:
-            asked = Question(given.question, given.image, tuple(given.choice), given.context).sample()
-            assert asked.image is not None
-            decoded(asked.image, asked.where, recipe.vision.max_pixels)  # before the model is loaded
+        asked = _checked(given, recipe)
         ranks, watched = join(recipe, stop)
         with watched as watch:
             watch.at("loading", 0)
@@ -78,3 +72,22 @@ def _inspect(given: argparse.Namespace) -> None:
                 look.sheet(given.what, given.layers).save(out / "heat-map.png")
                 print(*look.table(), "", f"{look.question} -> {look.answer}", f"-> {out / 'heat-map.png'}", sep="\n")
         leave_ranks()
+
+
+def _checked(given: argparse.Namespace, recipe: "Recipe") -> "Sample | None":
+    """What is asked about --image, before the model is loaded; None for a sample of the data. Raises ValueError or
+    OSError."""
+    from dsmemvp.data.images import decoded
+    from dsmemvp.inspection.look import Question, check_layers, check_method
+    from dsmemvp.models.weights import read_configs
+
+    check_method(recipe)
+    check_layers(given.layers, read_configs(recipe).language.num_hidden_layers)
+    if (given.sample is None) == (given.image is None) or (given.image is None) != (given.question is None):
+        raise ValueError("give --image and a question about it, or --sample N")
+    if given.image is None:
+        return None
+    asked = Question(given.question, given.image, tuple(given.choice), given.context).sample()
+    assert asked.image is not None
+    decoded(asked.image, asked.where, recipe.vision.max_pixels)
+    return asked

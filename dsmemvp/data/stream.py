@@ -82,6 +82,14 @@ def read_all(manifest: Manifest) -> Iterator[EncodedSample | BadSample]:
         yield from reader.read(places).values()
 
 
+def read_each(manifests: Sequence[Manifest], first: int = 0) -> Iterator[EncodedSample | BadSample]:
+    """The samples of data sets in file order from running number `first` on, one at a time: to look at a few."""
+    reader = Reader(manifests, indexes=1)
+    places = (place._replace(source=n) for n, manifest in enumerate(manifests) for place in file_order(manifest.counts))
+    for place in itertools.islice(places, first, None):
+        yield reader.read([place])[place]
+
+
 def _open(manifest: Manifest, shard: int) -> tuple[Path, int]:
     for attempt in itertools.count():
         path = manifest.local(shard)

@@ -1,6 +1,7 @@
 """What TensorBoard shows of the memory beside the scores: a few fixed samples, looked into (inspection/board.py)."""
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.manifest import Manifest
-from dsmemvp.data.order import file_order
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
-from dsmemvp.data.stream import Reader
+from dsmemvp.data.stream import read_each
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.inspection.board import BoardReport, board_report
 from dsmemvp.models.joined import VisualLanguageModel
@@ -42,9 +42,8 @@ def show_memory(
 
 def _with_pictures(data: Manifest, encoder: Encoder, tokenizer: Tokenizer) -> list[Sample]:
     """Without those that cannot be used: the evaluation has told of them, or ended at them."""
-    reader, found = Reader([data], indexes=1), []
-    for place in file_order(data.counts)[:SEARCHED]:
-        entry = reader.read([place])[place]
+    found: list[Sample] = []
+    for entry in islice(read_each([data]), SEARCHED):
         try:
             if isinstance(entry, BadSample):
                 raise entry.error

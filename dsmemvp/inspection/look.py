@@ -19,10 +19,9 @@ from PIL import Image
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.encoder import Encoder, recipe_encoder
 from dsmemvp.data.images import decoded
-from dsmemvp.data.order import file_order
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample, sample_from_row
 from dsmemvp.data.sets import open_test_data, open_training_data
-from dsmemvp.data.stream import Reader
+from dsmemvp.data.stream import read_each
 from dsmemvp.data.text import chosen
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.inspection import table
@@ -169,10 +168,7 @@ class Opened:
     def _samples(self, test: bool, first: int = 0):
         """In file order. Raises SampleError at a bad one."""
         manifests = [open_test_data(self.recipe)] if test else open_training_data(self.recipe).manifests
-        reader = Reader(manifests, indexes=1)
-        places = [place._replace(source=n) for n, m in enumerate(manifests) for place in file_order(m.counts)]
-        for place in places[max(first, 0) :]:
-            entry = reader.read([place])[place]
+        for entry in read_each(manifests, max(first, 0)):
             if isinstance(entry, BadSample):
                 raise entry.error
             yield read_sample(entry)

@@ -153,16 +153,22 @@ def save_checkpoint(run: Path, state: State, values: Tensors, moments: Tensors) 
 
 
 def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The intact checkpoint of the latest step in a run's folder, and what is wrong with later ones."""
-    found, complaints = _first_intact(sorted((run / "checkpoints").glob("step-*"), reverse=True))
+    """The intact checkpoint of the latest step in a run's folder, and what is wrong with later ones. Raises OSError."""
+    found, complaints = _first_intact(_folders(run)[::-1])
     return found, [f"{complaint}{'; the checkpoint before it is taken' * bool(found)}" for complaint in complaints]
 
 
 def best_checkpoint(run: Path, best_by: str) -> tuple[Checkpoint | None, list[str]]:
     """The intact checkpoint with the lowest "loss" or the highest "score" on data.validation, and what is wrong with
     better ones. None where that was measured beside none of them."""
-    found, complaints = _first_intact(_best_first(sorted((run / "checkpoints").glob("step-*")), best_by))
+    found, complaints = _first_intact(_best_first(_folders(run), best_by))
     return found, [f"{complaint}{'; the next best checkpoint is taken' * bool(found)}" for complaint in complaints]
+
+
+def _folders(run: Path) -> list[Path]:
+    """Of checkpoints, by their steps. Raises OSError where they cannot be looked at: a run must not begin anew then."""
+    folder = run / "checkpoints"
+    return sorted(path for path in folder.iterdir() if path.name.startswith("step-")) if folder.exists() else []
 
 
 def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
