@@ -39,8 +39,9 @@ class Report:
             raise ValueError(f"no sample of {self.location} could be used; see data.on_bad_sample")
         scores = {name: scored(found.predictions) for name, found in predicted.items()}
         used = len(next(iter(predicted.values())).rows)
-        about: dict[str, Any] = {"epoch": self.state.epoch, "step": self.state.step}
-        about |= {
+        about: dict[str, Any] = {
+            "epoch": self.state.epoch,
+            "step": self.state.step,
             "checkpoint": self.digest,
             "data": self.location,
             "protocol": self.protocol,

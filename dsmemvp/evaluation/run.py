@@ -4,8 +4,8 @@
     RUN/evaluation/NAME.jsonl                      answers of one that is under way (partial.py)
 
 Files of another checkpoint than the newest have its name, or "best", behind theirs, as in evaluation-best.json; then
-come -validation and -blind. What follows from a checkpoint, the data and the recipe does not
-depend on the number of ranks.
+come -validation and -blind. What follows from a checkpoint, the data and the recipe does not depend on the number of
+ranks.
 """
 
 import json
@@ -85,9 +85,8 @@ def evaluate(
         partials.append(ranks.together(bound(_open_partial, ranks, run, f"{which}{kind}", belongs)))
         predicted[name] = predict_all(recipe, ranks, data, own, answering, name, between, partials[-1])
     watch.at("scoring", state.step)
-    report = Report(
-        run, f"{which}{kind}{'-blind' * blind}", state, digest, data.location, data.samples, recipe.evaluation.protocol
-    )
+    suffix = f"{which}{kind}{'-blind' * blind}"
+    report = Report(run, suffix, state, digest, data.location, data.samples, recipe.evaluation.protocol)
     ranks.together(lambda: report.write(predicted) if ranks.first else None)
     for partial in partials:
         ranks.together(partial.remove if partial else lambda: None)
