@@ -22,7 +22,8 @@ WRITTEN = {
 TYPOGRAPHIC = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
 ABBREVIATIONS = (
     "mr|mrs|ms|dr|st|mt|jr|sr|vs|etc|ave|blvd|rd|inc|co|corp|ltd|bldg|sgt|lt|gov|dept|"
-    "ft|rev|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|mon|tues|wed|thurs|fri"
+    "ft|rev|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|mon|tue|tues|wed|thurs|fri|"
+    "prof|capt|sen|rep|gen|hon|pres|col|bros|sq|ste|calif|mich|ariz|fla|ga|va|ala|ct|ph\\.d"
 )
 LETTER = r"[^\W\d_½¼¾]"
 SIGN = r"[^\W_½¼¾]"
@@ -33,7 +34,8 @@ TOKEN = re.compile(
     | [\w.+-]+ @ [\w-]+ (?:\.[\w-]+)+
     | (?:{LETTER}\.){{2,}}                                          # u.s.a.
     | (?:{ABBREVIATIONS}) \. (?!\w)
-    | (?:in|oz|lbs|no) \. (?=[,;:])  |  no \. (?=\s*\d)
+    | (?-i:Tex|Wash|Mass|Ill|Pa|Miss|Ore) \. (?!\w)                 # a state, but not to be ill.
+    | (?:in|oz|lbs|no|sun|sat|art|fig|pop|mag|miss|ore) \. (?=[,;:])  |  no \. (?=\s*\d)
     | (?<![\w'-]) {LETTER} \. (?! \w | \s*$ | (?-i:\s+[A-Z][a-z]))  # an initial
     | ' (?:em|n'|n|\d0s|til|cause|tis|twas) (?!\w)
     | ' (?:s|m|d|ll|re|ve) (?!\w)                                   # what contractions end in
