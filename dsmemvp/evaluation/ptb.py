@@ -35,7 +35,7 @@ TOKEN = re.compile(
     | (?:{LETTER}\.){{2,}}                                          # u.s.a.
     | (?:{ABBREVIATIONS}) \. (?!\w)
     | (?-i:Tex|Wash|Mass|Ill|Pa|Miss|Ore) \. (?!\w)                 # a state, but not to be ill.
-    | (?:in|oz|lbs|no|sun|sat|art|fig|pop|mag|miss|ore) \. (?=[,;:])  |  no \. (?=\s*\d)
+    | (?:in|oz|lbs|no|sun|sat|art|fig|pop|mag|miss|ore|tex|wash|mass|ill|pa) \. (?=[,;:])  |  no \. (?=\s*\d)
     | (?<![\w'-]) {LETTER} \. (?! \w | \s*$ | (?-i:\s+[A-Z][a-z]))  # an initial
     | ' (?:em|n'|n|\d0s|til|cause|tis|twas) (?!\w)
     | ' (?:s|m|d|ll|re|ve) (?!\w)                                   # what contractions end in
