@@ -87,7 +87,7 @@ def draw(shown: list[tuple[Sample, Look]]) -> Image.Image:
         pen.text((x, LINE), " ".join(words[2:]), fill="black", font=font)
         page.paste(picture, (x, 2 * LINE + MARGIN // 2))
         page.paste(heat_map(picture, _map(look)), (x, 2 * LINE + MARGIN // 2 + cell))
-        pen.text((x, 2 * LINE + 2 * cell - MARGIN // 2), _in_words(sample, look.answer), fill="black", font=font)
+        pen.text((x, 2 * LINE + 2 * cell - MARGIN // 2), _in_words(sample, look.answer[:1]), fill="black", font=font)
     return page
 
 
