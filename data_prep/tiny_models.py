@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--language-steps", type=int, default=500)
     parser.add_argument("--vision-width", type=int, default=64)
     parser.add_argument("--vision-layers", type=int, default=4, help="the last one is made but never used")
-    parser.add_argument("--vision-steps", type=int, default=1200)
+    parser.add_argument("--vision-steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     given.start = time.monotonic()
