@@ -2,8 +2,9 @@
 
 Features are to belong to places, as those of published towers mostly do; otherwise a heat map of what a model looks at
 (inspection/) shows nothing. Two things see to it. A word may be told by any patch, not by all: asked for everything
-everywhere, attention spreads it, and all patches carry the same. And a patch's features are to change little when what
-is not beside it is replaced by another picture; what is beside it tells shapes.
+everywhere, attention spreads it, and all patches carry the same. And the features of a patch that shows nothing, one
+colour alone, are to change little when others are replaced by those of another picture: what other patches show is not
+to be told there.
 """
 
 import random
@@ -21,9 +22,10 @@ RESOLUTION, PATCH = 64, 16
 HEAD_DIM = 16
 BATCH = 64
 LEARNING_RATE = 1.5e-3
-LOCALITY, REACH = 1.0, 1
-"""Weight of the mean square by which features, which are of about unit size, change with patches further away than
-REACH in any direction."""
+LOCALITY = 1.0
+"""Weight of the mean square by which features of flat patches, which are of about unit size, change with others."""
+FLAT = 0.2
+"""Largest difference between pixels of a flat patch, in any colour, in standard deviations of ImageNet's."""
 SHIFT = 3
 """Pixels by which pictures are moved at most, so that there are more of them."""
 
@@ -65,11 +67,13 @@ def _fit(tower: VisionTower, words: dict[bytes, tuple[str, ...]], steps: int, re
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 50, 2 * (steps - step) / steps)
         rows = torch.randint(kept, len(pixels), (BATCH,))
         seen = _moved(pixels[rows])
-        mixed, same = collages(seen)
+        mixed, own = collages(seen)
         optimizer.zero_grad()
         features_IPv, mixed_IPv = tower(torch.cat([seen, mixed])).chunk(2)
-        elsewhere = (features_IPv - mixed_IPv)[same].square().mean()  # what replacing far patches changed
-        loss = cross_entropy(reader(features_IPv), targets[rows]) + LOCALITY * elsewhere
+        loss = cross_entropy(reader(features_IPv), targets[rows])
+        changed = (features_IPv - mixed_IPv)[own & flat(seen)]  # by other patches
+        if len(changed):
+            loss = loss + LOCALITY * changed.square().mean()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -98,18 +102,18 @@ def _moved(pixels: torch.Tensor) -> torch.Tensor:
     return wider[:, :, y : y + RESOLUTION, x : x + RESOLUTION]
 
 
+def flat(pixels_I3RR: torch.Tensor) -> torch.Tensor:
+    """Which patches are of one colour, [I, P]."""
+    patches = pixels_I3RR.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).flatten(4)  # [I, 3, side, side, pixels]
+    return (patches.amax(-1) - patches.amin(-1)).amax(1).flatten(1) < FLAT
+
+
 def collages(pixels_I3RR: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> each picture with a rectangle of patches, or all around one, replaced by those of the picture before; and for
-    which patches all within REACH are still the picture's own, [I, P]."""
-    side, images = RESOLUTION // PATCH, len(pixels_I3RR)
-    ends = torch.randint(side + 1, (2, images, 2)).sort(0).values
-    along = torch.arange(side)
-    inside_I2s = (along >= ends[0][..., None]) & (along < ends[1][..., None])
-    own_Iss = inside_I2s[:, 0, :, None] & inside_I2s[:, 1, None, :]
-    own_Iss ^= torch.rand(images, 1, 1) < 0.5
-    replaced_nearby = F.max_pool2d((~own_Iss).float()[:, None], 2 * REACH + 1, 1, REACH)[:, 0] > 0
+    """-> each picture with some of its patches replaced by those of the one before, and which are its own, [I, P]."""
+    side = RESOLUTION // PATCH
+    own_Iss = torch.rand(len(pixels_I3RR), side, side) < torch.rand(len(pixels_I3RR), 1, 1)
     own_IRR = own_Iss.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
-    return torch.where(own_IRR[:, None], pixels_I3RR, pixels_I3RR.roll(1, 0)), ~replaced_nearby.flatten(1)
+    return torch.where(own_IRR[:, None], pixels_I3RR, pixels_I3RR.roll(1, 0)), own_Iss.flatten(1)
 
 
 def cross_entropy(scores_IPW: torch.Tensor, targets_IW: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPVisionModel, LlamaForCausalLM
 
-from data_prep.tiny_vision import PATCH, REACH, RESOLUTION, collages, cross_entropy
+from data_prep.tiny_vision import PATCH, RESOLUTION, collages, cross_entropy, flat
 from dsmemvp.models.joined import build_frozen
 from dsmemvp.models.weights import load_frozen, read_configs
 from dsmemvp.recipe import Recipe
@@ -48,18 +48,23 @@ def test_a_word_is_told_when_one_patch_tells_it():
     assert cross_entropy(one_patch.repeat(1, 2, 1), targets).item() == expected
 
 
-def test_a_collage_tells_which_patches_have_kept_all_beside_them():
+def test_a_collage_keeps_a_pictures_own_patches_and_takes_the_others_from_the_one_before():
     torch.manual_seed(0)
-    side, images = RESOLUTION // PATCH, 40
-    pixels = torch.arange(float(images))[:, None, None, None].expand(images, 3, RESOLUTION, RESOLUTION)
-    mixed, same = collages(pixels)
-    assert 0 < same.float().mean() < 1
-    for n in range(images):
-        patches = mixed[n].unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)  # [3, side, side, PATCH, PATCH]
-        assert ((patches == n) | (patches == (n - 1) % images)).all()
-        own = (patches == n).all(-1).all(-1).all(0)
-        assert torch.equal(own, (patches == n).any(-1).any(-1).any(0))  # whole patches
-        for y in range(side):
-            for x in range(side):
-                beside = own[max(0, y - REACH) : y + REACH + 1, max(0, x - REACH) : x + REACH + 1]
-                assert bool(beside.all()) == bool(same[n, y * side + x])
+    pixels = torch.arange(8.0)[:, None, None, None].expand(8, 3, RESOLUTION, RESOLUTION)
+    mixed, own = collages(pixels)
+    assert 0 < own.float().mean() < 1
+    for n in range(8):
+        patches = (
+            mixed[n].unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
+        )
+        expected = torch.where(own[n], float(n), float((n - 1) % 8))
+        assert torch.equal(patches, expected[:, None].expand_as(patches))
+
+
+def test_a_patch_of_one_colour_is_flat_in_whatever_channel_it_would_differ():
+    side = RESOLUTION // PATCH
+    pixels = torch.rand(1, 3, 1, 1).expand(2, 3, RESOLUTION, RESOLUTION).clone()
+    pixels[0] += torch.linspace(0, 0.15, RESOLUTION)  # faint shading within a patch
+    pixels[1, 2, PATCH + 3, 2 * PATCH - 1] += 0.5
+    found = flat(pixels)
+    assert found[0].all() and not found[1, side + 1] and found[1].sum() == side * side - 1
