@@ -22,7 +22,7 @@ RESOLUTION, PATCH = 64, 16
 HEAD_DIM = 16
 BATCH = 64
 LEARNING_RATE = 1.5e-3
-LOCALITY = 1.0
+LOCALITY = 5.0
 """Weight of the mean square by which features of flat patches, which are of about unit size, change with others."""
 FLAT = 0.2
 """Largest difference between pixels of a flat patch, in any colour, in standard deviations of ImageNet's."""
