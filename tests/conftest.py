@@ -138,6 +138,7 @@ def small_run(repository, tokenizer_path, demo_shards, tiny_models) -> list[str]
         "training.learning_rate=1e-3",
         "training.checkpoint_steps=2",
         "method.dropout=0.1",
+        "vision.adapter_dim=8",
     ]
     settings += ["evaluation.batch=8", f"training.deepspeed={repository / 'ds_configs' / 'zero3.json'}"]
     return [str(repository / "recipes" / "demo.yaml"), *settings]

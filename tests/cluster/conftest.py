@@ -39,7 +39,7 @@ def demo_settings(repository, tokenizer_path, demo_shards, tiny_models) -> list[
     settings = [f"model.language_model={tiny_models / 'language_model'}", f"model.tokenizer={tokenizer_path}"]
     settings += [f"model.vision_tower={tiny_models / 'vision_tower'}", f"data.train={demo_shards}"]
     settings += ["data.max_length=160", "data.workers=0", "training.global_batch=8", "training.micro_batch=2"]
-    settings += ["training.log_every=1", "training.learning_rate=1e-3"]
+    settings += ["training.log_every=1", "training.learning_rate=1e-3", "vision.adapter_dim=8"]
     settings += [f"training.deepspeed={repository / 'ds_configs' / 'zero3.json'}"]
     return ["train", str(repository / "recipes" / "demo.yaml"), *settings]
 

@@ -20,7 +20,7 @@ def demo(repository, tokenizer_path, demo_shards, tiny_models) -> list[str]:
     settings = [f"model.language_model={tiny_models / 'language_model'}", f"model.tokenizer={tokenizer_path}"]
     settings += [f"model.vision_tower={tiny_models / 'vision_tower'}", f"data.train={demo_shards}"]
     settings += ["data.max_length=160", "data.record_order=true", "training.global_batch=8", "training.micro_batch=4"]
-    settings += ["training.log_every=1", "training.learning_rate=1e-3", "method.dropout=0.1"]
+    settings += ["training.log_every=1", "training.learning_rate=1e-3", "method.dropout=0.1", "vision.adapter_dim=8"]
     return ["train", str(repository / "recipes" / "demo.yaml"), *settings]
 
 
