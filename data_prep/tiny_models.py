@@ -45,6 +45,9 @@ def main() -> None:
     parser.add_argument("--vision-width", type=int, default=64)
     parser.add_argument("--vision-layers", type=int, default=4, help="the last one is made but never used")
     parser.add_argument("--vision-steps", type=int, default=2000)
+    parser.add_argument(
+        "--vision-locality", type=float, default=5.0, help="how much features are to belong to places (tiny_vision.py)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     given.start = time.monotonic()
@@ -71,7 +74,12 @@ def make_vision_tower(given: argparse.Namespace) -> None:
     _settle(given)
     words = picture_words(read_split(given.data / "train"))
     tower, tensors = train_tower(
-        words, given.vision_width, given.vision_layers, given.vision_steps, reporter(given.start)
+        words,
+        given.vision_width,
+        given.vision_layers,
+        given.vision_steps,
+        given.vision_locality,
+        reporter(given.start),
     )
     _write(given.out / "vision_tower", tower.config, tensors)
 

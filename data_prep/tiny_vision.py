@@ -22,8 +22,6 @@ RESOLUTION, PATCH = 64, 16
 HEAD_DIM = 16
 BATCH = 64
 LEARNING_RATE = 1.5e-3
-LOCALITY = 5.0
-"""Weight of the mean square by which features of flat patches, which are of about unit size, change with others."""
 FLAT = 0.2
 """Largest difference between pixels of a flat patch, in any colour, in standard deviations of ImageNet's."""
 SHIFT = 3
@@ -31,10 +29,16 @@ SHIFT = 3
 
 
 def train_tower(
-    words: dict[bytes, tuple[str, ...]], width: int, layers: int, steps: int, report: Callable[[str], None]
+    words: dict[bytes, tuple[str, ...]],
+    width: int,
+    layers: int,
+    steps: int,
+    locality: float,
+    report: Callable[[str], None],
 ) -> tuple[VisionTower, dict[str, torch.Tensor]]:
     """-> the tower, and all tensors of a whole CLIP vision model: those of the tower and of an untrained last block,
-    which the tower leaves out. `words` is what is said of each encoded picture."""
+    which the tower leaves out. `words` is what is said of each encoded picture; `locality` weighs the mean square by
+    which features of flat patches, which are of about unit size, change with others."""
     config = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=2 * width,
@@ -45,7 +49,7 @@ def train_tower(
         hidden_act="quick_gelu",
     )
     tower = VisionTower(config)
-    _fit(tower, {image: said for image, said in words.items() if said}, steps, report)
+    _fit(tower, {image: said for image, said in words.items() if said}, steps, locality, report)
     last = Block(config)
     tensors = {}
     for name, tensor in tower.state_dict().items():
@@ -56,7 +60,13 @@ def train_tower(
     return tower, {n: t for n, t in tensors.items() if not n.endswith("position_ids")}
 
 
-def _fit(tower: VisionTower, words: dict[bytes, tuple[str, ...]], steps: int, report: Callable[[str], None]) -> None:
+def _fit(
+    tower: VisionTower,
+    words: dict[bytes, tuple[str, ...]],
+    steps: int,
+    locality: float,
+    report: Callable[[str], None],
+) -> None:
     pixels, targets = _tensors(words)
     kept = len(pixels) // 10  # to report on
     reader = nn.Linear(tower.config.hidden_size, targets.shape[1])
@@ -73,7 +83,7 @@ def _fit(tower: VisionTower, words: dict[bytes, tuple[str, ...]], steps: int, re
         loss = cross_entropy(reader(features_IPv), targets[rows])
         changed = (features_IPv - mixed_IPv)[own & flat(seen)]  # by other patches
         if len(changed):
-            loss = loss + LOCALITY * changed.square().mean()
+            loss = loss + locality * changed.square().mean()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
