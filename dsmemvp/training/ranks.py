@@ -10,21 +10,26 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
+from torch.utils.cpp_extension import get_default_build_root
 
 from dsmemvp.launchers import Place, find_place
 
 T = TypeVar("T")
 SLACK = 60.0
 """Seconds by which a collective waits longer than the watch over ranks (watch.py), which has more to say."""
+BUILDING = 600.0
+"""Seconds after which a lock on an extension that is being built is nobody's any more; building takes one minute."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ def join_ranks(seconds: float) -> Ranks:
         # Where it says that all ranks are on this node, DeepSpeed maps 66 MiB of shared memory per rank for a
         # collective that training does not use, leaves it behind for good, and waits for ever if it was not true
         os.environ.pop("LOCAL_SIZE", None)
+        clear_stale_locks(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
     backend = "nccl" if device.type == "cuda" else "gloo"
     with contextlib.redirect_stdout(io.StringIO()):
         # on CPUs DeepSpeed builds a collective with the C++ compiler, once on a machine, and prints that it did
@@ -119,6 +125,15 @@ def join_ranks(seconds: float) -> Ranks:
         deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     control = torch.distributed.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, control)
+
+
+def clear_stale_locks(built: Path) -> None:
+    """A process that is killed while DeepSpeed builds its extension leaves torch's lock in the folder of extensions,
+    and all that start afterwards would wait for it without a word, for ever."""
+    for lock in [*built.glob("*/lock"), *built.glob("*/*/lock")]:
+        with contextlib.suppress(OSError):
+            if time.time() - lock.stat().st_mtime > BUILDING:
+                lock.unlink()
 
 
 def own_device() -> torch.device:

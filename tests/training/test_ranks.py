@@ -1,12 +1,14 @@
 """What needs no second rank: the seeds of dropout, and how an error in the data reaches all ranks."""
 
 import json
+import os
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from dsmemvp.training.ranks import Ranks, seed_dropout
+from dsmemvp.training.ranks import BUILDING, Ranks, clear_stale_locks, seed_dropout
 from dsmemvp.training.window import imbalance
 
 
@@ -64,3 +66,14 @@ def test_the_imbalance_is_what_the_slowest_of_each_micro_step_costs_over_the_mea
     assert imbalance([[4, 2], [4, 2]]) == 1
     # the first micro-step takes 6, the second 3, where 5 and 2.5 would do
     assert imbalance([[6, 2], [4, 3]]) == pytest.approx(9 / 7.5)
+
+
+def test_a_lock_that_a_killed_process_has_left_goes_and_that_of_a_build_stays(tmp_path):
+    left, building = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock", tmp_path / "other" / "lock"
+    for lock, age in ((left, BUILDING + 60), (building, 30)):
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+        os.utime(lock, (time.time() - age,) * 2)
+    clear_stale_locks(tmp_path)
+    assert not left.exists() and building.exists()
+    clear_stale_locks(tmp_path / "nowhere")
