@@ -31,16 +31,22 @@ def main(given: str) -> None:
     batch = example_batch(recipe, configs, trainer.model.method.slots, wanted["tokens"])
     counts = []
     for _ in range(STEPS):
-        torch.distributed.barrier()
-        counts.append(_sent())
+        counts.append(_sent_by_all())
         trainer.accumulate([batch] * trainer.engine.gradient_accumulation_steps(), 1.0)
         trainer.update(1e-4)
-    torch.distributed.barrier()
-    counts.append(_sent())
+    counts.append(_sent_by_all())
     if os.environ["LOCAL_RANK"] == "0":
         print(json.dumps([after - before for before, after in itertools.pairwise(counts)]), flush=True)
     leave_ranks()
     os._exit(0)  # as dsmemvp/__main__.py does, and why
+
+
+def _sent_by_all() -> int:
+    """Bytes that have left this node before a moment in which no rank sends."""
+    torch.distributed.barrier()
+    sent = _sent()
+    torch.distributed.barrier()  # else another rank of the node would begin the next step before this one has looked
+    return sent
 
 
 def _sent() -> int:
