@@ -51,9 +51,8 @@ def _generate(given: argparse.Namespace) -> None:
     from dsmemvp.training.ranks import leave_ranks
 
     recipe, found = open_run(given.folder, given.set, given.checkpoint)
-    check_asked(
-        given.questions, given.choice, given.context, given.free, **_sampling(given)
-    )  # before a model is loaded
+    # what is asked is looked at before a model is loaded
+    check_asked(given.questions, given.choice, given.context, given.free, **_sampling(given))
     if given.image:
         decoded(encoded(given.image), str(given.image), recipe.vision.max_pixels)
     if "RANK" not in os.environ and launched(os.environ)[1] == 1:

@@ -5,6 +5,7 @@ over the part of the picture that it was made of. Red is above zero, blue below,
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,8 @@ def _font() -> Any:
 
 def _readable(text: str, font: Any) -> str:
     """What the font has no signs for is written out, as in \\u8272."""
-    return text if getattr(font, "path", None) in FONTS else text.encode("ascii", "backslashreplace").decode()
+    complete = Path(str(getattr(font, "path", ""))).name in FONTS  # Pillow has put the folder in front
+    return text if complete else text.encode("ascii", "backslashreplace").decode()
 
 
 def fitted(picture: Image.Image, longest: int) -> Image.Image:
