@@ -7,6 +7,7 @@ import dsmemvp
 
 ROOT = Path(dsmemvp.__file__).parent
 ORDER = [
+    "json_text",
     "launchers",
     "stopping",
     "recipe",

@@ -1,0 +1,28 @@
+"""JSON that others may have written: every fault in it is a ValueError of one line, and its size is bounded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+MOST = 64 << 20
+"""Bytes of a JSON file, unless the caller says otherwise: parsed it takes some ten times as much memory."""
+
+
+def parse_json(content: bytes | str, where: str) -> Any:
+    """The value that `content` is. Raises ValueError naming `where` if it is not JSON, not UTF-8, or nested deeper than
+    Python's stack."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{where} is not usable JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+
+
+def read_json(path: Path, most: int = MOST) -> Any:
+    """The value in a file of at most `most` bytes. Raises FileNotFoundError, OSError, or ValueError naming the file."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    if path.stat().st_size > most:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, at most {most} are read")
+    return parse_json(path.read_bytes(), str(path))
