@@ -3,6 +3,7 @@
 #   make test    all tests but the following ones        make check   lint, format, types
 #   make test-cluster   bad days of a run, and tests on a real two-node Slurm cluster, brought up on this machine (root;
 #                       Debian's packages)
+#   make soak HOURS=8    random faults, one after another; SEED=... repeats one
 
 PYTHON ?= python3
 RANKS ?= 2
@@ -12,7 +13,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 LAUNCH := deepspeed --num_gpus $(RANKS) --log_level error --module dsmemvp
 ON_CPU := DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
 
-.PHONY: demo test test-cluster check install lock
+.PHONY: demo test test-cluster soak check install lock
 
 install: .venv/ready
 
@@ -36,6 +37,10 @@ test: .venv/ready
 
 test-cluster: .venv/ready
 	python -m pytest -m "cluster or faults"
+
+HOURS ?= 1
+soak: .venv/ready
+	SOAK_HOURS=$(HOURS) SOAK_SEED=$(SEED) python -m pytest -s tests/training/test_soak.py
 
 check: .venv/ready
 	ruff check .
