@@ -74,3 +74,19 @@ def serve(folder: Path) -> Iterator[Server]:
         http.shutdown()
         thread.join()
         http.server_close()
+
+
+def only(name, answer):
+    """That answer for the file `name` alone."""
+    return lambda asked, request: asked == name and answer(asked, request)
+
+
+def status(code, **headers):
+    def answer(name, request):
+        request.send_response(code)
+        for header, value in headers.items():
+            request.send_header(header.replace("_", "-"), value)
+        request.end_headers()
+        return True
+
+    return answer
