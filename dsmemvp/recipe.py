@@ -94,11 +94,14 @@ class Data:
     record_order: bool = False
     """Write the samples of every global batch to RUN/order.jsonl, to check or to find what a step has seen."""
     cache: str = ""
-    """Folder on a local disk for shards of remote locations; may be shared by all processes of a node."""
+    """Folder of your own on a local disk for shards of remote locations; may be shared by all your processes of a
+    node."""
     cache_gib: float = 100.0
     """Size that this cache is kept to."""
     allow_pipe: bool = False
     """Allow `pipe:` locations, which run a shell command."""
+    remote_timeout: float = 60.0
+    """Seconds without a byte from a remote location after which it is asked again; `pipe:` included."""
 
 
 @dataclass
@@ -254,6 +257,7 @@ def _positive(recipe: Recipe) -> list[tuple[str, float]]:
         ("data.block_shards", recipe.data.block_shards),
         ("data.most_bad_in_a_row", recipe.data.most_bad_in_a_row),
         ("data.cache_gib", recipe.data.cache_gib),
+        ("data.remote_timeout", recipe.data.remote_timeout),
         *(("data.passes", passes) for passes in recipe.data.passes),
         ("vision.max_pixels", recipe.vision.max_pixels),
         ("method.hidden", m.hidden),

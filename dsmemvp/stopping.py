@@ -90,7 +90,7 @@ def exit_code(error: BaseException) -> int:
     """What a command that ends with this error says to whoever started it."""
     if isinstance(error, Stopped):
         return REQUEUE
-    if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in PASSING):
+    if isinstance(error, TimeoutError | ConnectionError) or (isinstance(error, OSError) and error.errno in PASSING):
         return UNEXPECTED
     return USER_ERROR if isinstance(error, ValueError | OSError | FloatingPointError) else UNEXPECTED
 

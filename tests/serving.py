@@ -1,18 +1,14 @@
 """A web server for tests: a folder over HTTP on this machine, which counts requests and can be told to misbehave."""
 
-import os
-import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
-
-import pytest
 
 
 @dataclass
@@ -20,21 +16,41 @@ class Server:
     location: str
     asked: Counter[str] = field(default_factory=Counter)
     """Requests for each file name."""
+    credentials: list[str] = field(default_factory=list)
+    """The Authorization header of each request; empty if there was none."""
+    queries: list[str] = field(default_factory=list)
     wait: float = 0.0
     """Seconds before an answer."""
     change: Callable[[str, bytes], bytes] = lambda name, content: content
     """What is sent in place of a file's content."""
     promise: int = 0
     """Bytes announced more than are sent, as where a connection breaks."""
+    instead: Callable[[str, BaseHTTPRequestHandler], bool] = lambda name, request: False
+    """Answers a request for a file by itself and returns True, or returns False."""
+    over: threading.Event = field(default_factory=threading.Event)
+    """Set when the server is shut down: an answer that takes for ever ends."""
+
+    def url(self, user: str) -> str:
+        """The location with a user and password in it."""
+        return self.location.replace("://", f"://{user}@")
 
 
 @contextmanager
 def serve(folder: Path) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            name = unquote(self.path).removeprefix("/")
+            path, _, query = self.path.partition("?")
+            name = unquote(path).removeprefix("/")
             server.asked[name] += 1
+            server.credentials.append(self.headers.get("Authorization", ""))
+            server.queries.append(query)
+            with suppress(ConnectionError):  # the other side has had enough
+                self.answer(name)
+
+        def answer(self, name):
             time.sleep(server.wait)
+            if server.instead(name, self):
+                return
             if not (folder / name).is_file():
                 self.send_error(404)
                 return
@@ -54,12 +70,23 @@ def serve(folder: Path) -> Iterator[Server]:
     try:
         yield server
     finally:
+        server.over.set()
         http.shutdown()
         thread.join()
         http.server_close()
 
 
-def need_curl() -> None:
-    """webdataset opens http with curl; CI has it."""
-    if shutil.which("curl") is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("curl is not installed")
+def only(name, answer):
+    """That answer for the file `name` alone."""
+    return lambda asked, request: asked == name and answer(asked, request)
+
+
+def status(code, **headers):
+    def answer(name, request):
+        request.send_response(code)
+        for header, value in headers.items():
+            request.send_header(header.replace("_", "-"), value)
+        request.end_headers()
+        return True
+
+    return answer

@@ -87,11 +87,12 @@ def test_training_data_are_one_folder_or_several(read, text, folders):
 def test_what_a_recipe_says_of_its_data_arrives(read):
     r = read(
         "data: {train: [a, b], passes: [1, 0.5], last_batch: repeat, most_bad_in_a_row: 7, record_order: true,"
-        " cache: fast/disk, cache_gib: 1.5, allow_pipe: true}\ntraining: {checkpoint_steps: 50, stop_at_step: 70}"
+        " cache: fast/disk, cache_gib: 1.5, allow_pipe: true, remote_timeout: 300}"
+        "\ntraining: {checkpoint_steps: 50, stop_at_step: 70}"
     )
     assert (r.data.train, r.data.passes, r.data.last_batch) == (["a", "b"], [1.0, 0.5], "repeat")
     assert (r.data.most_bad_in_a_row, r.data.record_order, r.data.allow_pipe) == (7, True, True)
-    assert (r.data.cache, r.data.cache_gib) == ("fast/disk", 1.5)
+    assert (r.data.cache, r.data.cache_gib, r.data.remote_timeout) == ("fast/disk", 1.5, 300.0)
     assert (r.training.checkpoint_steps, r.training.stop_at_step) == (50, 70)
 
 
@@ -194,7 +195,7 @@ POSITIVE = [
         for k in ("epochs", "learning_rate", "global_batch", "micro_batch", "log_every", "checkpoint_epochs")
     ),
     *(f"evaluation.{k}" for k in ("batch", "max_new_tokens", "caption_tokens")),
-    *(f"data.{k}" for k in ("max_length", "block_shards", "most_bad_in_a_row", "cache_gib")),
+    *(f"data.{k}" for k in ("max_length", "block_shards", "most_bad_in_a_row", "cache_gib", "remote_timeout")),
     "vision.max_pixels",
     *(f"method.{k}" for k in ("hidden", "slots", "lora_rank")),
 ]

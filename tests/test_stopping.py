@@ -81,6 +81,7 @@ def test_helpers_leave_signals_to_their_process():
         (OSError(errno.EIO, "x"), 70),
         (ConnectionRefusedError(errno.ECONNREFUSED, "x"), 70),
         (TimeoutError("timed out"), 70),
+        (ConnectionError("the connection ended early"), 70),
         (RuntimeError("x"), 70),
         (KeyError("x"), 70),
     ],

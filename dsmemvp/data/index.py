@@ -69,11 +69,12 @@ def read_index(manifest: Manifest, shard: int) -> ShardIndex:
     """A shard's entries. Raises FileNotFoundError or ValueError where its index is not the one of the manifest."""
     expected = manifest.shards[shard]
     path = index_path(manifest.folder / expected.name)
-    if manifest.remote:
-        manifest.remote.fetch_list(path.name, expected.index_sha256)
     again = manifest.again
     try:
-        content = path.read_bytes()
+        if manifest.remote:
+            content = manifest.remote.fetch_index(path.name, expected.index_sha256)
+        else:
+            content = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; {again}") from None
     if hashlib.sha256(content).hexdigest() != expected.index_sha256:

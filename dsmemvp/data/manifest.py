@@ -8,11 +8,14 @@ Beside every shard lies its index (data/index.py), whose checksum stands here to
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dsmemvp.data.cache import Cache
 from dsmemvp.data.durable import replace_file
-from dsmemvp.data.remote import Cache, Remote, is_remote
+from dsmemvp.data.location import check_location, is_remote, masked
+from dsmemvp.data.remote import Remote
 
 SCHEMA = 2
 FILE = "dataset.json"
@@ -52,8 +55,8 @@ class Manifest:
 
     @property
     def location(self) -> str:
-        """Where the data set is, as a user has named it."""
-        return self.remote.location if self.remote else str(self.folder)
+        """Where the data set is, as a user has named it, without passwords and signatures."""
+        return masked(self.remote.location) if self.remote else str(self.folder)
 
     @property
     def again(self) -> str:
@@ -65,13 +68,13 @@ class Manifest:
         known = self.shards[shard]
         return self.remote.path(known.name, known.sha256) if self.remote else self.folder / known.name
 
-    def local(self, shard: int) -> Path:
-        """A shard on this machine's disk; a remote one is fetched if it is not in the cache. Raises ValueError or
-        OSError."""
+    def open(self, shard: int) -> int:
+        """Descriptor to read a shard from, which the caller closes; a remote one is fetched if it is not in the cache.
+        Raises ValueError or OSError."""
         if self.remote:
             known = self.shards[shard]
-            return self.remote.fetch_shard(known.name, known.bytes, known.sha256)
-        return self.path(shard)
+            return self.remote.open_shard(known.name, known.bytes, known.sha256)
+        return os.open(self.path(shard), os.O_RDONLY)
 
 
 def write_manifest(manifest: Manifest) -> None:
@@ -83,10 +86,9 @@ def open_manifest(location: str, cache: Cache) -> Manifest:
     """The manifest of a local folder or a remote location. Raises FileNotFoundError, ValueError or OSError."""
     if not is_remote(location):
         return read_manifest(location)
+    check_location(location, cache.pipes)
     remote = Remote(location, cache)
-    remote.check()
-    path = remote.fetch_list(FILE)
-    return parse_manifest(remote.lists, path.read_bytes(), f"{location}, {FILE}", remote)
+    return parse_manifest(remote.lists, remote.fetch_manifest(FILE), f"{masked(location)}, {FILE}", remote)
 
 
 def read_manifest(folder: str | Path) -> Manifest:

@@ -1,47 +1,25 @@
-"""Shards that lie elsewhere: downloaded through webdataset's openers into a local cache that is kept below a size.
+"""Shards that lie elsewhere (data/location.py): fetched (data/fetch.py) into a local cache (data/cache.py).
 
-    CACHE/lists/ID/dataset.json, *.index    what lies there; small, fetched anew (or checked) at every start
-    CACHE/shards/ID/SHA256-*.tar            the shards; those not used for longest are deleted first
-    CACHE/locks/, CACHE/partial/            one download of a file at a time on a node, renamed when it is whole
-
-A file is only taken over when its checksum is the manifest's. A shard that is deleted while another process reads it
-stays readable there, as Unix has it.
+A file is only taken over when its checksum is the manifest's. When a shard is opened again, it must still be the file
+that was compared: otherwise it is compared again, and fetched anew if it has changed.
 """
 
-import fcntl
 import hashlib
+import io
 import os
-import shlex
-import urllib.parse
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from webdataset.cache import LRUCleanup
-from webdataset.gopen import gopen, gopen_schemes
-
-from dsmemvp.data.durable import flush
-
-ATTEMPTS = 3
-CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Where remote shards may be kept, and what may be opened."""
-
-    folder: Path
-    limit: int
-    """Bytes of shards kept, give or take those being downloaded."""
-    pipes: bool
-    """Whether `pipe:` locations, which run a shell command, are allowed."""
+from dsmemvp.data.cache import Cache, new_file, open_file
+from dsmemvp.data.fetch import fetch
+from dsmemvp.data.location import location_id, masked
+from dsmemvp.json_text import MOST
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A folder of shards at a location: a URL that file names are appended to, or `pipe:` and a command in which {name}
-    stands for the file name."""
+    """A folder of shards at a location that check_location has let pass."""
 
     location: str
     cache: Cache
@@ -50,114 +28,113 @@ class Remote:
     def lists(self) -> Path:
         return self.cache.folder / "lists" / self._id
 
-    @property
-    def shards(self) -> Path:
-        return self.cache.folder / "shards" / self._id
-
     def path(self, name: str, sha256: str) -> Path:
-        """Where a shard is kept. Its content is part of the name: one that is prepared anew has often the old size."""
-        return self.shards / f"{sha256[:16]}-{name}"
+        """Where a shard is kept."""
+        return self.cache.folder / "shards" / self._id / self._kept(name, sha256)
 
     @property
     def _id(self) -> str:
-        return hashlib.sha256(self.location.encode()).hexdigest()[:16]
+        return location_id(self.location)
 
-    def check(self) -> None:
-        """Raises ValueError where the location cannot or must not be opened."""
-        scheme = self.location.partition(":")[0]
-        if scheme == "pipe":
-            if not self.cache.pipes:
-                raise ValueError(f"{self.location}: `pipe:` runs a shell command; allow it with data.allow_pipe=true")
-            if "{name}" not in self.location:
-                raise ValueError(f"{self.location}: write {{name}} where the command takes the file name")
-        elif scheme not in gopen_schemes:
-            known = ", ".join(sorted(set(gopen_schemes) - {"__default__", "pipe"}))
-            raise ValueError(
-                f"{self.location}: {scheme} cannot be opened, only {known}; for others name a command, such as"
-                ' "pipe:aws s3 cp s3://bucket/folder/{name} -"'
-            )
+    def fetch_manifest(self, name: str) -> bytes:
+        """Its content, fetched anew. Raises ValueError, OSError."""
+        into = io.BytesIO()
+        fetch(self.location, name, into, MOST, "", self.cache.timeout)
+        return into.getvalue()
 
-    def fetch_list(self, name: str, sha256: str = "") -> Path:
-        """The manifest, fetched anew, or an index, if it is not here already."""
-        path = self.lists / name
-        with self._lock(name):
-            if not (sha256 and path.is_file() and _digest(path) == sha256):
-                self._download(name, path, sha256)
-        return path
-
-    def fetch_shard(self, name: str, size: int, sha256: str) -> Path:
-        """A shard on the local disk; downloaded where it is missing. Raises ValueError where what comes is not it."""
-        path = self.path(name, sha256)
-        with self._lock(name):
-            if not _used_now(path, size):
-                kept = LRUCleanup(
-                    str(self.cache.folder / "shards"), max(0, self.cache.limit - size), os.path.getmtime, interval=None
-                )
-                kept.cleanup()
-                self._download(name, path, sha256)
-        return path
-
-    def _download(self, name: str, to: Path, sha256: str) -> None:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.cache.folder / "partial" / f"{self._id}-{name}"
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        why = ""
-        try:
-            for _ in range(ATTEMPTS):
-                why = self._attempt(name, partial, sha256)
-                if not why:
-                    partial.replace(to)
-                    return
-        finally:
-            partial.unlink(missing_ok=True)  # on a full disk it would keep others from their space
-        raise ValueError(f"{self.location}: {name} cannot be fetched ({why}; {ATTEMPTS} attempts)")
-
-    def _attempt(self, name: str, partial: Path, sha256: str) -> str:
-        """Why it failed; empty if it did not. A full local disk is an OSError."""
-        digest = hashlib.sha256()
-        with partial.open("wb") as file:
+    def fetch_index(self, name: str, sha256: str) -> bytes:
+        """The content of an index, out of the cache if it is there. Raises ValueError, OSError."""
+        shown = self.lists / name
+        with self.cache.locked(f"{self._id}-{name}"), self.cache.opened("lists", self._id) as lists:
             try:
-                with gopen(self._url(name)) as stream:
-                    while chunk := stream.read(CHUNK):
-                        digest.update(chunk)
-                        file.write(chunk)
-            except OSError as error:
-                if error.errno is not None:
-                    raise
-                return str(error)  # webdataset's for a command that ended with an error
-        flush(partial)
-        return "its checksum is not the manifest's" if sha256 and digest.hexdigest() != sha256 else ""
+                with open(open_file(name, lists, shown), "rb") as file:
+                    content = file.read(MOST)
+            except FileNotFoundError:
+                content = None
+            if content is None or hashlib.sha256(content).hexdigest() != sha256:
+                with open(self._download(name, name, lists, MOST, sha256), "rb") as file:
+                    file.seek(0)
+                    content = file.read()
+            return content
 
-    def _url(self, name: str) -> str:
-        if self.location.startswith("pipe:"):
-            if shlex.quote(name) != name or name.startswith("-"):
-                # quotes around {name} in the command would undo ours
-                raise ValueError(f"{self.location}: {name!r} must not stand in a shell command; rename the file")
-            return self.location.replace("{name}", name)
-        return f"{self.location.rstrip('/')}/{urllib.parse.quote(name)}"
+    def open_shard(self, name: str, size: int, sha256: str) -> int:
+        """Descriptor of a shard in the cache, to read from; fetched if it is not there. Raises ValueError, OSError."""
+        kept, id = self._kept(name, sha256), self._id
+        cache = self.cache
+        with (
+            cache.locked(f"{id}-{name}"),
+            cache.opened("shards", id) as shards,
+            cache.opened("stamps", id) as stamps,
+        ):
+            descriptor = self._known(kept, shards, stamps, size, sha256)
+            if descriptor is None:
+                cache.make_room(size)
+                descriptor = self._download(name, kept, shards, size, sha256)
+                _write_stamp(kept, stamps, _identity(descriptor, sha256))
+            return descriptor
 
-    @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        path = self.cache.folder / "locks" / f"{self._id}-{name}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _known(self, kept: str, shards: int, stamps: int, size: int, sha256: str) -> int | None:
+        """Descriptor of a shard that is in the cache, whole and unchanged; it is marked as used now."""
+        try:
+            descriptor = open_file(kept, shards, self.cache.folder / "shards" / self._id / kept)
+        except FileNotFoundError:
+            return None
+        try:
+            if os.fstat(descriptor).st_size == size:
+                identity = _identity(descriptor, sha256)
+                if self._stamped(kept, stamps) == identity:
+                    os.utime(kept, dir_fd=stamps, follow_symlinks=False)
+                    return descriptor
+                if _digest(descriptor) == sha256:
+                    _write_stamp(kept, stamps, identity)
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return None
+
+    def _stamped(self, kept: str, stamps: int) -> bytes:
+        try:
+            with open(open_file(kept, stamps, self.cache.folder / "stamps" / self._id / kept), "rb") as file:
+                return file.read(1000)
+        except FileNotFoundError:
+            return b""
+
+    def _download(self, name: str, to: str, folder: int, most: int, sha256: str) -> int:
+        """Descriptor of the file `name`, of at most `most` bytes, that is `to` in an open folder from now on."""
+        partial = f"{self._id}-{name}"
+        with self.cache.opened("partial") as partials:
+            descriptor = new_file(partial, partials)
+            try:
+                with open(descriptor, "wb", closefd=False) as file:
+                    fetch(self.location, name, file, most, sha256, self.cache.timeout)
+                os.fsync(descriptor)
+                os.rename(partial, to, src_dir_fd=partials, dst_dir_fd=folder)
+            except BaseException:
+                os.close(descriptor)
+                os.unlink(partial, dir_fd=partials)  # on a full disk it would keep others from their space
+                raise
+        return descriptor
+
+    def _kept(self, name: str, sha256: str) -> str:
+        """A shard's name in the cache. Its content is part of it: one that is prepared anew has often the old size."""
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise ValueError(f"{masked(self.location)}: the manifest's checksum of {name} is not a SHA-256")
+        return f"{sha256[:16]}-{name}"
 
 
-def is_remote(location: str) -> bool:
-    return "://" in location or location.startswith("pipe:")
+def _identity(descriptor: int, sha256: str) -> bytes:
+    """What changes with every write to a file, and where another one takes its place."""
+    found = os.fstat(descriptor)
+    return f"{sha256} {found.st_size} {found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns}\n".encode()
 
 
-def _used_now(path: Path, size: int) -> bool:
-    """Whether a shard is in the cache; if so, it is marked for the clean-up of other processes as used now."""
-    try:
-        os.utime(path)
-        return path.stat().st_size == size
-    except FileNotFoundError:
-        return False
+def _write_stamp(kept: str, stamps: int, identity: bytes) -> None:
+    with open(new_file(kept, stamps), "wb") as file:
+        file.write(identity)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+def _digest(descriptor: int) -> str:
+    with open(descriptor, "rb", closefd=False) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

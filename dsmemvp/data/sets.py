@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.data.cache import Cache
+from dsmemvp.data.location import is_remote, masked
 from dsmemvp.data.manifest import Manifest, open_manifest
 from dsmemvp.data.order import Order, Source
-from dsmemvp.data.remote import Cache, is_remote
 from dsmemvp.recipe import Recipe
 
 
@@ -37,7 +38,7 @@ def open_training_data(recipe: Recipe) -> TrainingData:
     if order.steps == 0:
         raise ValueError(
             f"training.global_batch: {training.global_batch} is more than the {order.samples} samples of an epoch of"
-            f" {', '.join(data.train)}; take a smaller one, or data.last_batch=repeat"
+            f" {', '.join(manifest.location for manifest in manifests)}; take a smaller one, or data.last_batch=repeat"
         )
     identity = {
         "seed": recipe.seed,
@@ -71,8 +72,8 @@ def _open_in_file_order(recipe: Recipe, location: str) -> Manifest:
 def _cache(recipe: Recipe, location: str) -> Cache:
     data = recipe.data
     if is_remote(location) and not data.cache:
-        raise ValueError(f"data.cache: {location} is remote; give a folder on a local disk to keep shards in")
-    return Cache(Path(data.cache), int(data.cache_gib * 2**30), data.allow_pipe)
+        raise ValueError(f"data.cache: {masked(location)} is remote; give a folder on a local disk to keep shards in")
+    return Cache(Path(data.cache), int(data.cache_gib * 2**30), data.allow_pipe, data.remote_timeout)
 
 
 def _check_cache(manifests: Sequence[Manifest], block_shards: int) -> None:

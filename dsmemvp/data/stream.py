@@ -11,7 +11,6 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from dsmemvp.data.index import ShardIndex, read_index
 from dsmemvp.data.manifest import Manifest
@@ -54,7 +53,8 @@ class Reader:
         """The samples at `places`, every shard gone through once and forwards. Raises OSError."""
         found: dict[Place, EncodedSample | BadSample] = {}
         for (source, shard), group in itertools.groupby(sorted(set(places)), key=lambda place: place[:2]):
-            path, descriptor = _open(self._manifests[source], shard)
+            manifest = self._manifests[source]
+            path, descriptor = manifest.path(shard), manifest.open(shard)
             try:
                 for place in group:
                     entry = self.entry(place)
@@ -88,17 +88,6 @@ def read_each(manifests: Sequence[Manifest], first: int = 0) -> Iterator[Encoded
     places = (place._replace(source=n) for n, manifest in enumerate(manifests) for place in file_order(manifest.counts))
     for place in itertools.islice(places, first, None):
         yield reader.read([place])[place]
-
-
-def _open(manifest: Manifest, shard: int) -> tuple[Path, int]:
-    for attempt in itertools.count():
-        path = manifest.local(shard)
-        try:
-            return path, os.open(path, os.O_RDONLY)
-        except FileNotFoundError:  # of a remote shard: another process has just made room
-            if manifest.remote is None or attempt == 3:
-                raise
-    raise AssertionError("the loop ends by returning or raising")
 
 
 def _members(descriptor: int, entry: Entry, where: str) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ def of_recipe(recipe: Recipe, here: Here) -> list[Finding]:
     findings = [
         _tried("weights", lambda: _weights(recipe, configs)),
         _tried("training data", lambda: _training(recipe)),
-        _tried("test data", lambda: f"{open_test_data(recipe).samples} samples in {recipe.data.test}"),
+        _tried("test data", lambda: _test(recipe)),
         _tried("batch", lambda: _batch(recipe, here)),
     ]
     if configs:
@@ -53,8 +53,14 @@ def _tokenizer(recipe: Recipe, configs: Configs) -> str:
 
 
 def _training(recipe: Recipe) -> str:
-    order = open_training_data(recipe).order
-    return f"{order.samples} samples and {order.steps} steps per epoch in {', '.join(recipe.data.train)}"
+    data = open_training_data(recipe)
+    where = ", ".join(manifest.location for manifest in data.manifests)
+    return f"{data.order.samples} samples and {data.order.steps} steps per epoch in {where}"
+
+
+def _test(recipe: Recipe) -> str:
+    data = open_test_data(recipe)
+    return f"{data.samples} samples in {data.location}"
 
 
 def _batch(recipe: Recipe, here: Here) -> str:

@@ -1,13 +1,17 @@
 """Shards out of a command: refused unless allowed, and no name in a manifest can add to the command."""
 
 import json
+import time
+from dataclasses import replace
 
+import psutil
 import pytest
 from making import good_shards
 
+from dsmemvp.data.cache import Cache
 from dsmemvp.data.manifest import FILE, open_manifest, read_manifest
-from dsmemvp.data.remote import Cache, Remote
 from dsmemvp.data.stream import read_all
+from dsmemvp.stopping import UNEXPECTED, exit_code
 
 
 @pytest.fixture
@@ -43,21 +47,65 @@ def test_a_pipe_without_a_place_for_the_name_is_refused(folder, cache):
         open_manifest(f"pipe:cat {folder}/dataset.json", cache)
 
 
-@pytest.mark.parametrize("location", ["s3://bucket/folder", "azure://x", "file:///data/train"])
+@pytest.mark.parametrize("location", ["s3://bucket/folder", "gs://x", "hf://x", "ftp://x/y", "file:///data/train"])
 def test_a_scheme_that_nothing_opens_is_refused_with_an_example_of_a_pipe(cache, location):
     with pytest.raises(ValueError) as caught:
         open_manifest(location, cache)
     message = str(caught.value)
     assert message.startswith(f"{location}: {location.partition(':')[0]} cannot be opened, only ")
-    assert "http, https" in message and '"pipe:aws s3 cp s3://bucket/folder/{name} -"' in message
+    assert "only http, https;" in message and '"pipe:aws s3 cp s3://bucket/folder/{name} -"' in message
 
 
-def test_a_command_that_fails_is_named_after_three_attempts(cache, tmp_path):
+def test_a_command_that_fails_is_named_after_all_attempts(cache, tmp_path, soon):
     log = tmp_path / "log"
     location = f"pipe:echo {{name}} >> {log}; exit 3"
-    with pytest.raises(ValueError, match=r"dataset\.json cannot be fetched \(.*exit 3.*; 3 attempts\)"):
+    with pytest.raises(ValueError, match=r"dataset\.json cannot be fetched \(exit 3; 5 attempts\)"):
         open_manifest(location, cache)
-    assert log.read_text() == "dataset.json\n" * 3
+    assert log.read_text() == "dataset.json\n" * 5
+
+
+def test_the_last_line_of_a_command_s_messages_is_told_without_its_secrets(cache, soon):
+    location = "pipe:echo working >&2; echo 'no https://me:sEcret@host/x?sig=sEcret for {name}' >&2; exit 2"
+    with pytest.raises(ValueError) as caught:
+        open_manifest(location, cache)
+    message = str(caught.value)
+    assert "(exit 2: no https://***@host/x?*** for dataset.json; 5 attempts)" in message
+    assert "sEcret" not in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "command", ["sleep 987", "sleep 987 & wait", "sleep 987 & exit 0", "echo x; exec 1>&-; sleep 987"]
+)
+def test_a_command_that_is_silent_or_does_not_end_is_killed_with_all_it_has_started(cache, soon, monkeypatch, command):
+    monkeypatch.setattr("dsmemvp.data.fetch.ATTEMPTS", 2)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"dataset\.json cannot be fetched \(.*; 2 attempts\)") as caught:
+        open_manifest(f"pipe:echo {{name}} >&2; {command}", replace(cache, timeout=0.2))
+    assert time.monotonic() - began < 30
+    assert ": dataset.json;" in str(caught.value)  # what it has said
+    assert exit_code(caught.value) == UNEXPECTED
+    until = time.monotonic() + 10
+    while any(_sleeps(process) for process in psutil.process_iter()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def _sleeps(process) -> bool:
+    try:
+        return process.cmdline() == ["sleep", "987"] and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def test_a_command_that_writes_for_ever_is_stopped_at_the_shard_s_size(folder, cache, soon):
+    manifest = open_manifest(f"pipe:cat {folder}/{{name}}; case {{name}} in *.tar) cat /dev/zero;; esac", cache)
+    with pytest.raises(ValueError, match=r"000000\.tar cannot be fetched \(more than 10240 bytes; 5 attempts\)"):
+        list(read_all(manifest))
+
+
+def test_many_messages_do_not_stop_a_command(folder, cache):
+    manifest = open_manifest(f"pipe:head -c 300000 /dev/zero >&2; cat {folder}/{{name}}", cache)
+    assert len(list(read_all(manifest))) == 6
 
 
 HOSTILE = [
@@ -84,7 +132,7 @@ def test_a_name_of_a_hostile_manifest_does_not_reach_the_shell(folder, cache, tm
     manifest = open_manifest(f"pipe:{command}", cache)
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(ValueError, match="must not stand in a shell command"):
-        manifest.local(0)
+        manifest.open(0)
     with pytest.raises(ValueError, match="must not stand in a shell command"):
         list(read_all(manifest))
     assert sorted(path.name for path in folder.iterdir()) == before
@@ -99,8 +147,3 @@ def test_a_name_that_leaves_the_folder_is_refused_before_anything_is_fetched(fol
     with pytest.raises(ValueError, match=r"shard name .* leaves the folder"):
         open_manifest(f"pipe:cat {folder}/{{name}}", cache)
     assert not (cache.folder / "shards").exists()
-
-
-def test_names_are_escaped_in_a_url():
-    remote = Remote("http://host/folder", Cache(None, 0, False))  # type: ignore[arg-type]
-    assert remote._url("a b#c?{1,2}.tar") == "http://host/folder/a%20b%23c%3F%7B1%2C2%7D.tar"

@@ -99,6 +99,18 @@ def test_a_remote_location_needs_a_cache(folders):
         open_training_data(remote)
 
 
+def test_errors_do_not_show_a_password_of_a_location(folders, tmp_path):
+    asked = recipe("https://me:sEcret@host/a?sig=sEcret")
+    with pytest.raises(ValueError, match=r"data\.cache: https://\*\*\*@host/a\?\*\*\* is remote"):
+        open_training_data(asked)
+    secret = f"pipe:: https://me:sEcret@host/; cat {folders[0]}/{{name}}"
+    more = {"cache": str(tmp_path / "cache"), "allow_pipe": True}
+    for asked in (recipe(secret, batch=99, **more), recipe(secret, passes=[0.01], **more)):
+        with pytest.raises(ValueError, match=r"https://\*\*\*@host/") as caught:
+            open_training_data(asked)
+        assert "sEcret" not in str(caught.value)
+
+
 def test_a_pipe_needs_the_recipe_s_leave(folders, tmp_path):
     with pytest.raises(ValueError, match=r"data\.allow_pipe=true"):
         open_training_data(recipe(pipe(folders[0]), cache=str(tmp_path / "cache")))
