@@ -89,4 +89,4 @@ def _check_cache(manifests: Sequence[Manifest], block_shards: int) -> None:
 
 def _largest(manifest: Manifest, block_shards: int) -> int:
     """Bytes of the largest block there can be, and the next: ranks are not all in the same one."""
-    return sum(sorted((shard.bytes for shard in manifest.shards), reverse=True)[: 2 * block_shards])
+    return sum(sorted(manifest.table.bytes.tolist(), reverse=True)[: 2 * block_shards])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dsmemvp.data.encoder import recipe_encoder
+from dsmemvp.data.manifest import check_files
 from dsmemvp.data.sets import open_test_data, open_training_data
 from dsmemvp.doctor.finding import Finding, Here, fail, ok
 from dsmemvp.models.joined import Configs
@@ -18,7 +19,7 @@ def of_recipe(recipe: Recipe, here: Here) -> list[Finding]:
     findings = [
         _tried("weights", lambda: _weights(recipe, configs)),
         _tried("training data", lambda: _training(recipe)),
-        _tried("test data", lambda: f"{open_test_data(recipe).samples} samples in {recipe.data.test}"),
+        _tried("test data", lambda: _test(recipe)),
         _tried("batch", lambda: _batch(recipe, here)),
     ]
     if configs:
@@ -53,8 +54,16 @@ def _tokenizer(recipe: Recipe, configs: Configs) -> str:
 
 
 def _training(recipe: Recipe) -> str:
-    order = open_training_data(recipe).order
+    data = open_training_data(recipe)
+    check_files(*data.manifests)
+    order = data.order
     return f"{order.samples} samples and {order.steps} steps per epoch in {', '.join(recipe.data.train)}"
+
+
+def _test(recipe: Recipe) -> str:
+    manifest = open_test_data(recipe)
+    check_files(manifest)
+    return f"{manifest.samples} samples in {recipe.data.test}"
 
 
 def _batch(recipe: Recipe, here: Here) -> str:
