@@ -10,6 +10,9 @@ from dsmemvp.data.order import Order, Source
 from dsmemvp.data.remote import Cache, is_remote
 from dsmemvp.recipe import Recipe
 
+MOST_IN_BLOCK = 10_000_000
+"""Samples: ten seconds of shuffling."""
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -33,6 +36,7 @@ def open_training_data(recipe: Recipe) -> TrainingData:
                 f"data.passes: {source.passes} of the {source.samples} samples of {manifest.location} is not one sample"
             )
     _check_cache(manifests, data.block_shards)
+    _check_blocks(manifests, data.block_shards)
     order = Order(sources, recipe.seed, data.block_shards, training.global_batch, data.last_batch)
     if order.steps == 0:
         raise ValueError(
@@ -85,6 +89,17 @@ def _check_cache(manifests: Sequence[Manifest], block_shards: int) -> None:
             f"data.cache_gib: {limits[0] / 2**30:.3g} GiB do not hold two blocks of {block_shards} shards of {where},"
             f" up to {blocks / 2**30:.3g} GiB; raise it, or lower data.block_shards"
         )
+
+
+def _check_blocks(manifests: Sequence[Manifest], block_shards: int) -> None:
+    """Every worker shuffles the samples of a block by itself."""
+    for manifest in manifests:
+        most = sum(sorted(manifest.counts, reverse=True)[:block_shards])
+        if most > MOST_IN_BLOCK:
+            raise ValueError(
+                f"data.block_shards: a block of {block_shards} shards of {manifest.location} has up to {most} samples,"
+                f" at most {MOST_IN_BLOCK} are shuffled at once; lower it, or prepare smaller shards"
+            )
 
 
 def _largest(manifest: Manifest, block_shards: int) -> int:

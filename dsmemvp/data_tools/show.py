@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from dsmemvp.data.batch import Item
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.images import STATISTICS
-from dsmemvp.data.manifest import Manifest
+from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import FileOrder, Place
 from dsmemvp.data.sample import BadSample, SampleError, read_sample
 from dsmemvp.data.sets import open_test_data, open_training_data
@@ -39,6 +39,7 @@ def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet
         places = [data.order.place(0, turn) for turn in range(min(samples, data.order.samples))]
     if numbers:
         places = [_place(manifests, number) for number in numbers]
+    check_files(*manifests)
     encoder, reader = encoder_of(recipe), Reader(manifests, indexes=8)
     tokenizer = Tokenizer(encoder.tokenizer_path)
     found = reader.read(places)
