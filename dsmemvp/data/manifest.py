@@ -176,8 +176,10 @@ def _manifest(content: Any, folder: Path, where: str, remote: Remote | None = No
         raise ValueError(f"{where} is not a manifest: {error!r:.300}; {again}") from None
     names = [shard.name for shard in manifest.shards]
     for name in names:
-        if Path(name).name != name or name in ("", "..") or "\0" in name:
+        if Path(name).name != name or name in ("", ".."):
             raise ValueError(f"{where}: shard name {name!r:.300} leaves the folder")
+        if not _is_file_name(name):
+            raise ValueError(f"{where}: shard name {name!r:.300} is not a usable name of a file")
     if len(set(names)) != len(names):
         raise ValueError(f"{where}: a shard is listed twice; {again}")
     if manifest.samples == 0:
@@ -187,6 +189,13 @@ def _manifest(content: Any, folder: Path, where: str, remote: Remote | None = No
 
 def _again(folder: Path, remote: Remote | None) -> str:
     return "run `dsmemvp index` on it where it lies" if remote else f"run `dsmemvp index {folder}`"
+
+
+def _is_file_name(name: str) -> bool:
+    try:
+        return min(os.fsencode(name)) >= ord(" ")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+        return False
 
 
 def _shard(name: str, samples: int, bytes: int, sha256: str, index_sha256: str) -> Shard:

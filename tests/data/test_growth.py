@@ -134,7 +134,9 @@ def set_shard(folder: Path, **changed) -> None:
         ({"sha256": ""}, "without checksums"),
         ({"index_sha256": ""}, "without checksums"),
         ({"sha256": "A" * 64}, "without checksums"),
-        ({"name": "a\0b.tar"}, "leaves the folder"),
+        ({"name": "a\0b.tar"}, "is not a usable name of a file"),
+        ({"name": "a\nb.tar"}, "is not a usable name of a file"),
+        ({"name": "\ud800.tar"}, "is not a usable name of a file"),
     ],
 )
 def test_a_manifest_that_lies_about_a_shard_is_refused(tmp_path, changed, why):
