@@ -193,7 +193,7 @@ def _again(folder: Path, remote: Remote | None) -> str:
 
 def _is_file_name(name: str) -> bool:
     try:
-        return min(os.fsencode(name)) >= ord(" ")
+        return b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
         return False
 
