@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmemvp.data.durable import flush, replace_file
+from dsmemvp.data.manifest import SCHEMA
 from dsmemvp.data.sample import SampleError, sample_from_row
 
 FORMAT = 1
@@ -44,7 +45,7 @@ def key_of(*parts: Any) -> str:
 
 def made_by(converter: str, options: dict[str, Any], inputs: Iterable[Path]) -> dict[str, Any]:
     """What decides which samples come out. Raises FileNotFoundError for an input that is not there."""
-    known: dict[str, Any] = {"format of plans": FORMAT, "converter": converter}
+    known: dict[str, Any] = {"format of plans": FORMAT, "schema of manifests": SCHEMA, "converter": converter}
     known |= {name: json.loads(json.dumps(value, default=_absolute)) for name, value in options.items()}
     for path in inputs:
         if not path.is_file():

@@ -111,3 +111,15 @@ def test_an_image_that_does_not_decode(refused, run, tmp_path, command):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"no picture" * 9)
     said = refused(command, "--run", run, "--image", tmp_path / "a.png", "What is it?")
     assert "a.png: image cannot be decoded" in said
+
+
+def test_a_shard_that_is_gone_ends_training_and_evaluation_before_they_begin(
+    train, refused, recipe_path, demo_shards, tmp_path
+):
+    folder = shutil.copytree(demo_shards, tmp_path / "shards")
+    gone = sorted(folder.glob("*.tar"))[-1]
+    gone.unlink()
+    told = f"{gone} is in dataset.json but does not exist"
+    assert train(f"data.train={folder}", f"output={tmp_path}") == told
+    assert train(f"data.validation={folder}", f"output={tmp_path}") == told
+    assert refused("evaluate", recipe_path, f"data.test={folder}", f"output={tmp_path}") == told

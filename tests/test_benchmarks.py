@@ -32,3 +32,12 @@ def test_the_benchmark_of_loading_reads_what_it_loads(repository, tmp_path):
     assert [cell.strip() for cell in rows[-1][:2]] == ["1", "this loader"]
     written = sum(path.stat().st_size for path in (tmp_path / "small").glob("*.safetensors"))
     assert 0.99 * written < float(rows[-1][3]) * 1e6 < 1.01 * written
+
+
+def test_the_benchmark_of_growth_goes_through_all_its_sizes(repository, tmp_path):
+    command = [sys.executable, str(repository / "benchmarks" / "growth.py"), "--quick", "--work", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+    rows = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [[cell.strip() for cell in row[:2]] for row in rows[1:3]] == [["1,000", "10"], ["10,000", "100"]]
+    assert [row[0].strip() for row in rows[4:]] == ["metrics.jsonl", "order.jsonl", "skipped.jsonl"]

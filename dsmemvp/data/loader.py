@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -19,7 +20,7 @@ from dsmemvp.data.batch import Batch
 from dsmemvp.data.dealing import Weight, deal
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.manifest import Manifest
-from dsmemvp.data.order import Order, Place, file_order
+from dsmemvp.data.order import FileOrder, Order, Place
 from dsmemvp.data.stream import Reader
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.stopping import ignore_signals, unsignalled
@@ -54,14 +55,15 @@ def evaluation_batches(manifest: Manifest, share: Share) -> range:
 
 
 def evaluation_steps(
-    manifest: Manifest, encoder: Encoder, share: Share, workers: int, batches: Sequence[int] | None = None
+    manifest: Manifest, encoder: Encoder, share: Share, workers: int, batches: range | np.ndarray | None = None
 ) -> Iterator[list[Batch]]:
-    """The batches of these numbers (None: all), one per rank and step: number s x ranks + r of the list is rank r's in
-    step s. All ranks take the same number of steps, and where the list ends, some have an empty batch. So a sample is
-    always computed in the same company, and its result does not depend on the number of ranks."""
-    numbers = list(evaluation_batches(manifest, share) if batches is None else batches)
+    """The batches of these numbers (None: all), one per rank and step: number s x ranks + r of them is rank r's in step
+    s. All ranks take the same number of steps, and where the numbers end, some have an empty batch. So a sample is
+    always computed in the same company, and its result does not depend on the number of ranks. A range or an array of
+    numbers is as small on its way to the workers."""
+    numbers = evaluation_batches(manifest, share) if batches is None else batches
     steps = range(-(-len(numbers) // share.world))
-    own = _Whole(file_order(manifest.counts), numbers, share)
+    own = _Whole(FileOrder(manifest.counts), numbers[share.rank :: share.world], share)
     return _load(_Steps([manifest], encoder, own, steps, 2), workers)
 
 
@@ -88,15 +90,16 @@ class _Dealt:
 class _Whole:
     """This rank's one batch of a step of an evaluation; its samples' places are counted from the first of all."""
 
-    places: list[Place]
-    numbers: list[int]
+    places: FileOrder
+    numbers: range | np.ndarray
+    """Of this rank's batches, one a step; the last step may be without."""
     share: Share
 
     def __call__(self, reader: Reader, step: int) -> list[MicroBatch]:
-        turn, size = step * self.share.world + self.share.rank, self.share.micro_batch
-        if turn >= len(self.numbers):
+        if step >= len(self.numbers):
             return [[]]
-        start = self.numbers[turn] * size
+        size = self.share.micro_batch
+        start = int(self.numbers[step]) * size
         return [list(enumerate(self.places[start : start + size], start))]
 
 

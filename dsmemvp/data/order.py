@@ -17,9 +17,12 @@ place in its data is one number: the steps taken (times the global batch: the sa
 import bisect
 import itertools
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
+
+import numpy as np
 
 
 class Place(NamedTuple):
@@ -110,8 +113,8 @@ class _Stream:
     def __init__(self, number: int, source: Source, seed: int, block_shards: int):
         self._number, self._counts, self._seed, self._block_shards = number, source.counts, seed, block_shards
         self._samples = source.samples
-        self._epoch: tuple[int, list[int], list[int]] = (-1, [], [])
-        self._block: tuple[int, int, list[Place]] = (-1, -1, [])
+        self._epoch: tuple[int, array[int], list[int]] = (-1, array("I"), [])
+        self._block: tuple[int, int, array[int], list[int], array[int]] = (-1, -1, array("I"), [], array("I"))
 
     def place(self, turn: int) -> Place:
         epoch, turn = divmod(turn, self._samples)
@@ -121,22 +124,47 @@ class _Stream:
         block = bisect.bisect_right(starts, turn) - 1
         if self._block[:2] != (epoch, block):
             own = shards[block * self._block_shards : (block + 1) * self._block_shards]
-            self._block = (epoch, block, self._shuffled(epoch, block, own))
-        return self._block[2][turn - starts[block]]
+            self._block = (epoch, block, own, *self._shuffled(epoch, block, own))
+        own, ends, numbers = self._block[2:]
+        number = numbers[turn - starts[block]]
+        at = bisect.bisect_right(ends, number)
+        return Place(self._number, own[at], number - (ends[at - 1] if at else 0))
 
-    def _permuted(self, epoch: int) -> tuple[list[int], list[int]]:
+    def _permuted(self, epoch: int) -> "tuple[array[int], list[int]]":
         """The shards of an epoch in their order, and at which sample each block of them starts."""
-        shards = list(range(len(self._counts)))
+        shards = array("I", range(len(self._counts)))
         random.Random(f"dsmemvp order {self._seed} {self._number} {epoch}").shuffle(shards)
         ends = list(itertools.accumulate(self._counts[shard] for shard in shards))
         return shards, [0, *ends[self._block_shards - 1 : -1 : self._block_shards]]
 
-    def _shuffled(self, epoch: int, block: int, shards: list[int]) -> list[Place]:
-        places = [Place(self._number, shard, i) for shard in shards for i in range(self._counts[shard])]
-        random.Random(f"dsmemvp order {self._seed} {self._number} {epoch} {block}").shuffle(places)
-        return places
+    def _shuffled(self, epoch: int, block: int, shards: "array[int]") -> "tuple[list[int], array[int]]":
+        """Where each shard ends if the block's samples are counted through; and those numbers, shuffled. An array takes
+        four bytes for each, a list of places a hundred."""
+        ends = list(itertools.accumulate(self._counts[shard] for shard in shards))
+        numbers = array("I", range(ends[-1]))
+        random.Random(f"dsmemvp order {self._seed} {self._number} {epoch} {block}").shuffle(numbers)
+        return ends, numbers
 
 
-def file_order(counts: Sequence[int]) -> list[Place]:
-    """All samples of one data set as they lie in its shards, for evaluation."""
-    return [Place(0, shard, i) for shard, count in enumerate(counts) for i in range(count)]
+class FileOrder(Sequence[Place]):
+    """All samples of one data set as they lie in its shards, for evaluation: worked out as they are asked for."""
+
+    def __init__(self, counts: Sequence[int]):
+        self._counts = np.array(counts, dtype=np.int64)
+        self._ends = np.cumsum(self._counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, at: int) -> Place: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Place]: ...
+    def __getitem__(self, at: int | slice) -> Place | list[Place]:
+        if not isinstance(at, slice):
+            at = range(len(self))[at]
+            return self[at : at + 1][0]
+        numbers = np.arange(*at.indices(len(self)))
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        samples = numbers - (self._ends - self._counts)[shards]
+        return [Place(0, shard, sample) for shard, sample in zip(shards.tolist(), samples.tolist(), strict=True)]

@@ -42,17 +42,18 @@ class Remote:
         fetch(self.location, name, into, MOST, "", self.cache.timeout)
         return into.getvalue()
 
-    def fetch_index(self, name: str, sha256: str) -> bytes:
-        """The content of an index, out of the cache if it is there. Raises ValueError, OSError."""
+    def fetch_index(self, name: str, most: int, sha256: str) -> bytes:
+        """The content of an index of at most `most` bytes, out of the cache if it is there. Raises ValueError,
+        OSError."""
         shown = self.lists / name
         with self.cache.locked(f"{self._id}-{name}"), self.cache.opened("lists", self._id) as lists:
             try:
                 with open(open_file(name, lists, shown), "rb") as file:
-                    content = file.read(MOST)
+                    content = file.read(most)
             except FileNotFoundError:
                 content = None
             if content is None or hashlib.sha256(content).hexdigest() != sha256:
-                with open(self._download(name, name, lists, MOST, sha256), "rb") as file:
+                with open(self._download(name, name, lists, most, sha256), "rb") as file:
                     file.seek(0)
                     content = file.read()
             return content

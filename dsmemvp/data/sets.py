@@ -11,6 +11,9 @@ from dsmemvp.data.manifest import Manifest, open_manifest
 from dsmemvp.data.order import Order, Source
 from dsmemvp.recipe import Recipe
 
+MOST_IN_BLOCK = 10_000_000
+"""Samples: ten seconds of shuffling."""
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -34,6 +37,7 @@ def open_training_data(recipe: Recipe) -> TrainingData:
                 f"data.passes: {source.passes} of the {source.samples} samples of {manifest.location} is not one sample"
             )
     _check_cache(manifests, data.block_shards)
+    _check_blocks(manifests, data.block_shards)
     order = Order(sources, recipe.seed, data.block_shards, training.global_batch, data.last_batch)
     if order.steps == 0:
         raise ValueError(
@@ -88,6 +92,17 @@ def _check_cache(manifests: Sequence[Manifest], block_shards: int) -> None:
         )
 
 
+def _check_blocks(manifests: Sequence[Manifest], block_shards: int) -> None:
+    """Every worker shuffles the samples of a block by itself."""
+    for manifest in manifests:
+        most = sum(sorted(manifest.counts, reverse=True)[:block_shards])
+        if most > MOST_IN_BLOCK:
+            raise ValueError(
+                f"data.block_shards: a block of {block_shards} shards of {manifest.location} has up to {most} samples,"
+                f" at most {MOST_IN_BLOCK} are shuffled at once; lower it, or prepare smaller shards"
+            )
+
+
 def _largest(manifest: Manifest, block_shards: int) -> int:
     """Bytes of the largest block there can be, and the next: ranks are not all in the same one."""
-    return sum(sorted((shard.bytes for shard in manifest.shards), reverse=True)[: 2 * block_shards])
+    return sum(sorted(manifest.table.bytes.tolist(), reverse=True)[: 2 * block_shards])

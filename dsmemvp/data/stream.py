@@ -12,9 +12,11 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 from dsmemvp.data.index import ShardIndex, read_index
 from dsmemvp.data.manifest import Manifest
-from dsmemvp.data.order import Place, file_order
+from dsmemvp.data.order import FileOrder, Place
 from dsmemvp.data.sample import BadSample, EncodedSample, SampleError
 from dsmemvp.data.tar import Entry
 
@@ -47,7 +49,7 @@ class Reader:
 
     def number(self, place: Place) -> int:
         """The sample's running number in the data."""
-        return self._firsts[place.source][place.shard] + place.sample
+        return int(self._firsts[place.source][place.shard]) + place.sample
 
     def read(self, places: Iterable[Place]) -> dict[Place, EncodedSample | BadSample]:
         """The samples at `places`, every shard gone through once and forwards. Raises OSError."""
@@ -68,26 +70,32 @@ class Reader:
         return found
 
 
-def first_numbers(manifests: Sequence[Manifest]) -> list[list[int]]:
+def first_numbers(manifests: Sequence[Manifest]) -> list[np.ndarray]:
     """[data set][shard]: the running number of the shard's first sample over all data sets."""
-    counts = itertools.chain([0], *(manifest.counts for manifest in manifests))
-    ends = itertools.accumulate(counts)
-    return [[next(ends) for _ in manifest.shards] for manifest in manifests]
+    firsts, before = [], 0
+    for manifest in manifests:
+        ends = before + np.cumsum(manifest.table.samples)
+        firsts.append(ends - manifest.table.samples)
+        before = int(ends[-1])
+    return firsts
 
 
 def read_all(manifest: Manifest) -> Iterator[EncodedSample | BadSample]:
     """Every sample of a data set in file order, a shard at a time."""
     reader = Reader([manifest], indexes=1)
-    for _, places in itertools.groupby(file_order(manifest.counts), key=lambda place: place.shard):
-        yield from reader.read(places).values()
+    for shard, samples in enumerate(manifest.counts):
+        yield from reader.read(Place(0, shard, sample) for sample in range(samples)).values()
 
 
 def read_each(manifests: Sequence[Manifest], first: int = 0) -> Iterator[EncodedSample | BadSample]:
     """The samples of data sets in file order from running number `first` on, one at a time: to look at a few."""
     reader = Reader(manifests, indexes=1)
-    places = (place._replace(source=n) for n, manifest in enumerate(manifests) for place in file_order(manifest.counts))
-    for place in itertools.islice(places, first, None):
-        yield reader.read([place])[place]
+    for source, manifest in enumerate(manifests):
+        places = FileOrder(manifest.counts)
+        for number in range(first, len(places)):
+            place = places[number]._replace(source=source)
+            yield reader.read([place])[place]
+        first = max(0, first - len(places))
 
 
 def _members(descriptor: int, entry: Entry, where: str) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from dsmemvp.data.dealing import Weight, deal
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.loader import weigh
-from dsmemvp.data.manifest import Manifest
+from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import Order, Place
 from dsmemvp.data.sample import BadSample, SampleError, read_sample
 from dsmemvp.data.sets import open_test_data, open_training_data
@@ -45,6 +45,7 @@ def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], in
     lines, bad = [], []
     if recipe.data.train:
         data = open_training_data(recipe)
+        check_files(*data.manifests)
         # Worked out first: what it refuses is refused before hours of reading.
         about_epoch = list(_epoch(recipe, data.order, data.manifests, encoder, ranks))
         for manifest, source in zip(data.manifests, data.order.sources, strict=True):
@@ -56,7 +57,9 @@ def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], in
             bad += messages
         lines += about_epoch
     if recipe.data.test:
-        said, messages = _data_set(open_test_data(recipe), encoder, "test", processes)
+        test = open_test_data(recipe)
+        check_files(test)
+        said, messages = _data_set(test, encoder, "test", processes)
         lines += said
         bad += messages
     if bad:
@@ -71,7 +74,7 @@ def _data_set(manifest: Manifest, encoder: Encoder, about: str, processes: int) 
     found = list(over_shards(work, range(len(manifest.shards)), about, processes))
     lengths = sorted(length for shard in found for length in shard.lengths)
     tasks = sum((shard.tasks for shard in found), Counter[str]())
-    counts, sizes = manifest.counts, [shard.bytes / 2**20 for shard in manifest.shards]
+    counts, sizes = manifest.counts, manifest.table.bytes / 2**20
     kinds = ", ".join(f"{number} {task}" for task, number in tasks.most_common())
     images = sum(shard.images for shard in found)
     lines = [

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from dsmemvp.data.batch import Item
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.images import STATISTICS
-from dsmemvp.data.manifest import Manifest
-from dsmemvp.data.order import Place, file_order
+from dsmemvp.data.manifest import Manifest, check_files
+from dsmemvp.data.order import FileOrder, Place
 from dsmemvp.data.sample import BadSample, SampleError, read_sample
 from dsmemvp.data.sets import open_test_data, open_training_data
 from dsmemvp.data.stream import Reader, first_numbers
@@ -32,13 +32,14 @@ def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet
         raise ValueError(f"--samples: must be at least 1, is {samples}")
     if test:
         manifests: Sequence[Manifest] = [open_test_data(recipe)]
-        places = file_order(manifests[0].counts)[:samples]
+        places = FileOrder(manifests[0].counts)[:samples]
     else:
         data = open_training_data(recipe)
         manifests = data.manifests
         places = [data.order.place(0, turn) for turn in range(min(samples, data.order.samples))]
     if numbers:
         places = [_place(manifests, number) for number in numbers]
+    check_files(*manifests)
     encoder, reader = encoder_of(recipe), Reader(manifests, indexes=8)
     tokenizer = Tokenizer(encoder.tokenizer_path)
     found = reader.read(places)
@@ -66,9 +67,9 @@ def _place(manifests: Sequence[Manifest], number: int) -> Place:
     if not 0 <= number < samples:
         raise ValueError(f"--numbers: there is no sample {number}, they run from 0 to {samples - 1}")
     firsts = first_numbers(manifests)
-    source = bisect.bisect_right([shards[0] for shards in firsts], number) - 1
-    shard = bisect.bisect_right(firsts[source], number) - 1
-    return Place(source, shard, number - firsts[source][shard])
+    source = bisect.bisect_right([int(shards[0]) for shards in firsts], number) - 1
+    shard = int(np.searchsorted(firsts[source], number, side="right")) - 1
+    return Place(source, shard, number - int(firsts[source][shard]))
 
 
 def _about(item: Item) -> str:

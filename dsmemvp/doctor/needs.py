@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dsmemvp.data.encoder import recipe_encoder
+from dsmemvp.data.manifest import check_files
 from dsmemvp.data.sets import open_test_data, open_training_data
 from dsmemvp.doctor.finding import Finding, Here, fail, ok
 from dsmemvp.models.joined import Configs
@@ -54,13 +55,15 @@ def _tokenizer(recipe: Recipe, configs: Configs) -> str:
 
 def _training(recipe: Recipe) -> str:
     data = open_training_data(recipe)
+    check_files(*data.manifests)
     where = ", ".join(manifest.location for manifest in data.manifests)
     return f"{data.order.samples} samples and {data.order.steps} steps per epoch in {where}"
 
 
 def _test(recipe: Recipe) -> str:
-    data = open_test_data(recipe)
-    return f"{data.samples} samples in {data.location}"
+    manifest = open_test_data(recipe)
+    check_files(manifest)
+    return f"{manifest.samples} samples in {manifest.location}"
 
 
 def _batch(recipe: Recipe, here: Here) -> str:

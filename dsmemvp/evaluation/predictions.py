@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial as bound
 from typing import Any
 
+import numpy as np
 import torch
 
 from dsmemvp.data.batch import Batch
@@ -61,9 +62,11 @@ def predict_all(
     Stopped. Raises ValueError or OSError on all ranks alike."""
     share = Share(ranks.rank, ranks.world, recipe.evaluation.batch)
     lines = list(partial.lines) if partial else []
-    done = {int(number) for number in ranks.gather([str(json.loads(line)["batch"]) for line in lines])}
-    todo = [number for number in evaluation_batches(data, share) if number not in done]
-    before = data.samples - sum(_samples(number, data, share) for number in todo)
+    whole = evaluation_batches(data, share)
+    gathered = map(int, ranks.gather([str(json.loads(line)["batch"]) for line in lines]))
+    done = sorted({number for number in gathered if number in whole})
+    todo = np.delete(np.arange(len(whole)), done) if done else whole
+    before = sum(_samples(number, data, share) for number in done)
     if ranks.first and before:
         print(f"{name}: going on after {before} of {data.samples} samples", flush=True)
     progress = Progress(name, data.samples, before, ranks.first)
@@ -72,7 +75,7 @@ def predict_all(
         with torch.no_grad():
             for step, (batch,) in enumerate(ranks.in_step(source)):
                 between()
-                numbers = todo[step * share.world : (step + 1) * share.world]
+                numbers = list(map(int, todo[step * share.world : (step + 1) * share.world]))
                 answers = answering(batch)
                 own = numbers[share.rank : share.rank + 1]  # none in the last step of some ranks
                 new = ranks.gather([_line(number, batch, answers) for number in own])

@@ -17,7 +17,7 @@ from typing import Any
 
 from dsmemvp.data.batch import Batch
 from dsmemvp.data.encoder import Encoder, recipe_encoder
-from dsmemvp.data.manifest import Manifest
+from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.sets import open_test_data, open_validation_data
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.evaluation.answering import Answering, Over
@@ -56,6 +56,7 @@ def evaluate(
     asked for it."""
     run = Path(recipe.output) / recipe.name
     data = _open_data(recipe, split)
+    ranks.together(lambda: check_files(data) if ranks.first else None)
     configs = read_configs(recipe)
     encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
     found = read_checkpoint(checkpoint) if checkpoint else _chosen(recipe, ranks, run, best)

@@ -10,7 +10,7 @@ from pathlib import Path
 from dsmemvp.data.batch import Batch
 from dsmemvp.data.encoder import Encoder, recipe_encoder
 from dsmemvp.data.loader import Share, training_steps
-from dsmemvp.data.manifest import Manifest
+from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.sets import TrainingData, open_training_data, open_validation_data
 from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.models.partitioned import whole_shape
@@ -39,6 +39,8 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, examination: E
     ValueError, OSError or FloatingPointError with what to do, and Stopped where `stop` asked for it."""
     run = Path(recipe.output) / recipe.name
     data, validation = open_training_data(recipe), open_validation_data(recipe)
+    manifests = [*data.manifests, *([validation] if validation else [])]
+    ranks.together(lambda: check_files(*manifests) if ranks.first else None)
     configs = read_configs(recipe)
     checkpoint, complaints = agreed_checkpoint(run, ranks)
     state = checkpoint.state if checkpoint else State()

@@ -3,8 +3,8 @@ in a log. Only the first rank speaks.
 
     metrics.jsonl   the numbers of TensorBoard      skipped.jsonl   samples left out      order.jsonl   samples seen
 
-Every line has its "step", so that a run that goes on from an earlier step drops what it is about to write again. A full
-disk does not end a run: what could not be written is written as soon as there is room.
+Every line begins with its "step", so that a run that goes on from an earlier step drops what it is about to write again
+(record.py). A full disk does not end a run: what could not be written is written as soon as there is room.
 """
 
 import json
@@ -20,7 +20,9 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dsmemvp.data.durable import replace_file
+from dsmemvp.training.record import count_rows, rows_of, wind_back
+
+RECORDS = ("metrics", "skipped", "order")
 
 
 class Monitor:
@@ -34,8 +36,8 @@ class Monitor:
         self._folder = folder
         self._unwritable: set[str] = set()
         self._board: SummaryWriter | None = self._open_board(start + 1)
-        for path in folder.glob("*.jsonl"):
-            _drop_later(path, start)
+        for name in RECORDS:
+            wind_back(self._path(name), start)
         self._files: dict[str, BinaryIO] = {}
         self._unwritten: dict[str, bytes] = {}
         """What a full disk has not taken yet. Files' own buffers lose what goes beyond their size."""
@@ -63,7 +65,7 @@ class Monitor:
             self._bar.set_postfix_str(line.partition("  ")[2])
 
     def write(self, name: str, row: dict[str, Any]) -> None:
-        """A line for NAME.jsonl; `row` has the "step" it belongs to."""
+        """A line for NAME.jsonl, one of RECORDS; `row` begins with the "step" it belongs to."""
         if not self._active:
             return
         line = json.dumps(row, ensure_ascii=False) + "\n"
@@ -73,14 +75,20 @@ class Monitor:
     def _flush(self, name: str) -> None:
         with self._complaining(name):
             if name not in self._files:
-                self._files[name] = (self._folder / f"{name}.jsonl").open("ab", buffering=0)
+                self._files[name] = self._path(name).open("ab", buffering=0)
             while rest := self._unwritten[name]:
                 self._unwritten[name] = rest[self._files[name].write(rest) :]
 
-    def written(self, name: str) -> list[dict[str, Any]]:
-        """All lines of NAME.jsonl so far; none on other ranks than the first."""
-        path = self._folder / f"{name}.jsonl" if self._active else None
-        return _rows(path.read_text(encoding="utf-8")) if path and path.exists() else []
+    def written(self, name: str) -> Iterator[dict[str, Any]]:
+        """The lines of NAME.jsonl so far, one at a time; none on other ranks than the first."""
+        return rows_of(self._path(name)) if self._active else iter(())
+
+    def count(self, name: str) -> int:
+        """How many lines of NAME.jsonl there are so far; 0 on other ranks than the first."""
+        return count_rows(self._path(name)) if self._active else 0
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.jsonl"
 
     def close(self) -> None:
         if not self._active:
@@ -118,22 +126,6 @@ class Monitor:
             self._unwritable.add(name)
         else:
             self._unwritable.discard(name)
-
-
-def _drop_later(path: Path, last_step: int) -> None:
-    """Take out the lines of later steps than `last_step`, and half a line that a killed run may have left. Files whose
-    lines have no step are not a run's record and stay as they are."""
-    old = path.read_text(encoding="utf-8")
-    rows = _rows(old)
-    if not all("step" in row for row in rows):
-        return
-    new = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["step"] <= last_step)
-    if new != old:
-        replace_file(path, new.encode())
-
-
-def _rows(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
 
 
 def peak_memory(device: torch.device) -> float:

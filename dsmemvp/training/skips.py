@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 
 from dsmemvp.data.batch import Batch, Skip
 from dsmemvp.training.monitor import Monitor
@@ -17,7 +18,7 @@ class Skips:
         self._ranks, self._monitor = ranks, monitor
         self._global_batch, self._most = global_batch, most_in_a_row
         self._in_a_row = 0
-        self.total = len(monitor.written(FILE))
+        self.total = monitor.count(FILE)
         """Skips since the beginning of the run, known to the first rank."""
 
     def none(self) -> None:
@@ -47,12 +48,25 @@ class Skips:
 
     def report(self) -> None:
         """What was left out over the whole run, in the log."""
-        rows = self._monitor.written(FILE)
-        if not rows:
+        messages = (row.get("sample") for row in self._monitor.written(FILE))
+        often, times = _first_of(message for message in messages if isinstance(message, str))
+        if not often:
             return
-        often = Counter(row["sample"] for row in rows)
-        self._monitor.say(f"{len(rows)} times a sample was left out (all in {FILE}.jsonl):")
-        for message, times in sorted(often.items())[:LISTED]:
-            self._monitor.say(f"  {message}" + (f" ({times} times)" if times > 1 else ""))
-        if len(often) > LISTED:
-            self._monitor.say(f"  and {len(often) - LISTED} more")
+        self._monitor.say(f"{times} times a sample was left out (all in {FILE}.jsonl):")
+        for message, own in sorted(often.items()):
+            self._monitor.say(f"  {message}" + (f" ({own} times)" if own > 1 else ""))
+        if times > often.total():
+            self._monitor.say(f"  and {times - often.total()} more")
+
+
+def _first_of(messages: Iterable[str]) -> tuple[Counter[str], int]:
+    """The first LISTED messages by name and how often each came, and how many came in all. A message that has had to
+    make room never comes in again, so the counts are exact, and no more than these are ever held."""
+    often, times = Counter[str](), 0
+    for message in messages:
+        times += 1
+        if message in often or len(often) < LISTED or message < max(often):
+            often[message] += 1
+            if len(often) > LISTED:
+                del often[max(often)]
+    return often, times

@@ -41,7 +41,7 @@ def test_the_manifest_is_the_documented_json(folder):
     content = json.loads((folder / FILE).read_text())
     shard = (folder / "000001.tar").read_bytes()
     index = (folder / "000001.tar.index").read_bytes()
-    assert content["schema"] == 2 and content["split"] == "train"
+    assert content["schema"] == 3 and content["split"] == "train"
     assert content["shards"][1] == {
         "name": "000001.tar",
         "samples": 2,
@@ -76,7 +76,7 @@ def test_a_folder_without_manifest_is_refused(tmp_path):
     "content",
     [
         *(b"{", b"", b"\xff\xfe", b"[]", b"3", b"null", b"[" * 100_000),
-        *(b'{"schema": 2}', b'{"schema": 2, "split": "s", "shards": 3}'),
+        *(b'{"schema": 3}', b'{"schema": 3, "split": "s", "shards": 3}'),
     ],
     ids=lambda content: str(content[:20]),
 )
@@ -103,7 +103,7 @@ def test_a_shard_entry_of_wrong_types_is_refused(folder, changed):
 @pytest.mark.parametrize("schema", [1, 99])
 def test_another_schema_is_refused_with_both_numbers(folder, schema):
     change(folder, schema=schema)
-    with pytest.raises(ValueError, match=rf"dataset\.json: schema {schema}, this version reads 2") as caught:
+    with pytest.raises(ValueError, match=rf"dataset\.json: schema {schema}, this version reads 3") as caught:
         read_manifest(folder)
     assert str(caught.value).endswith(f"run `dsmemvp index {folder}`")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dsmemvp.data.order import Order, Place, Source, file_order
+from dsmemvp.data.order import FileOrder, Order, Place, Source
 
 COUNTS = st.lists(st.integers(0, 7), min_size=1, max_size=9).filter(any).map(tuple)
 SOURCES = st.lists(st.builds(Source, COUNTS, st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.0])), min_size=1, max_size=3)
@@ -28,7 +28,7 @@ def one(counts, seed=0, block_shards=4) -> Order:
 def test_every_sample_comes_exactly_once_per_epoch(counts, seed, number, block_shards, global_batch):
     order = Order([Source(counts)], seed, block_shards, global_batch, "repeat")
     seen = epoch(order, number)
-    assert sorted(seen[: order.samples]) == file_order(counts)
+    assert sorted(seen[: order.samples]) == list(FileOrder(counts))
     # what completes the last batch are the epoch's first samples, by name
     completed = seen[order.samples :]
     assert len(completed) == order.repeats < global_batch
@@ -52,7 +52,7 @@ def test_in_a_mixture_each_data_set_is_gone_through_as_often_as_it_should(source
     for epochs in (1, 2, 4):
         seen = Counter(place for number in range(epochs) for place in epoch(order, number))
         for number, source in enumerate(sources):
-            own = [seen[Place(number, p.shard, p.sample)] for p in file_order(source.counts)]
+            own = [seen[Place(number, p.shard, p.sample)] for p in FileOrder(source.counts)]
             assert sum(own) == epochs * source.per_epoch
             assert max(own) - min(own) <= 1  # no sample a second time more before every other has had its turn
 
@@ -146,7 +146,11 @@ def test_turns_in_a_mixture_worked_out_by_hand():
 
 
 def test_file_order_is_shard_after_shard():
-    assert file_order([2, 0, 1]) == [(0, 0, 0), (0, 0, 1), (0, 2, 0)]
+    places = FileOrder([2, 0, 1])
+    assert list(places) == places[:] == [(0, 0, 0), (0, 0, 1), (0, 2, 0)] and len(places) == 3
+    assert places[-1] == (0, 2, 0) and places[1:9] == [(0, 0, 1), (0, 2, 0)] and places[5:] == []
+    with pytest.raises(IndexError):
+        places[3]
 
 
 @pytest.mark.parametrize(

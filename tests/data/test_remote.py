@@ -153,7 +153,7 @@ def test_a_manifest_of_another_schema_is_refused_by_its_location(server, there, 
     (there / FILE).write_text('{"schema": 1}')
     with pytest.raises(ValueError) as caught:
         open_manifest(server.location, cache)
-    assert str(caught.value).startswith(f"{server.location}, dataset.json: schema 1, this version reads 2; ")
+    assert str(caught.value).startswith(f"{server.location}, dataset.json: schema 1, this version reads 3; ")
     assert "`dsmemvp index`" in str(caught.value) and str(cache.folder) not in str(caught.value)
 
 

@@ -1,8 +1,12 @@
 """The data sets of a recipe: what is refused before a run, and what tells one order from another."""
 
+import json
+from pathlib import Path
+
 import pytest
 from making import good_shards
 
+from dsmemvp.data.manifest import FILE
 from dsmemvp.data.sets import open_test_data, open_training_data
 from dsmemvp.recipe import Data, Recipe, Training
 
@@ -160,3 +164,12 @@ def test_test_data_need_two_shards_in_the_cache_at_a_time(folders, tmp_path):
     with pytest.raises(ValueError, match=r"data\.cache_gib"):
         open_test_data(recipe(test=pipe(folders[0]), cache_gib=1.9 * SHARD, **more))
     assert open_test_data(recipe(test=folders[1])).samples == 4
+
+
+def test_blocks_that_would_take_minutes_to_shuffle_are_refused(folders):
+    path = Path(folders[0]) / FILE
+    content = json.loads(path.read_text())
+    content["shards"][1] |= {"samples": 10**9, "bytes": 10**12}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"data\.block_shards: a block of 16 shards of .* 1000000004 samples"):
+        open_training_data(recipe(folders[0]))

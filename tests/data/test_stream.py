@@ -65,7 +65,7 @@ def test_samples_are_found_wherever_they_lie_and_however_often_they_are_asked_fo
 
 def test_running_numbers_go_on_from_one_data_set_to_the_next(tmp_path):
     manifests = [good_shards(tmp_path / "a", 5, per_shard=3), good_shards(tmp_path / "b", 4, per_shard=2)]
-    assert first_numbers(manifests) == [[0, 3], [5, 7]]
+    assert [list(firsts) for firsts in first_numbers(manifests)] == [[0, 3], [5, 7]]
     found = Reader(manifests, indexes=2).read([Place(1, 1, 1), Place(0, 1, 0)])
     assert {place: entry.index for place, entry in found.items()} == {(0, 1, 0): 3, (1, 1, 1): 8}
     assert found[Place(1, 1, 1)].where.startswith(str(tmp_path / "b"))

@@ -1,5 +1,6 @@
 """Servers that are slow, endless, broken, busy, or that lead elsewhere: every wait and every size has an end."""
 
+import re
 import socket
 import time
 from dataclasses import replace
@@ -88,7 +89,8 @@ def test_an_endless_file_is_stopped_at_its_size(server, cache, two, monkeypatch,
 
     server.instead = only(name, endless)
     error = fails(server, cache)
-    assert f"{name} cannot be fetched (more than {10_240 if name == TAR else 1 << 20} bytes; 2 attempts)" in str(error)
+    most = {TAR: "10240", FILE: str(1 << 20)}.get(name, r"\d{5}")
+    assert re.search(rf"{re.escape(name)} cannot be fetched \(more than {most} bytes; 2 attempts\)", str(error))
     assert exit_code(error) == USER_ERROR
     assert sum(sent) < 100 << 20  # what the sockets hold beside what was read
 
@@ -233,7 +235,6 @@ def test_a_manifest_whose_checksums_are_paths_leads_nowhere(server, there, cache
     for shard in read_manifest(there).shards:
         text = text.replace(shard.sha256, "../../../../../victim")
     (there / FILE).write_text(text)
-    manifest = open_manifest(server.location, cache)
-    with pytest.raises(ValueError, match=r"checksum of 000000\.tar is not a SHA-256"):
-        list(read_all(manifest))
+    with pytest.raises(ValueError, match="without checksums of 64 hexadecimal digits"):
+        open_manifest(server.location, cache)
     assert server.asked[TAR] == 0

@@ -41,7 +41,7 @@ class Run:
             self.skips.none()
 
     def rows(self):
-        return self.monitor.written("skipped")
+        return list(self.monitor.written("skipped"))
 
 
 def message(position: int) -> str:
