@@ -1,6 +1,7 @@
 # Each target works as the first command on a fresh machine with Python 3.11 or 3.12 and a C++ compiler.
 #   make demo    make a tiny model and data set, train MemVP on two CPU ranks, evaluate with and without images
 #   make test    all tests but the following ones        make check   lint, format, types
+#   make fuzz N=1000    more damaged files than `make test` has
 #   make test-cluster   bad days of a run, and tests on a real two-node Slurm cluster, brought up on this machine (root;
 #                       Debian's packages)
 
@@ -12,7 +13,11 @@ export PATH := $(abspath $(BIN)):$(PATH)
 LAUNCH := deepspeed --num_gpus $(RANKS) --log_level error --module dsmemvp
 ON_CPU := DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
 
-.PHONY: demo test test-cluster check install lock
+# N cases for each reader of files that others make, from SEED on; READER="CLIP" runs one of them (tests/fuzz/)
+N ?= 1000
+SEED ?= 1
+
+.PHONY: demo test test-cluster fuzz check install lock
 
 install: .venv/ready
 
@@ -36,6 +41,9 @@ test: .venv/ready
 
 test-cluster: .venv/ready
 	python -m pytest -m "cluster or faults"
+
+fuzz: .venv/ready
+	$(ON_CPU) OMP_NUM_THREADS=1 python tests/fuzz/run.py --cases $(N) --seed $(SEED) $(if $(READER),--reader "$(READER)")
 
 check: .venv/ready
 	ruff check .
