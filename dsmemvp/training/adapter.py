@@ -27,9 +27,8 @@ from dsmemvp.training.checkpoint import (
     State,
     check_sums,
     read_checkpoint,
-    sum_of,
 )
-from dsmemvp.training.state_file import own_sum
+from dsmemvp.training.state_file import own_sum, sum_of
 
 TRAINED = "trained.safetensors"
 PARTS = ("name", "seed", "model", "vision", "method", "data", "training", "evaluation")

@@ -28,7 +28,7 @@ from dsmemvp.data.durable import flush
 from dsmemvp.data.text import PROMPT_FORMAT
 from dsmemvp.models.reading import TYPES
 from dsmemvp.models.safetensors_file import read_header, read_metadata
-from dsmemvp.training.state_file import own_sum, read_fields
+from dsmemvp.training.state_file import own_sum, read_fields, sum_of
 
 FORMATS = (3, 4, 5)
 """Of state.json: those that are read, the last one written. 3 has no validation_score; before 5 the base was known by
@@ -278,15 +278,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {folder} is not a checkpoint")
     return read_fields(path, known, TENSOR_FILES[:1] if path == adapter else TENSOR_FILES)
-
-
-def sum_of(path: Path) -> list[int]:
-    """[bytes, CRC-32] of a file."""
-    size = total = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            size, total = size + len(block), zlib.crc32(block, total)
-    return [size, total]
 
 
 def _best_first(folders: list[Path], best_by: str) -> list[Path]:

@@ -82,3 +82,12 @@ def own_sum(content: dict[str, Any]) -> int:
     """The "crc32" of a state.json or adapter.json."""
     rest = {key: value for key, value in content.items() if key != "crc32"}
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def sum_of(path: Path) -> list[int]:
+    """[bytes, CRC-32] of a file."""
+    size = total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            size, total = size + len(block), zlib.crc32(block, total)
+    return [size, total]
