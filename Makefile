@@ -1,6 +1,7 @@
 # Each target works as the first command on a fresh machine with Python 3.11 or 3.12 and a C++ compiler.
 #   make demo    make a tiny model and data set, train MemVP on two CPU ranks, evaluate with and without images
 #   make test    all tests but the following ones        make check   lint, format, types
+#   make fuzz N=1000    more damaged files than `make test` has
 #   make test-cluster   bad days of a run, and tests on a real two-node Slurm cluster, brought up on this machine (root;
 #                       Debian's packages)
 #   make soak HOURS=8    random faults, one after another; SEED=... repeats one
@@ -13,7 +14,12 @@ export PATH := $(abspath $(BIN)):$(PATH)
 LAUNCH := deepspeed --num_gpus $(RANKS) --log_level error --module dsmemvp
 ON_CPU := DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
 
-.PHONY: demo test test-cluster soak check install lock
+# make fuzz: N cases for each reader of files that others make, from SEED on; READER="CLIP" runs one of them (tests/fuzz/)
+N ?= 1000
+# make soak: hours
+HOURS ?= 1
+
+.PHONY: demo test test-cluster fuzz soak check install lock
 
 install: .venv/ready
 
@@ -38,7 +44,9 @@ test: .venv/ready
 test-cluster: .venv/ready
 	python -m pytest -m "cluster or faults"
 
-HOURS ?= 1
+fuzz: .venv/ready
+	$(ON_CPU) OMP_NUM_THREADS=1 python tests/fuzz/run.py --cases $(N) --seed $(or $(SEED),1) $(if $(READER),--reader "$(READER)")
+
 soak: .venv/ready
 	SOAK_HOURS=$(HOURS) SOAK_SEED=$(SEED) python -m pytest -s tests/training/test_soak.py
 

@@ -14,6 +14,9 @@ from dsmemvp.commands import answers, cluster, data, inspect, runs, weights
 from dsmemvp.launchers import own_rank
 from dsmemvp.stopping import DONE, REQUEUE, UNEXPECTED, USER_ERROR, Stopped, exit_code, leave_word
 
+LONGEST = 4000
+"""Characters of an error."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Errors that a user can mend end in one line on stderr and exit code 1; with DSMEMVP_TRACEBACK
@@ -34,19 +37,26 @@ def main(arguments: list[str] | None = None) -> int:
         return USER_ERROR
     except (ValueError, OSError, FloatingPointError) as error:
         if exit_code(error) == USER_ERROR:
-            leave_word(str(error))
+            leave_word(_one_line(error))
         if os.environ.get("DSMEMVP_TRACEBACK"):
             raise
         if own_rank(os.environ):
             # where all ranks met the same error the first one says it, and the launcher ends the others meanwhile;
             # a rank that is alone with its error must not stay silent
             time.sleep(3)
-        print(f"dsmemvp {_name(given)}: error: {error}", file=sys.stderr, flush=True)
+        print(f"dsmemvp {_name(given)}: error: {_one_line(error)}", file=sys.stderr, flush=True)
         return exit_code(error)
     except Exception:
         traceback.print_exc()
         return UNEXPECTED
     return DONE
+
+
+def _one_line(error: BaseException) -> str:
+    """Names in an error come out of files, and may hold anything."""
+    text = " ".join(str(error).split())
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def _show_warning(

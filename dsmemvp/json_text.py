@@ -1,6 +1,7 @@
 """JSON that others may have written: every fault in it is a ValueError of one line, and its size is bounded."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,11 @@ MOST = 64 << 20
 """Bytes of a JSON file, unless the caller says otherwise: parsed it takes some ten times as much memory."""
 
 
-def parse_json(content: bytes | str, where: str) -> Any:
-    """The value that `content` is. Raises ValueError naming `where` if it is not JSON, not UTF-8, or nested deeper than
-    Python's stack."""
+def parse_json(content: bytes | str, where: str, object_pairs_hook: Callable[[list], Any] | None = None) -> Any:
+    """The value that `content` is; the hook is json.loads'. Raises ValueError naming `where` if it is not JSON, not
+    UTF-8, or nested deeper than Python's stack."""
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=object_pairs_hook)
     except RecursionError:
         raise ValueError(f"{where} is not usable JSON: it is nested too deeply") from None
     except ValueError as error:

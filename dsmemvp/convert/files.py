@@ -1,19 +1,14 @@
-"""What tensors a file holds and where: safetensors, torch's .pth and .pt, TorchScript archives. Nothing in a file is
-run, and no tensor is read before it is asked for.
+"""What tensors a file holds: safetensors, torch's .pth and .pt, TorchScript archives. Nothing in a file is run, and no
+tensor is read before it is asked for."""
 
-A .pth file is read in torch's weights-only mode, which makes tensors and plain values and refuses everything else.
-"""
-
-import argparse
-import zipfile
+from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
-from dsmemvp.convert.lazy import Tensors, in_file
-from dsmemvp.convert.torchscript import is_torchscript, torchscript_tensors
+from dsmemvp.convert.lazy import Tensors, lazy_tensor
+from dsmemvp.convert.torch_file import TorchFile
 from dsmemvp.models.safetensors_file import read_header
 
 DTYPES = {
@@ -33,62 +28,34 @@ DTYPES = {
 
 def tensors_in(path: Path) -> Tensors:
     """All tensors of a file by their names in it. Raises FileNotFoundError or ValueError."""
+    return open_weights(path)[0]
+
+
+def open_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """All tensors of a file, and the options of its command line where it is a published checkpoint that has them.
+    Raises FileNotFoundError or ValueError."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
     if path.suffix == ".safetensors":
-        return _safetensors(path)
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} cannot be read as weights: it is cut off, or not a file that torch (1.6 or later) has written"
-        )
-    return torchscript_tensors(path) if is_torchscript(path) else _torch(path)
+        return _safetensors(path), {}
+    file = TorchFile(path)
+    return file.tensors, file.command_line
 
 
 def _safetensors(path: Path) -> Tensors:
     try:
         return {
-            name: in_file(path, stored.start, DTYPES[stored.dtype], stored.shape)
+            name: lazy_tensor(partial(_bytes, path), stored.start, DTYPES[stored.dtype], stored.shape)
             for name, stored in read_header(path, "source").items()
         }
     except LookupError as error:
         raise ValueError(f"{path} holds tensors of the type {error.args[0]}, which is not read") from None
 
 
-def command_line(path: Path) -> dict[str, Any]:
-    """What a published checkpoint says of how it was trained: the options of its command line; empty where it says
-    nothing. Raises ValueError."""
-    given = {} if path.suffix == ".safetensors" or is_torchscript(path) else _content(path)
-    options = given.get("args") if isinstance(given, dict) else None
-    return vars(options) if isinstance(options, argparse.Namespace) else {}
-
-
-def _content(path: Path) -> Any:
-    try:
-        # published checkpoints hold their command line beside the tensors
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            # on the meta device nothing but the list of tensors is read; each storage knows where in the file it is
-            return torch.load(path, map_location="meta", weights_only=True)
-    except UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors and is refused ({_first_line(error)})") from None
-    except (RuntimeError, AttributeError, LookupError, TypeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as weights ({_first_line(error)})") from None
-
-
-def _torch(path: Path) -> Tensors:
-    content = _content(path)
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} instead of named tensors")
-    return {str(name): _where(path, t) for name, t in content.items() if isinstance(t, torch.Tensor)}
-
-
-def _where(path: Path, tensor: torch.Tensor):
-    storage: Any = tensor.untyped_storage()
-    start = storage._checkpoint_offset + tensor.storage_offset() * tensor.element_size()
-    return in_file(path, start, tensor.dtype, tensor.shape, tensor.stride())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else repr(error)
+def _bytes(path: Path, start: int, size: int) -> bytearray:
+    content = bytearray(size)
+    with path.open("rb") as file:
+        file.seek(start)
+        if file.readinto(content) != size:
+            raise ValueError(f"{path} ends within its tensors; get the file again")
+    return content

@@ -1,13 +1,13 @@
 """A Hugging Face folder whose weights lie in pytorch_model*.bin, as those of older ones do -> tensors under the names
 that its safetensors would have."""
 
-import json
 from pathlib import Path
 
 from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig
 
 from dsmemvp.convert.files import tensors_in
 from dsmemvp.convert.lazy import Tensors
+from dsmemvp.json_text import read_json
 from dsmemvp.models.weights import folder_config
 
 WEIGHTS = "pytorch_model*.bin"
@@ -43,7 +43,7 @@ def torch_folder_model(folder: Path) -> tuple[str, Tensors, PretrainedConfig, li
 def _model_type(folder: Path) -> str | None:
     """What config.json calls it; None where that cannot be read, which folder_config says better."""
     try:
-        content = json.loads((folder / "config.json").read_bytes())
+        content = read_json(folder / "config.json")
     except ValueError:
         return None
     return content.get("model_type") if isinstance(content, dict) else None

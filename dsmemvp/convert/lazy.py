@@ -4,7 +4,6 @@ the memory of a few tensors."""
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -34,26 +33,30 @@ class LazyTensor:
 Tensors = dict[str, LazyTensor]
 
 
-def in_file(
-    path: Path, start: int, dtype: torch.dtype, shape: Sequence[int], stride: Sequence[int] | None = None
-) -> LazyTensor:
-    """A tensor whose first element is at byte `start` of a file; row by row, or with a `stride` in elements."""
-    shape = tuple(shape)
-    if stride is None:
-        count = math.prod(shape)
-    else:
-        count = sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) + 1 if math.prod(shape) else 0
+Read = Callable[[int, int], bytearray]
+"""(first byte, number of bytes) -> the bytes."""
 
-    def read() -> torch.Tensor:
-        content = bytearray(count * dtype.itemsize)
-        with path.open("rb") as file:
-            file.seek(start)
-            if file.readinto(content) != len(content):
-                raise ValueError(f"{path} ends within its tensors; get the file again")
+
+def lazy_tensor(
+    read: Read, start: int, dtype: torch.dtype, shape: Sequence[int], stride: Sequence[int] | None = None
+) -> LazyTensor:
+    """A tensor whose first element is at byte `start` of what is read; row by row, or with a `stride` in elements."""
+    shape = tuple(shape)
+    count = span(shape, stride)
+
+    def whole() -> torch.Tensor:
+        content = read(start, count * dtype.itemsize)
         flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         return flat.view(shape) if stride is None else flat.as_strided(shape, tuple(stride))
 
-    return LazyTensor(shape, dtype, read)
+    return LazyTensor(shape, dtype, whole)
+
+
+def span(shape: Sequence[int], stride: Sequence[int] | None) -> int:
+    """Elements from a tensor's first to its last one in memory."""
+    if stride is None or not math.prod(shape):
+        return math.prod(shape)
+    return sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) + 1
 
 
 def joined(pieces: Sequence[LazyTensor], dim: int) -> LazyTensor:

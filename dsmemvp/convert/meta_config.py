@@ -1,10 +1,11 @@
 """Meta's params.json -> transformers' configuration of the same LLaMA."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import LlamaConfig
+
+from dsmemvp.json_text import read_json
 
 NUMBER = (int, float)
 OPTIONAL: dict[str, Any] = {"n_kv_heads": int, "multiple_of": int, "ffn_dim_multiplier": NUMBER, "rope_theta": NUMBER}
@@ -17,7 +18,7 @@ def read_params(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; it lies beside consolidated.00.pth in Meta's downloads")
     try:
-        params = json.loads(path.read_bytes())
+        params = read_json(path)
         params = params.get("model", params)
         sizes = [params[key] for key in ("dim", "n_layers", "n_heads")]
         if not all(isinstance(n, int) and n > 0 for n in sizes) or params["dim"] % (2 * params["n_heads"]):

@@ -10,7 +10,8 @@ from safetensors.torch import save
 from transformers import CLIPVisionModel, LlamaForCausalLM, PretrainedConfig
 
 from dsmemvp.convert.clip import vision_tower
-from dsmemvp.convert.files import command_line, tensors_in
+from dsmemvp.convert.files import DTYPES as STORED
+from dsmemvp.convert.files import open_weights
 from dsmemvp.convert.hugging_face import is_torch_folder, torch_folder_model
 from dsmemvp.convert.lazy import Tensors
 from dsmemvp.convert.llama import language_model
@@ -19,6 +20,7 @@ from dsmemvp.convert.meta import is_meta_folder, meta_language_model, tokenizer_
 from dsmemvp.convert.writing import check_folder, write_model
 from dsmemvp.data.durable import replace_file
 from dsmemvp.models.safetensors_file import some
+from dsmemvp.models.weights import check_config
 
 DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LANGUAGE, VISION, TRAINED = "language_model", "vision_tower", "trained.safetensors"
@@ -59,6 +61,8 @@ def convert(source: Path, out: Path, options: Options = Options()) -> list[str]:
     found = _of_folder(source) if source.is_dir() else _of_file(source, options)
     alone = len(found.models) == 1 and not found.trained
     folders = {name: out if alone else out / name for name in found.models}
+    for tensors in (found.trained, *(tensors for tensors, _ in found.models.values())):
+        check_types(source, tensors)
     for name, (tensors, config) in found.models.items():
         check_tensors(source, tensors, config)
         check_folder(folders[name], config)
@@ -107,7 +111,8 @@ def _of_folder(source: Path) -> _Found:
 def _of_file(source: Path, options: Options) -> _Found:
     if re.fullmatch(r"consolidated\.\d+\.pth", source.name) and source.with_name("params.json").is_file():
         raise ValueError(f"{source} is a piece of a model; give its folder, whose params.json says how it is built")
-    published = without_prefixes(tensors_in(source))
+    tensors, given = open_weights(source)
+    published = without_prefixes(tensors)
     language = language_model(published, options.language_heads, options.eps)
     vision = vision_tower(published, options.vision_heads)
     trained = trained_tensors(published)
@@ -121,8 +126,8 @@ def _of_file(source: Path, options: Options) -> _Found:
             f" an epsilon of {options.eps} (--norm-eps), a rotary base of 10000"
         )
     if trained:
-        given = command_line(source)
-        found.settings = {key: str(given[name]) for name, key in OPTIONS.items() if name in given}
+        settings = {key: given[name] for name, key in OPTIONS.items() if name in given}
+        found.settings = {key: str(value) for key, value in settings.items() if isinstance(value, int | float)}
     return found
 
 
@@ -133,10 +138,23 @@ def without_prefixes(tensors: Tensors) -> Tensors:
     return {re.sub(r"^(module\.)?(w\.)?", "", name): t for name, t in tensors.items()}
 
 
+def check_types(source: Path, tensors: Tensors) -> None:
+    """Raises ValueError for a tensor of a type that is not written, such as complex numbers."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in STORED.values():
+            raise ValueError(f"{source}: {name} is of the type {tensor.dtype}, which is not read")
+
+
 def check_tensors(source: Path, tensors: Tensors, config: PretrainedConfig) -> None:
     """The names and shapes that transformers' model of this configuration has, no others. Raises ValueError."""
     kind: Any = LlamaForCausalLM if config.model_type == "llama" else CLIPVisionModel
+    layers: int = config.num_hidden_layers
+    if layers > len(tensors):
+        raise ValueError(
+            f"{source} is not whole or not of the sizes it claims: {layers} layers, {len(tensors)} tensors"
+        )
     try:
+        check_config(config)
         with torch.device("meta"):
             model = kind(config)
     except Exception as error:  # transformers raises many kinds

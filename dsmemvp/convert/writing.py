@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 from dsmemvp.convert.files import DTYPES
 from dsmemvp.convert.lazy import Tensors
 from dsmemvp.data.durable import flush
+from dsmemvp.json_text import read_json
 from dsmemvp.models.safetensors_file import INDEX
 
 PARTIAL = "partial-conversion"
@@ -51,7 +52,7 @@ def write_model(
 def check_folder(out: Path, config: PretrainedConfig) -> None:
     """Only an earlier conversion of the same model is replaced. Raises ValueError where another one is there."""
     try:
-        there = json.loads((out / "config.json").read_bytes())
+        there = read_json(out / "config.json")
     except (OSError, ValueError):
         return
     for name in ("model_type", "hidden_size", "num_hidden_layers"):

@@ -3,23 +3,40 @@
 Pillow does all of it; the pixel count is read from the header and checked before anything is decoded.
 """
 
+import ctypes
 import io
+import logging
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
 
 from dsmemvp.data.sample import SampleError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is decoded. Pillow knows many more, among them PostScript, for which it runs another program."""
+LONGEST_SIDE = 65_535
+"""Pixels, JPEG's own limit: to resample a longer side takes gigabytes, whatever the other side is."""
 STATISTICS = {
     # mean and deviation of R, G, B in [0, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
+
+
+def _silence() -> None:
+    """What is wrong with an image is said by our error; libtiff and Pillow's log would write beside it on stderr."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    library = ctypes.CDLL(_imaging.__file__)
+    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        if function := getattr(library, name, None):  # a Pillow built without libtiff has none
+            function.restype = ctypes.c_void_p
+            function(None)
+
+
+_silence()
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,9 @@ def _decoded(encoded: bytes, where: str, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         size = f"{image.width} x {image.height}"
         raise SampleError(where, f"image of {size} pixels is over vision.max_pixels = {max_pixels}")
+    if max(image.size) > LONGEST_SIDE:
+        size = f"{image.width} x {image.height}"
+        raise SampleError(where, f"image of {size} pixels has a side of over {LONGEST_SIDE}")
     ImageOps.exif_transpose(image, in_place=True)  # else it copies where there is nothing to turn
     if image.mode in ("I", "F"):
         raise SampleError(where, "image has pixels of 32 bits, of which nothing says how bright they are")

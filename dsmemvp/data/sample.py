@@ -6,17 +6,18 @@ Shards of pictures and their captions, as img2dataset writes them, have a json m
 or a txt member alone: the question is then to describe the image.
 """
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
+
+from dsmemvp.json_text import parse_json
 
 IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 TEXT_ENDINGS = ("json", "txt")
 """The first of these that a sample has is read."""
 DESCRIBE = "Describe the image."
 """The question of a sample that is a caption."""
-UNREADABLE = (ValueError, RecursionError)
-"""What reading JSON raises: no UTF-8, no JSON, a number of thousands of digits (ValueError), or nested too deep."""
+MOST_TEXT = 16 << 20
+"""Bytes of a text member; JSON takes up to thirty times as much memory."""
 FREE_TASKS = ("caption", "conversation")
 """Tasks whose answer is a text of its own, not the end of "The answer is"."""
 
@@ -85,7 +86,7 @@ def read_sample(encoded: EncodedSample) -> Sample:
         raise SampleError(where, f"has {len(images)} image members, at most one is allowed: {', '.join(images)}")
     try:
         row = _row(texts[0], encoded.members[texts[0]])
-    except UNREADABLE as error:
+    except ValueError as error:
         raise SampleError(where, f"{texts[0]} member cannot be read ({error})") from None
     image = encoded.members[images[0]] if images else None
     return sample_from_row(row, image, where, encoded.index)
@@ -95,7 +96,7 @@ def text_length(ending: str, member: bytes) -> int:
     """Characters that a model would see of a text member; 0 where it cannot be read."""
     try:
         row = _row(ending, member)
-    except UNREADABLE:
+    except ValueError:
         return 0
     if not isinstance(row, dict):
         return 0
@@ -106,8 +107,10 @@ def text_length(ending: str, member: bytes) -> int:
 
 
 def _row(ending: str, member: bytes) -> Any:
+    if len(member) > MOST_TEXT:
+        raise ValueError(f"it has {len(member)} bytes, at most {MOST_TEXT} are read")
     text = member.decode("utf-8")
-    row = {"caption": text} if ending == "txt" else json.loads(text)
+    row = {"caption": text} if ending == "txt" else parse_json(text, "it")
     asked = isinstance(row, dict) and row.keys() & {"question", "choices", "answer"}
     if isinstance(row, dict) and not asked and isinstance(row.get("caption"), str):
         row = {**row, "question": DESCRIBE, "answer": row["caption"].strip(), "task": "caption"}

@@ -37,6 +37,8 @@ class Entry(NamedTuple):
 def scan(shard: Path, ignored: Counter[str]) -> list[Entry]:
     """The entries of a tar file. Raises ValueError where it is empty, compressed, damaged or cut off: a file whose
     number of samples is not certain cannot take part in an order."""
+    if shard.exists() and not shard.is_file():
+        raise ValueError(f"{shard} is not a regular file")
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             members = _members(tar, shard)

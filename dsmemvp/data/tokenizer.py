@@ -4,7 +4,6 @@ LLaMA's conventions: a text starts with BOS, a target ends with EOS. What looks 
 text like any other.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,10 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
+from dsmemvp.json_text import read_json
+
+MOST = 64 << 20
+"""Bytes of a tokenizer's file; LLaMA 3's has 9 million."""
 KNOWN = {"bos": ("<s>", "<|begin_of_text|>"), "eos": ("</s>", "<|end_of_text|>")}
 """LLaMA's names, for a tokenizer.json without the files that name them."""
 PADDED = 1024
@@ -31,6 +34,8 @@ class Tokenizer:
             raise FileNotFoundError(
                 f"tokenizer {path} {what}; give a sentencepiece model or a tokenizer.json in model.tokenizer"
             )
+        if path.stat().st_size > MOST:
+            raise ValueError(f"tokenizer {path} has {path.stat().st_size} bytes, at most {MOST} are read")
         content = path.read_bytes()
         self._model: _SentencePiece | _Json = (
             _Json(content, path) if content.lstrip()[:1] == b"{" else _SentencePiece(content, path)
@@ -87,7 +92,9 @@ class _Json:
     def __init__(self, content: bytes, path: Path):
         try:
             self._model = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises no narrower one
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises no narrower one, and where it panics not even an Exception
             raise ValueError(f"tokenizer {path} is not a tokenizer.json ({error})") from None
         self._model.no_truncation()
         self._model.no_padding()
@@ -120,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path}, which names BOS and EOS, is not JSON: {error}") from None
+        raise ValueError(f"{error}; it names the tokenizer's BOS and EOS") from None
     return content if isinstance(content, dict) else {}

@@ -7,7 +7,9 @@ from typing import Any, TextIO
 
 from dsmemvp.evaluation import captions
 from dsmemvp.evaluation.scores import KINDS, Prediction, scored, table
+from dsmemvp.json_text import parse_json
 
+LONGEST_LINE = 16 << 20
 FIELDS = {"index": int, "id": str, "kind": str, "text": str, "predicted": str, "answers": list, "classes": list}
 
 
@@ -28,6 +30,8 @@ def read_predictions(path: Path) -> dict[str, list[Prediction]]:
     """{evaluation: predictions} of a predictions.jsonl. Raises ValueError."""
     rows: dict[str, list[Prediction]] = {}
     first: dict[tuple[str, int], int] = {}
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file; give a predictions.jsonl")
     with path.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(_lines(file, path), 1):
             where = f"{path}, line {number}"
@@ -48,16 +52,16 @@ def read_predictions(path: Path) -> dict[str, list[Prediction]]:
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
     try:
-        yield from file
+        while line := file.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"{path}: has a line of over {LONGEST_LINE} characters; give a predictions.jsonl")
+            yield line
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text ({error.reason}); give a predictions.jsonl") from None
 
 
 def _prediction(line: str, where: str) -> tuple[str, Prediction]:
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: is not JSON ({error})") from None
+    row: Any = parse_json(line, f"{where}:")
     if not isinstance(row, dict):
         raise ValueError(f"{where}: is not an object; give a predictions.jsonl that dsmemvp evaluate wrote")
     for key, kind in FIELDS.items():

@@ -4,15 +4,17 @@ A file is 8 bytes of length, a JSON header of that length, and the tensors witho
 headers are read here, and what does not add up is refused: a truncated file is found before anything is loaded.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from dsmemvp.json_text import parse_json, read_json
 
 INDEX = "model.safetensors.index.json"
-LONGEST_HEADER = 100_000_000
-"""Bytes; safetensors' own limit."""
+LONGEST_HEADER = 16 << 20
+"""Bytes, about 100 for a tensor. Parsed it takes some thirty times as much memory at worst."""
+MOST_DIMENSIONS, MOST_ELEMENTS = 64, 1 << 62
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64}
 BITS |= {"F16": 16, "BF16": 16, "F32": 32, "F64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
 """Per element. Types that are not named here (newer ones) are not measured."""
@@ -32,14 +34,12 @@ class StoredTensor:
 def read_header(path: Path, key: str) -> dict[str, StoredTensor]:
     """name -> where it is, in the header's order. Raises ValueError that begins with `key` and names the file."""
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             whole = path.stat().st_size
-            size = int.from_bytes(file.read(8), "little")
-            if size > min(whole, LONGEST_HEADER):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(size), object_pairs_hook=_without_repetition)
-        header.pop("__metadata__", None)
-        tensors = {name: _stored(path, name, about, 8 + size) for name, about in header.items()}
+            header, size = _header(file, whole)
+        tensors = {
+            name: _stored(path, name, about, 8 + size) for name, about in header.items() if name != "__metadata__"
+        }
         end = 8 + size
         for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
             if tensor.start != end:
@@ -50,6 +50,37 @@ def read_header(path: Path, key: str) -> dict[str, StoredTensor]:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{key}: {path} is not a readable safetensors file ({error})") from None
     return tensors
+
+
+def read_metadata(path: Path, key: str) -> dict[str, str]:
+    """What a file says of itself beside its tensors. Raises as `read_header`."""
+    try:
+        with _opened(path) as file:
+            about = _header(file, path.stat().st_size)[0].get("__metadata__", {})
+        if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
+            raise ValueError("its __metadata__ is not of texts")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{key}: {path} is not a readable safetensors file ({error})") from None
+    return about
+
+
+def _opened(path: Path) -> BinaryIO:
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a regular file")
+    return path.open("rb")
+
+
+def _header(file: BinaryIO, whole: int) -> tuple[dict[str, Any], int]:
+    """The header of a file of `whole` bytes, and its length. Raises ValueError."""
+    size = int.from_bytes(file.read(8), "little")
+    if size > whole - 8:
+        raise ValueError("its header is longer than the file")
+    if size > LONGEST_HEADER:
+        raise ValueError(f"its header has {size} bytes, at most {LONGEST_HEADER} are read")
+    header = parse_json(file.read(size), "its header", _without_repetition)
+    if not isinstance(header, dict):
+        raise ValueError("its header is not an object")
+    return header, size
 
 
 def folder_tensors(folder: Path, key: str) -> dict[str, StoredTensor]:
@@ -85,8 +116,8 @@ def some(names: list[str]) -> str:
 
 def _index(path: Path, key: str) -> dict[str, str]:
     try:
-        files = json.loads(path.read_bytes())["weight_map"]
-        if not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
+        files = read_json(path)["weight_map"]
+        if not all(isinstance(name, str) and name and Path(name).name == name for name in files.values()):
             raise ValueError("its weight_map names something else than files beside it")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{key}: {path} is not a readable index ({error})") from None
@@ -95,8 +126,11 @@ def _index(path: Path, key: str) -> dict[str, str]:
 
 def _stored(path: Path, name: str, about: dict[str, Any], base: int) -> StoredTensor:
     (start, stop), shape = about["data_offsets"], tuple(about["shape"])
-    if not all(type(number) is int and number >= 0 for number in (start, stop, *shape)):
+    numbers = (start, stop, *shape)
+    if len(shape) > MOST_DIMENSIONS or not all(type(n) is int and 0 <= n <= MOST_ELEMENTS for n in numbers):
         raise ValueError(f"the shape or the place of {name} is not of whole numbers")
+    if not isinstance(about["dtype"], str):
+        raise ValueError(f"the type of {name} is not a text")
     bits = BITS.get(about["dtype"])
     if bits and math.prod(shape) * bits != 8 * (stop - start):
         raise ValueError(f"{name}, {about['dtype']} {list(shape)}, has {stop - start} bytes")

@@ -4,7 +4,7 @@ Every tensor the model has must be in the folder in its shape, and the folder ma
 A partitioned parameter takes only its own range of elements; nothing is sent between ranks.
 """
 
-import json
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -21,6 +21,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from dsmemvp.json_text import read_json
 from dsmemvp.models.joined import Configs, VisualLanguageModel
 from dsmemvp.models.partitioned import held_pieces, whole_shape
 from dsmemvp.models.reading import TYPES, Reader, sampled
@@ -33,6 +34,11 @@ SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
+MOST = dict.fromkeys(SIZES, 1 << 24) | {"num_hidden_layers": 1000}
+MOST_PATCHES = 1 << 16
+"""Sizes beyond those of any model, which otherwise would only show when memory for them is missing."""
+MOST_CLAIMED = 16
+"""Times the parameters in the files that a config.json may claim."""
 SHAPE_KEYS = {
     "language": ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     "vision": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size"),
@@ -78,9 +84,9 @@ def folder_config(folder: str, key: str, kind: Any) -> Any:
         missing = path if path.parent.is_dir() else f"folder {folder}"
         raise FileNotFoundError(f"{key}: {missing} does not exist{'' if path.is_absolute() else f' in {Path.cwd()}'}")
     try:
-        content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{key}: {path} is not JSON: {error}") from None
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
     named = content.get("model_type") if isinstance(content, dict) else None
     whole = kind is CLIPVisionConfig and named == CLIPConfig.model_type
     if named != kind.model_type and not whole:
@@ -98,8 +104,9 @@ def check_config(config: Any) -> None:
     """Whether a model can be built of a LlamaConfig or CLIPVisionConfig: its sizes, and one layer tried without memory.
     Raises ValueError, and what transformers raises."""
     for name in SIZES:
-        if (number := getattr(config, name, 1)) is not None and not number > 0:
-            raise ValueError(f"{name} is {number}")
+        number = getattr(config, name, 1)
+        if number is not None and not (type(number) is int and 0 < number <= MOST[name]):
+            raise ValueError(f"{name} is {number}, no number from 1 to {MOST[name]}")
     heads = config.num_attention_heads
     if heads % (getattr(config, "num_key_value_heads", None) or heads):
         raise ValueError(f"num_attention_heads is {heads}, num_key_value_heads {config.num_key_value_heads}")
@@ -109,8 +116,9 @@ def check_config(config: Any) -> None:
         if small.model_type == LlamaConfig.model_type:
             LlamaForCausalLM(small)
         else:
-            square(small.image_size)
-            square(small.patch_size)
+            patches = (square(small.image_size) // max(1, square(small.patch_size))) ** 2
+            if patches > MOST_PATCHES:
+                raise ValueError(f"image_size and patch_size make {patches} patches, at most {MOST_PATCHES} are taken")
             CLIPVisionModel(small)
 
 
@@ -132,6 +140,8 @@ def language_tensors(folder: str, config: LlamaConfig) -> dict[str, StoredTensor
     configuration ties embeddings that are two."""
     key = "model.language_model"
     stored = _renamed(folder, key, _language_name)
+    rows = config.intermediate_size * config.num_hidden_layers + config.vocab_size
+    _check_claim(stored, rows * config.hidden_size, folder, key)
     head, embedding = stored.get("lm_head.weight"), stored.get("embed_tokens.weight")
     if config.tie_word_embeddings and head:
         if embedding and (head.shape != embedding.shape or sampled(head, key) != sampled(embedding, key)):
@@ -145,7 +155,21 @@ def language_tensors(folder: str, config: LlamaConfig) -> dict[str, StoredTensor
 
 def vision_tensors(folder: str, config: CLIPVisionConfig) -> dict[str, StoredTensor]:
     """A folder's tensors under the names of models/vision.py. Raises FileNotFoundError or ValueError."""
-    return _renamed(folder, "model.vision_tower", partial(_vision_name, layers=config.num_hidden_layers))
+    key = "model.vision_tower"
+    stored = _renamed(folder, key, partial(_vision_name, layers=config.num_hidden_layers))
+    rows = config.intermediate_size * (config.num_hidden_layers - 1)
+    _check_claim(stored, rows * config.hidden_size, folder, key)
+    return stored
+
+
+def _check_claim(stored: dict[str, StoredTensor], claimed: int, folder: str, key: str) -> None:
+    """Whether config.json claims a model many times as large as the files, for which no memory must be taken. What does
+    not fit by less is listed name by name later. Raises ValueError."""
+    held = sum(math.prod(tensor.shape) for tensor in stored.values())
+    if claimed > MOST_CLAIMED * max(held, 1):
+        raise ValueError(
+            f"{key}: {folder} does not fit its config.json, which claims {claimed} parameters; the files hold {held}"
+        )
 
 
 def _renamed(folder: str, key: str, our_name: Callable[[str], str | None]) -> dict[str, StoredTensor]:

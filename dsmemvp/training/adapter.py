@@ -26,10 +26,9 @@ from dsmemvp.training.checkpoint import (
     Checkpoint,
     State,
     check_sums,
-    own_sum,
     read_checkpoint,
-    sum_of,
 )
+from dsmemvp.training.state_file import own_sum, sum_of
 
 TRAINED = "trained.safetensors"
 PARTS = ("name", "seed", "model", "vision", "method", "data", "training", "evaluation")

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from dsmemvp.data.durable import flush
 from dsmemvp.data.text import PROMPT_FORMAT
+from dsmemvp.models.reading import TYPES
+from dsmemvp.models.safetensors_file import read_header, read_metadata
+from dsmemvp.training.state_file import own_sum, read_fields, sum_of
 
 FORMATS = (3, 4, 5)
 """Of state.json: those that are read, the last one written. 3 has no validation_score; before 5 the base was known by
@@ -79,16 +81,19 @@ class Checkpoint:
         """A checkpoint goes only with the method it was trained with: shapes alone would let other scales pass. Raises
         ValueError naming the key."""
         for key, text in self.stated.items():
-            group, name = key.split(".")
-            if float(text) != recipe[group][name]:
+            group, _, name = key.partition(".")
+            value = recipe[group].get(name)
+            if isinstance(value, str | None) or not _is_number(text):
+                raise ValueError(f"{self.trained} says {key}={text[:40]!r} of itself, which is no setting of a method")
+            if float(text) != value:
                 raise ValueError(f"{key}: is {recipe[group][name]}, but {self.trained} was trained with {text}")
         trained_with = self.state.recipe
         for group in ("method", "vision") if trained_with else ():
             for key, value in recipe[group].items():
-                if f"{group}.{key}" != REFUSES_ONLY and trained_with[group].get(key) != value:
+                if f"{group}.{key}" != REFUSES_ONLY and trained_with.get(group, {}).get(key) != value:
                     raise ValueError(
                         f"{group}.{key}: is {value}, but {self.trained.parent} was trained with"
-                        f" {trained_with[group].get(key)}; take another name for the run or the old value"
+                        f" {trained_with.get(group, {}).get(key)}; take another name for the run or the old value"
                     )
 
     def check_base(self, base: dict[str, str]) -> None:
@@ -193,7 +198,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if content.get("prompt_format", PROMPT_FORMAT) != PROMPT_FORMAT:
         raise ValueError(
             f"{folder} was trained on prompts of format {content['prompt_format']}, this version writes"
-            f" {PROMPT_FORMAT}; use dsmemvp {content['dsmemvp']}"
+            f" {PROMPT_FORMAT}; use dsmemvp {content.get('dsmemvp', 'of another version')}"
         )
     content.setdefault("validation_score", None)
     if content["format"] != (ADAPTER_FORMATS if (folder / ADAPTER).is_file() else FORMATS)[-1]:
@@ -203,12 +208,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder / "trained.safetensors", State(**fields))
 
 
-def _stated(path: Path) -> dict[str, str]:
+def _is_number(text: str) -> bool:
     try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error})") from None
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _stated(path: Path) -> dict[str, str]:
+    about = read_metadata(path, "checkpoint")
     return {key: text for key, text in about.items() if key.startswith("method.")}
 
 
@@ -244,19 +252,18 @@ def read_trained(path: Path, wanted: dict[str, tuple[int, ...]]) -> Tensors:
     that lists what is missing, left over or of another shape."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error})") from None
-    wrong = [f"{name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
-    wrong += [f"{name} is left over" for name in sorted(tensors.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & tensors.keys()):
-        if tuple(tensors[name].shape) != tuple(wanted[name]):
-            wrong.append(f"{name} has shape {tuple(tensors[name].shape)}, the model wants {tuple(wanted[name])}")
+    stored = read_header(path, "checkpoint")  # before a tensor takes memory
+    wrong = [f"{name} is missing" for name in sorted(wanted.keys() - stored.keys())]
+    wrong += [f"{name} is left over" for name in sorted(stored.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & stored.keys()):
+        if stored[name].shape != tuple(wanted[name]):
+            wrong.append(f"{name} has shape {stored[name].shape}, the model wants {tuple(wanted[name])}")
+        elif stored[name].dtype not in TYPES:
+            wrong.append(f"{name} is of the type {stored[name].dtype}")
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"{path} does not fit the recipe's model: {'; '.join(wrong[:5])}{more}")
-    return tensors
+    return load_file(path)
 
 
 def _out_of_the_way(folder: Path) -> Path:
@@ -270,31 +277,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     path, known = (adapter, ADAPTER_FORMATS) if adapter.is_file() else (folder / "state.json", FORMATS)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {folder} is not a checkpoint")
-    try:
-        content = json.loads(path.read_bytes())
-        if content["format"] not in known:
-            formats = " and ".join(map(str, known))
-            raise ValueError(f"{path}: checkpoint format {content['format']}, this version reads {formats}")
-        if content["crc32"] != own_sum(content):
-            raise ValueError(f"{path} is damaged: its checksum is not the one it was written with")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a checkpoint's state ({error!r})") from None
-    return content
-
-
-def own_sum(content: dict[str, Any]) -> int:
-    """The "crc32" of a state.json or adapter.json."""
-    rest = {key: value for key, value in content.items() if key != "crc32"}
-    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
-
-
-def sum_of(path: Path) -> list[int]:
-    """[bytes, CRC-32] of a file."""
-    size = total = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            size, total = size + len(block), zlib.crc32(block, total)
-    return [size, total]
+    return read_fields(path, known, TENSOR_FILES[:1] if path == adapter else TENSOR_FILES)
 
 
 def _best_first(folders: list[Path], best_by: str) -> list[Path]:

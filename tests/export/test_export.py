@@ -19,8 +19,9 @@ from dsmemvp.models.joined import VisualLanguageModel, add_trainables, build_fro
 from dsmemvp.models.weights import load_frozen, read_configs
 from dsmemvp.recipe import Recipe
 from dsmemvp.recipe_file import as_dict, read_recipe
-from dsmemvp.training.checkpoint import State, own_sum, read_checkpoint, save_checkpoint
+from dsmemvp.training.checkpoint import State, read_checkpoint, save_checkpoint
 from dsmemvp.training.opening import open_run
+from dsmemvp.training.state_file import own_sum
 
 
 def _model(recipe: Recipe) -> VisualLanguageModel:
