@@ -1,4 +1,4 @@
-# Each target works as the first command on a fresh machine with Python 3.11 or 3.12 and a C++ compiler.
+# Each target works as the first command on a fresh machine with Python 3.11 or 3.12.
 #   make demo    make a tiny model and data set, train MemVP on two CPU ranks, evaluate with and without images
 #   make test    all tests but the following ones        make check   lint, format, types
 #   make test-cluster   bad days of a run, and tests on a real two-node Slurm cluster, brought up on this machine (root;

@@ -74,5 +74,5 @@ def join(recipe: "Recipe", stop: Stop) -> "tuple[Ranks, Watch]":
     except Exception as error:
         if not stop.asked:
             raise
-        # the signal has also ended another rank, or a compiler that DeepSpeed had started
+        # the signal has also ended another rank
         raise Stopped(f"while ranks joined: {error}") from None
