@@ -151,9 +151,10 @@ class Lease:
             self._lost(f"{self._path} was taken away, so that another training may have begun: this one ends")
             return
         try:
-            found = read_holder(os.read(descriptor, SIZE))
-            if found is None or found.token != self._own.token:
-                who = found or "somebody who left no name"
+            content = os.read(descriptor, SIZE)
+            # the token alone: it stays the same while another thread of this process changes what stands behind it
+            if self._own.token.encode() not in content:
+                who = read_holder(content) or "somebody who left no name"
                 self._lost(f"{self._run} was taken over by {who}, since this process was not heard of: it ends")
             elif write:
                 os.pwrite(descriptor, self._content(ending), 0)
