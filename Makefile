@@ -1,4 +1,4 @@
-# Each target works as the first command on a fresh machine with Python 3.11 or 3.12 and a C++ compiler.
+# Each target works as the first command on a fresh machine with Python 3.11 or 3.12.
 #   make demo    make a tiny model and data set, train MemVP on two CPU ranks, evaluate with and without images
 #   make test    all tests but the following ones        make check   lint, format, types
 #   make fuzz N=1000    more damaged files than `make test` has

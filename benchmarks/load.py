@@ -82,7 +82,6 @@ def _on_ranks(name: str, ranks: int) -> list[dict[str, Any]]:
         port = str(probe.getsockname()[1])
     joined = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     joined |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    joined["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of its ninja, which DeepSpeed builds with
     command = [sys.executable, __file__, *sys.argv[1:], "--rank-of", name]
     processes = [
         subprocess.Popen(

@@ -18,8 +18,6 @@ GRACE = 12
 """Seconds that the others have when one has ended: longer than they need to say why."""
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
 ENVIRONMENT["PYTHONPATH"] = str(Path(__file__).parents[1])
-# DeepSpeed builds its extension anew wherever another ninja is found than the last time
-ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 class _Server:

@@ -10,6 +10,7 @@ ORDER = [
     "json_text",
     "launchers",
     "stopping",
+    "orphans",
     "recipe",
     "recipe_file",
     "data",

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsmemvp.orphans import ended_with_launcher
 from dsmemvp.stopping import listening
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def add(commands: Any) -> None:
 
 
 def _inspect(given: argparse.Namespace) -> None:
-    with listening() as stop:
+    with listening() as stop, ended_with_launcher(stop):
         from dsmemvp.commands.runs import join
         from dsmemvp.inspection.look import open_model
         from dsmemvp.training.opening import check_same, open_run

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsmemvp.commands.recipe_command import recipe_command
+from dsmemvp.orphans import ended_with_launcher
 from dsmemvp.stopping import Stop, Stopped, listening
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def add(commands: Any) -> None:
 
 
 def _train(given: argparse.Namespace) -> None:
-    with listening() as stop:
+    with listening() as stop, ended_with_launcher(stop):
         from dsmemvp.evaluation.run import look_and_score
         from dsmemvp.recipe_file import read_recipe
         from dsmemvp.training.loop import train
@@ -44,7 +45,7 @@ def _train(given: argparse.Namespace) -> None:
 
 
 def _evaluate(given: argparse.Namespace) -> None:
-    with listening() as stop:
+    with listening() as stop, ended_with_launcher(stop):
         from dsmemvp.evaluation.run import evaluate
         from dsmemvp.recipe_file import read_recipe
         from dsmemvp.training.ranks import leave_ranks
@@ -74,5 +75,5 @@ def join(recipe: "Recipe", stop: Stop) -> "tuple[Ranks, Watch]":
     except Exception as error:
         if not stop.asked:
             raise
-        # the signal has also ended another rank, or a compiler that DeepSpeed had started
+        # the signal has also ended another rank
         raise Stopped(f"while ranks joined: {error}") from None

@@ -34,7 +34,6 @@ def find(recipe: Recipe | None, here: Here, environment: Mapping[str, str]) -> l
         *network.rendezvous(here, socket.gethostname(), environment),
         *machine.cores(here, workers, environment),
         *machine.shared_memory(here, workers),
-        *software.compiler(here, environment),
         *machine.limits(bool(cards), *machine.own_limits()),
         *storage.run_folder(Path(recipe.output) / recipe.name if recipe else Path("runs")),
         *(needs.of_recipe(recipe, here) if recipe else []),

@@ -22,13 +22,14 @@ from dsmemvp.training.checkpoint import State
 from dsmemvp.training.engine import Trainer, build_trainer
 from dsmemvp.training.gradients import GradientWatch
 from dsmemvp.training.health import Health
+from dsmemvp.training.lease import held_lease
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
 from dsmemvp.training.ranks import Ranks, seed_dropout
-from dsmemvp.training.saver import Saver, agreed_checkpoint
+from dsmemvp.training.saver import Guard, Saver, agreed_checkpoint
 from dsmemvp.training.schedule import learning_rate
 from dsmemvp.training.skips import Skips
 from dsmemvp.training.starts import note_start
-from dsmemvp.training.validation import Examination, examine, validation_loss
+from dsmemvp.training.validation import Examination, epochs_are_over, examine, owes_validation, validation_loss
 from dsmemvp.training.watch import Watch
 from dsmemvp.training.window import Window, imbalance
 
@@ -37,6 +38,20 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, examination: E
     """Train to the end of the recipe, going on from the newest intact checkpoint in the run's folder; returns that
     folder. `examination` is made beside the loss on data.validation, and needed where training.best_by is score. Raises
     ValueError, OSError or FloatingPointError with what to do, and Stopped where `stop` asked for it."""
+    run = Path(recipe.output) / recipe.name
+    with held_lease(run, ranks, stop, watch) as guard:
+        _train(recipe, ranks, stop, watch, examination, guard)
+    return run
+
+
+def _train(
+    recipe: Recipe,
+    ranks: Ranks,
+    stop: Stop,
+    watch: Watch,
+    examination: Examination | None,
+    guard: Guard,
+) -> None:
     run = Path(recipe.output) / recipe.name
     data, validation = open_training_data(recipe), open_validation_data(recipe)
     manifests = [*data.manifests, *([validation] if validation else [])]
@@ -51,10 +66,10 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, examination: E
         checkpoint.check_method(as_dict(recipe))
         checkpoint.check_order(data.identity)
         checkpoint.check_base(base)
-    if state.step >= until and not (validation and _owes_validation(state, recipe, data.order.steps)):
+    if state.step >= until and not (validation and owes_validation(state, recipe, data.order.steps)):
         if ranks.first:
             print(f"{recipe.name}: trained to step {until} already", flush=True)
-        return run
+        return
     _end_if_asked(ranks, stop)
     limit = recipe.training.most_fruitless_starts
     ranks.together(lambda: note_start(run, state.step, os.environ, limit) if ranks.first else None)
@@ -74,23 +89,13 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, examination: E
     _introduce(recipe, ranks, trainer, data, monitor, state.step)
     start = replace(state, order=data.identity, recipe=as_dict(recipe), base=base)
     encoder = replace(encoder, slots=trainer.model.method.slots)
-    asked = (recipe, ranks, stop, watch, monitor)
+    asked, training = (recipe, ranks, stop, watch, monitor), recipe.training
+    saver = Saver(run, ranks, monitor, training.keep_last, training.keep_best, training.best_by, guard)
     try:
-        _Run(*asked, trainer, encoder, run, data, validation, examination, start).steps(until)
+        _Run(*asked, trainer, encoder, saver, data, validation, examination, start).steps(until)
     finally:
+        saver.wait()
         monitor.close()
-    return run
-
-
-def _owes_validation(state: State, recipe: Recipe, per_epoch: int) -> bool:
-    """Whether the run was asked to end while it validated."""
-    owed = state.validation_loss is None or (recipe.training.best_by == "score" and state.validation_score is None)
-    return bool(state.step) and _epochs_are_over(state.step, recipe, per_epoch) and owed
-
-
-def _epochs_are_over(step: int, recipe: Recipe, per_epoch: int) -> bool:
-    """Whether an epoch that a checkpoint is due after ends with this step."""
-    return step % (per_epoch * recipe.training.checkpoint_epochs) == 0
 
 
 def _end_if_asked(ranks: Ranks, stop: Stop) -> None:
@@ -122,7 +127,7 @@ class _Run:
         monitor: Monitor,
         trainer: Trainer,
         encoder: Encoder,
-        run: Path,
+        saver: Saver,
         data: TrainingData,
         validation: Manifest | None,
         examination: Examination | None,
@@ -136,7 +141,7 @@ class _Run:
         self.gradients: GradientWatch | None = GradientWatch(trainer.model.trainables())
         self.skips = Skips(ranks, monitor, training.global_batch, recipe.data.most_bad_in_a_row)
         self.health = Health(monitor, training.most_not_finite, training.spike, start.not_finite)
-        self.saver = Saver(run, ranks, monitor, training.keep_last, training.keep_best, training.best_by)
+        self.saver = saver
         self.saver.saved = start.step
         self.language_parameters = sum(math.prod(whole_shape(p)) for p in trainer.model.language.parameters())
         self.cut = 0
@@ -147,7 +152,7 @@ class _Run:
         source = training_steps(
             self.data.manifests, self.data.order, self.encoder, share, range(first, until), self.recipe.data.workers
         )
-        if self.validation is not None and _owes_validation(self.start, self.recipe, self.per_epoch):
+        if self.validation is not None and owes_validation(self.start, self.recipe, self.per_epoch):
             self._save(first)
         window = Window()
         self.watch.at("reading", first)
@@ -248,11 +253,11 @@ class _Run:
     def _save_is_due(self, step: int) -> bool:
         training = self.recipe.training
         by_steps = training.checkpoint_steps and step % training.checkpoint_steps == 0
-        return bool(by_steps) or _epochs_are_over(step, self.recipe, self.per_epoch)
+        return bool(by_steps) or epochs_are_over(step, self.recipe, self.per_epoch)
 
     def _save(self, step: int) -> None:
         loss = score = None
-        if self.validation is not None and _epochs_are_over(step, self.recipe, self.per_epoch):
+        if self.validation is not None and epochs_are_over(step, self.recipe, self.per_epoch):
             try:
                 loss, score = self._validate(step, self.validation)
             except (ValueError, OSError):  # on all ranks alike; what was trained is not to be lost with it

@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,8 +46,9 @@ class Monitor:
     def say(self, text: str) -> None:
         """One line, now."""
         if self._active:
-            tqdm.write(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stdout)
-            sys.stdout.flush()
+            with suppress(OSError):  # a log that nobody reads any more, or that has no room, is no reason to end a run
+                tqdm.write(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stdout)
+                sys.stdout.flush()
 
     def advance(self) -> None:
         if self._active:

@@ -3,33 +3,36 @@
 Which rank this is, and of how many, says the launcher (launchers.py).
 """
 
-import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import deepspeed
 import torch
-from deepspeed.accelerator import get_accelerator
+from deepspeed.accelerator import get_accelerator, set_accelerator
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.utils import logger as deepspeed_logger
-from torch.utils.cpp_extension import get_default_build_root
 
 from dsmemvp.launchers import Place, find_place
 
 T = TypeVar("T")
 SLACK = 60.0
 """Seconds by which a collective waits longer than the watch over ranks (watch.py), which has more to say."""
-BUILDING = 600.0
-"""Seconds after which a lock on an extension that is being built is nobody's any more; building takes one minute."""
+
+
+class _Cpu(CPU_Accelerator):
+    """DeepSpeed's CPU accelerator without the one operator that it would compile at the start: a collective through
+    shared memory for tensor-parallel inference, which nothing here calls. Without a builder, DeepSpeed goes without the
+    operator, and no start needs a compiler, or waits for the lock of a build."""
+
+    def create_op_builder(self, op_name: str) -> Any:
+        return None if op_name == "ShareMemCommBuilder" else super().create_op_builder(op_name)
 
 
 @dataclass(frozen=True)
@@ -113,27 +116,14 @@ def join_ranks(seconds: float) -> Ranks:
         torch.cuda.set_device(device)
     else:
         _share_cores()
-        # Where it says that all ranks are on this node, DeepSpeed maps 66 MiB of shared memory per rank for a
-        # collective that training does not use, leaves it behind for good, and waits for ever if it was not true
-        os.environ.pop("LOCAL_SIZE", None)
-        clear_stale_locks(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
+    if get_accelerator().device_name() == "cpu":
+        set_accelerator(_Cpu())
     backend = "nccl" if device.type == "cuda" else "gloo"
-    with contextlib.redirect_stdout(io.StringIO()):
-        # on CPUs DeepSpeed builds a collective with the C++ compiler, once on a machine, and prints that it did
-        # explicit, since DeepSpeed's default has changed between versions
-        timeout = timedelta(seconds=seconds + SLACK)
-        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    # explicit, since DeepSpeed's default has changed between versions
+    timeout = timedelta(seconds=seconds + SLACK)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     control = torch.distributed.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, control)
-
-
-def clear_stale_locks(built: Path) -> None:
-    """A process that is killed while DeepSpeed builds its extension leaves torch's lock in the folder of extensions,
-    and all that start afterwards would wait for it without a word, for ever."""
-    for lock in [*built.glob("*/lock"), *built.glob("*/*/lock")]:
-        with contextlib.suppress(OSError):
-            if time.time() - lock.stat().st_mtime > BUILDING:
-                lock.unlink()
 
 
 def own_device() -> torch.device:

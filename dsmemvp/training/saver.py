@@ -19,6 +19,8 @@ REQUEST = "save"
 
 
 Find = Callable[[Path], tuple[Checkpoint | None, list[str]]]
+Guard = Callable[[], object]
+"""Called before a checkpoint is written or taken away; does not return if another process has the run (lease.py)."""
 
 
 def agreed_checkpoint(run: Path, ranks: Ranks, find: Find = newest_checkpoint) -> tuple[Checkpoint | None, list[str]]:
@@ -34,9 +36,16 @@ class Saver:
     """All ranks call the same methods at the same steps."""
 
     def __init__(
-        self, run: Path, ranks: Ranks, monitor: Monitor, keep_last: int, keep_best: int, best_by: str = "loss"
+        self,
+        run: Path,
+        ranks: Ranks,
+        monitor: Monitor,
+        keep_last: int,
+        keep_best: int,
+        best_by: str = "loss",
+        guard: Guard = lambda: None,
     ):
-        self._run, self._ranks, self._monitor = run, ranks, monitor
+        self._run, self._ranks, self._monitor, self._guard = run, ranks, monitor, guard
         self._keep = keep_last, keep_best, best_by
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -54,7 +63,7 @@ class Saver:
     def begin(self, state: State, masters: Masters) -> None:
         """A checkpoint that training goes on beside. One that cannot be written is reported, and the next one may."""
         began = time.monotonic()
-        self._join()
+        self.wait()
         if self._error is not None:
             self._monitor.say(f"going on without the last checkpoint: {self._error}")
             self._error = None
@@ -71,11 +80,12 @@ class Saver:
         self._ranks.together(self._outcome)
 
     def _outcome(self) -> None:
-        self._join()
+        self.wait()
         if self._error is not None:
             raise self._error
 
-    def _join(self) -> None:
+    def wait(self) -> None:
+        """Until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -83,6 +93,7 @@ class Saver:
     def _write(self, state: State, values, moments, waited: float) -> None:
         began = time.monotonic()
         try:
+            self._guard()
             folder = save_checkpoint(self._run, state, values, moments)
         except Exception as error:  # of whatever kind: a thread's error is nobody's, and the run would end as if saved
             self._error = error
@@ -93,6 +104,7 @@ class Saver:
             f"step {state.step}: saved {folder} (training waited {waited:.2f} s, written in {seconds:.2f} s)"
         )
         try:
+            self._guard()
             prune(self._run, state.step, *self._keep)
         except OSError as error:
             self._monitor.say(f"step {state.step}: older checkpoints cannot be taken away: {error}")

@@ -11,6 +11,7 @@ from dsmemvp.data.loader import Share, evaluation_steps
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.models.joined import VisualLanguageModel, loss_sum
 from dsmemvp.recipe import Recipe
+from dsmemvp.training.checkpoint import State
 from dsmemvp.training.engine import Trainer
 from dsmemvp.training.ranks import Ranks
 
@@ -22,6 +23,17 @@ Examination = Callable[
 """(recipe, ranks, data, encoder for training, model, its forward, between, step) -> where the recipe wants them scores
 by their names, the main one first; the same on all ranks. The later room `evaluation` has it, so the run is given
 it."""
+
+
+def epochs_are_over(step: int, recipe: Recipe, per_epoch: int) -> bool:
+    """Whether an epoch that a checkpoint is due after ends with this step."""
+    return step % (per_epoch * recipe.training.checkpoint_epochs) == 0
+
+
+def owes_validation(state: State, recipe: Recipe, per_epoch: int) -> bool:
+    """Whether the run was asked to end while it validated."""
+    owed = state.validation_loss is None or (recipe.training.best_by == "score" and state.validation_score is None)
+    return bool(state.step) and epochs_are_over(state.step, recipe, per_epoch) and owed
 
 
 def validation_loss(

@@ -19,8 +19,7 @@ def slurm(tmp_path_factory, repository) -> Iterator[Cluster]:
         running.environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         running.environment["PATH"] = f"{Path(sys.executable).parent}:{running.environment['PATH']}"
         running.environment["PYTHONPATH"] = f"{repository / 'tests'}:{repository}"
-        # The deepspeed launcher passes on PYTHONPATH and what stands in this file. PATH: with another ninja than the
-        # last time, DeepSpeed's extension is compiled anew, for a minute
+        # the deepspeed launcher passes on PYTHONPATH and what stands in this file
         passed_on = ("PATH", "DS_ACCELERATOR", "OMP_NUM_THREADS")
         lines = [f"{name}={running.environment[name]}\n" for name in passed_on]
         (running.folder / ".deepspeed_env").write_text("".join(lines))

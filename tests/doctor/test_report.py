@@ -39,7 +39,7 @@ def test_a_recipe_that_would_run_here(repository, recipe_path):
     done = doctor(repository, recipe_path)
     assert done.returncode == 0 and done.stderr == "" and "FAIL" not in done.stdout
     found = levels(done)
-    for what in ("versions", "GPUs", "network", "Slurm", "rendezvous", "CPU cores", "shared memory", "C++ compiler"):
+    for what in ("versions", "GPUs", "network", "Slurm", "rendezvous", "CPU cores", "shared memory"):
         assert what in found
     for what in ("weights", "tokenizer", "training data", "test data", "batch", "run folder"):
         assert found[what] in ("ok", "warning"), done.stdout
@@ -59,9 +59,9 @@ def test_all_that_a_recipe_lacks_is_said_at_once(repository, recipe_path, tmp_pa
     done = doctor(repository, recipe_path, *lacking, PATH=str(tmp_path))
     assert done.returncode == 1
     failed = {what for what, level in levels(done).items() if level == "FAIL"}
-    assert failed == {"C++ compiler", "run folder", "weights", "training data", "test data"}
+    assert failed == {"run folder", "weights", "training data", "test data"}
     assert "has neither model.safetensors nor" in done.stdout and "nowhere/dataset.json does not exist" in done.stdout
-    assert done.stderr.startswith("dsmemvp doctor: error: a run would fail here: C++ compiler, run folder, weights")
+    assert done.stderr.startswith("dsmemvp doctor: error: a run would fail here: run folder, weights")
 
 
 @pytest.mark.parametrize(

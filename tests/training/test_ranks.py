@@ -1,14 +1,13 @@
-"""What needs no second rank: the seeds of dropout, and how an error in the data reaches all ranks."""
+"""The seeds of dropout, how an error in the data reaches all ranks, and what a start needs."""
 
 import json
-import os
-import time
 from collections.abc import Iterator
 
 import pytest
 import torch
+from faulty import run
 
-from dsmemvp.training.ranks import BUILDING, Ranks, clear_stale_locks, seed_dropout
+from dsmemvp.training.ranks import Ranks, seed_dropout
 from dsmemvp.training.window import imbalance
 
 
@@ -68,12 +67,15 @@ def test_the_imbalance_is_what_the_slowest_of_each_micro_step_costs_over_the_mea
     assert imbalance([[6, 2], [4, 3]]) == pytest.approx(9 / 7.5)
 
 
-def test_a_lock_that_a_killed_process_has_left_goes_and_that_of_a_build_stays(tmp_path):
-    left, building = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock", tmp_path / "other" / "lock"
-    for lock, age in ((left, BUILDING + 60), (building, 30)):
-        lock.parent.mkdir(parents=True)
-        lock.touch()
-        os.utime(lock, (time.time() - age,) * 2)
-    clear_stale_locks(tmp_path)
-    assert not left.exists() and building.exists()
-    clear_stale_locks(tmp_path / "nowhere")
+@pytest.mark.ranks
+def test_a_start_needs_no_compiler_and_no_lock_of_a_build_holds_it_up(small_run, tmp_path):
+    """DeepSpeed would compile an operator that training does not use, and a process that was killed while it did so
+    leaves torch's lock to all later starts."""
+    lock = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    places = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "PATH": str(tmp_path)}
+    settings = [f"output={tmp_path}", "training.stop_at_step=1", "data.record_order=false"]
+    done = run(["train", *small_run, *settings], tmp_path / "logs", **places)
+    assert done.codes == [0, 0], done.text
+    assert [path for path in (tmp_path / "extensions").rglob("*") if path.is_file()] == [lock]

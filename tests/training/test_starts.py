@@ -58,3 +58,36 @@ def test_half_a_line_of_a_start_that_was_cut_off_is_passed_over(tmp_path):
     note_start(tmp_path, 5, _job(restart=1), 2)
     with pytest.raises(ValueError, match="2 times from step 5"):
         note_start(tmp_path, 5, _job(restart=2), 2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{}",
+        b"null",
+        b"[1]",
+        b'{"from": "5", "job": "7"}',
+        b'{"job": 7, "from": 5}',
+        b"not JSON }",
+        b"\xff}",
+        b"[" * 9999,
+    ],
+    ids=["empty", "null", "list", "text", "number", "words", "bytes", "deep"],
+)
+def test_lines_that_somebody_else_has_written_are_passed_over(tmp_path, line):
+    note_start(tmp_path, 5, _job(), 2)
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(line + b"\n")
+    note_start(tmp_path, 5, _job(restart=1), 2)
+    with pytest.raises(ValueError, match="2 times from step 5"):
+        note_start(tmp_path, 5, _job(restart=2), 2)
+    assert line + b"\n" in (tmp_path / FILE).read_bytes()
+
+
+def test_of_a_file_of_any_size_the_end_is_read(tmp_path):
+    with (tmp_path / FILE).open("wb") as file:
+        file.truncate(1 << 34)  # one line of zeros, which takes no room
+    for restart in range(2):
+        note_start(tmp_path, 5, _job(restart=restart), 2)
+    with pytest.raises(ValueError, match="2 times from step 5"):
+        note_start(tmp_path, 5, _job(restart=2), 2)
