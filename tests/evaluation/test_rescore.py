@@ -56,7 +56,7 @@ def test_captions_that_cannot_be_scored_here_are_spoken_of(tmp_path, monkeypatch
         (line(index=5).rstrip("\n"), "line 3: is not whole"),
         ("{oops\n", "line 3: is not JSON"),
         ("\n", "line 3: is not JSON"),
-        ("[" * 100_000 + "\n", "line 3: is not JSON"),
+        ("[" * 100_000 + "\n", "line 3: is not usable JSON: it is nested too deeply"),
         ("[1]\n", "line 3: is not an object"),
         (line(index=5, predicted=None), "line 3: has no predicted"),
         (line(index="5"), 'line 3: index is "5", not of type int'),
@@ -65,6 +65,7 @@ def test_captions_that_cannot_be_scored_here_are_spoken_of(tmp_path, monkeypatch
         (line(index=5, answers=[1]), "line 3: answers is not a list of texts"),
         (line(index=5, answers=[]), "line 3: answers is empty"),
         (line(index=5, kind="essay"), "line 3: kind is 'essay', none of choice, vqa, gqa, caption, open"),
+        (line(index=5, cut=3), "line 3: cut is 3, not a text"),
         (line(index=1), "line 3: sample 1 of 'captions off' is also in line 2"),
     ],
 )
