@@ -1,6 +1,7 @@
 """`dsmemvp evaluate` as a whole, of models that write what they are told, and `dsmemvp score` of what it leaves."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -88,3 +89,17 @@ def test_answers_that_were_cut_are_marked_and_counted(evaluate, small_letters, c
 
     out, _ = evaluate(small_letters, " dbgk", rows, "evaluation.max_new_tokens=6", "evaluation.captions=[false]")
     assert "were cut" not in out and not any("cut" in row for row in rows_of(path))
+
+
+def test_libraries_do_not_print_into_what_is_said(evaluate, small_letters):
+    """transformers would, of a text that is longer than the positions in the model's configuration."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        rows = [fields(0, **OPEN, context="a b c d e " * 120)]
+        out, err = evaluate(small_letters, " dbgk", rows, "data.max_length=900", "--blind")
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert said == [] and err == "" and "captions off, blind" in out
