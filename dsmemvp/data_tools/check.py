@@ -56,7 +56,9 @@ def _training(
     recipe: Recipe, data: TrainingData, encoder: Encoder, processes: int
 ) -> tuple[list[str], list[str], list[int]]:
     """Lines about every data set, messages of the samples that cannot be used, and their number in each."""
-    lines, bad, unusable = [], [], []
+    lines: list[str] = []
+    bad: list[str] = []
+    unusable: list[int] = []
     for manifest, source in zip(data.manifests, data.order.sources, strict=True):
         found = survey(manifest, encoder, "train", processes)
         lines += found.lines(recipe.evaluation)

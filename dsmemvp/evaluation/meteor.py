@@ -46,9 +46,11 @@ def meteor_sums(texts: list[str], references: list[list[str]]) -> np.ndarray:
 
 def _run(command: list[str], folder: str, text: str) -> "subprocess.CompletedProcess[str]":
     """Slurm signals all processes of a task; this one leaves them to its rank."""
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    pipe = subprocess.PIPE
     with unsignalled():
-        program = subprocess.Popen(command, cwd=folder, encoding="utf-8", errors="replace", **pipes)
+        program = subprocess.Popen(
+            command, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"
+        )
     with program:
         try:
             out, err = program.communicate(text)
