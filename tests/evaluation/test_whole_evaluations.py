@@ -76,13 +76,13 @@ def test_answers_that_name_no_choice_are_counted_beside_the_score(evaluate, smal
 
 def test_answers_that_were_cut_are_marked_and_counted(evaluate, small_letters, capfd):
     long = {**OPEN, "answer": "red green blue"}
-    rows = [fields(0), fields(1, **long), fields(2, **long, task="caption")]
+    rows = [fields(0), fields(1, **long), fields(2, **long, task="conversation")]
     out, _ = evaluate(small_letters, " dbgk", rows, "evaluation.max_new_tokens=1", "evaluation.captions=[false]")
     said = "captions off: 1 of 2 answers were cut at evaluation.max_new_tokens=1"
     assert said in out.splitlines()
     path = evaluate.run / "predictions-captions-off.jsonl"
-    choice, cut, caption = rows_of(path)
-    assert cut["cut"] == "evaluation.max_new_tokens=1" and "cut" not in choice and "cut" not in caption
+    choice, cut, free = rows_of(path)
+    assert cut["cut"] == "evaluation.max_new_tokens=1" and "cut" not in choice and "cut" not in free
     assert json.loads((evaluate.run / "evaluation-captions-off.json").read_text())["cut"] == {"captions off": 1}
     assert cli.main(["score", str(path)]) == 0
     assert said in capfd.readouterr().out.splitlines()
