@@ -52,7 +52,7 @@ def _row(line: bytes, where: str, number: int) -> Planned:
         if answer not in choices:
             raise SampleError(where, f"answer {answer!r} is none of its choices")
         fields["answer"] = choices.index(answer)
-    fields.setdefault("task", "scienceqa" if choices else "vqa")
+    fields.setdefault("task", "multiple choice" if choices else "vqa")
     image = fields.pop("image", None)
     name = fields.get("id")
     key = ("" if name is None else key_of(name)) or f"{number:09d}"

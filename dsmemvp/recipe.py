@@ -176,8 +176,8 @@ class Evaluation:
     captions: list[bool] = field(default_factory=lambda: [False, True])
     """Evaluate with captions left out of the context, put into it, or both."""
     max_new_tokens: int = 10
-    """Most tokens decoded for an open answer, which ends sooner at its full stop; a multiple-choice answer takes
-    one."""
+    """Most tokens decoded for an open answer, which ends sooner at its full stop; a multiple-choice answer takes as
+    many as the tokenizer writes its letter in."""
     caption_tokens: int = 40
     """Most tokens decoded for a caption or a turn of a conversation."""
 

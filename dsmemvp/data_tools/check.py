@@ -1,21 +1,17 @@
 """`dsmemvp data check RECIPE`: every sample of every shard read, decoded and tokenised, as a run would do it."""
 
-import functools
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from dsmemvp.data.dealing import Weight, deal
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.loader import weigh
 from dsmemvp.data.manifest import Manifest, check_files
-from dsmemvp.data.order import Order, Place
-from dsmemvp.data.sample import BadSample, SampleError, read_sample
-from dsmemvp.data.sets import open_test_data, open_training_data
+from dsmemvp.data.order import Order
+from dsmemvp.data.sets import TrainingData, open_test_data, open_training_data, open_validation_data
 from dsmemvp.data.stream import Reader
-from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.look import encoder_of
-from dsmemvp.data_tools.pool import over_shards
+from dsmemvp.data_tools.survey import survey
 from dsmemvp.recipe import Recipe
 
 LISTED = 20
@@ -24,44 +20,33 @@ BATCHES = 100
 """Global batches of the first epoch from which the balance over ranks is worked out."""
 
 
-@dataclass
-class Found:
-    """What one shard holds."""
-
-    lengths: list[int] = field(default_factory=list)
-    """Tokens of each good sample."""
-    images: int = 0
-    tasks: Counter[str] = field(default_factory=Counter)
-    cut: int = 0
-    bad: list[str] = field(default_factory=list)
-
-
 def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], int]:
     """What is to be said, line by line, and how many samples cannot be used. Raises ValueError or FileNotFoundError
     where the data as a whole cannot be."""
     if ranks < 1:
         raise ValueError(f"--ranks: must be at least 1, is {ranks}")
     encoder = replace(encoder_of(recipe), skip_bad=True)
-    lines, bad = [], []
-    if recipe.data.train:
+    lines: list[str] = []
+    bad: list[str] = []
+    if any(recipe.data.train):
         data = open_training_data(recipe)
         check_files(*data.manifests)
         # Worked out first: what it refuses is refused before hours of reading.
         about_epoch = list(_epoch(recipe, data.order, data.manifests, encoder, ranks))
-        for manifest, source in zip(data.manifests, data.order.sources, strict=True):
-            said, messages = _data_set(manifest, encoder, "train", processes)
-            lines += said
-            if len(data.manifests) > 1:
-                share = source.per_epoch / data.order.samples
-                lines.append(f"  {source.per_epoch} samples of it in an epoch ({source.passes} passes), {share:.1%}")
-            bad += messages
-        lines += about_epoch
-    if recipe.data.test:
-        test = open_test_data(recipe)
-        check_files(test)
-        said, messages = _data_set(test, encoder, "test", processes)
+        said, bad, unusable = _training(recipe, data, encoder, processes)
         lines += said
-        bad += messages
+        if unusable and recipe.data.on_bad_sample == "skip":
+            about_epoch.insert(1, _skipped(data.order, unusable))
+        lines += about_epoch
+    validation = open_validation_data(recipe)
+    others = [(validation, "validation", encoder)] if validation else []
+    if recipe.data.test:
+        others.append((open_test_data(recipe), "test", replace(encoder, answers=True)))
+    for manifest, about, own in others:
+        check_files(manifest)
+        found = survey(manifest, own, about, processes)
+        lines += found.lines(recipe.evaluation)
+        bad += found.bad
     if bad:
         lines.append(f"{len(bad)} samples cannot be used:")
         lines += [f"  {message}" for message in bad[:LISTED]]
@@ -69,47 +54,32 @@ def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], in
     return lines, len(bad)
 
 
-def _data_set(manifest: Manifest, encoder: Encoder, about: str, processes: int) -> tuple[list[str], list[str]]:
-    work = functools.partial(_shard, manifest, encoder)
-    found = list(over_shards(work, range(len(manifest.shards)), about, processes))
-    lengths = sorted(length for shard in found for length in shard.lengths)
-    tasks = sum((shard.tasks for shard in found), Counter[str]())
-    counts, sizes = manifest.counts, manifest.table.bytes / 2**20
-    kinds = ", ".join(f"{number} {task}" for task, number in tasks.most_common())
-    images = sum(shard.images for shard in found)
-    lines = [
-        f"{about}: {manifest.location}: {manifest.samples} samples, {images} with a picture"
-        + (f" ({kinds})" if kinds else ""),
-        f"  {len(counts)} shards of {min(counts)} to {max(counts)} samples, {min(sizes):.1f} to {max(sizes):.1f} MiB",
-    ]
-    if lengths:
-        middle, most = lengths[len(lengths) // 2], lengths[len(lengths) * 99 // 100]
-        cut = sum(shard.cut for shard in found)
-        lines.append(
-            f"  tokens: {lengths[0]} to {lengths[-1]}, median {middle}, 99 % up to {most}; {cut} contexts are cut to"
-            f" data.max_length = {encoder.max_length}"
-        )
-    return lines, [message for shard in found for message in shard.bad]
+def _training(
+    recipe: Recipe, data: TrainingData, encoder: Encoder, processes: int
+) -> tuple[list[str], list[str], list[int]]:
+    """Lines about every data set, messages of the samples that cannot be used, and their number in each."""
+    lines: list[str] = []
+    bad: list[str] = []
+    unusable: list[int] = []
+    for manifest, source in zip(data.manifests, data.order.sources, strict=True):
+        found = survey(manifest, encoder, "train", processes)
+        lines += found.lines(recipe.evaluation)
+        if len(data.manifests) > 1:
+            share = source.per_epoch / data.order.samples
+            lines.append(f"  {source.per_epoch} samples of it in an epoch ({source.passes} passes), {share:.1%}")
+        bad += found.bad
+        unusable.append(len(found.bad))
+    return lines, bad, unusable if any(unusable) else []
 
 
-def _shard(manifest: Manifest, encoder: Encoder, shard: int) -> Found:
-    """Goes through one shard in a process of its own."""
-    tokenizer, found = Tokenizer(encoder.tokenizer_path), Found()
-    places = [Place(0, shard, sample) for sample in range(manifest.shards[shard].samples)]
-    for entry in Reader([manifest], indexes=1).read(places).values():
-        try:
-            if isinstance(entry, BadSample):
-                raise entry.error
-            read = read_sample(entry)
-            item = encoder.item(tokenizer, read)
-        except SampleError as error:
-            found.bad.append(str(error))
-            continue
-        found.lengths.append(len(item.text.tokens))
-        found.images += item.image is not None
-        found.tasks[str(read.scores.get("task", "multiple choice" if read.choices else "open answer"))] += 1
-        found.cut += item.text.cut
-    return found
+def _skipped(order: Order, unusable: Sequence[int]) -> str:
+    """What is left out of an epoch. Exact where every data set is gone through a whole number of times."""
+    exact = all(source.passes == int(source.passes) for source in order.sources)
+    number = sum(source.passes * bad for source, bad in zip(order.sources, unusable, strict=True))
+    return (
+        f"  {'' if exact else 'about '}{number:g} of these samples cannot be used and are skipped, which leaves"
+        f" {order.samples - number:g}; a skipped sample keeps its place in the order, so its global batch is smaller"
+    )
 
 
 def _epoch(recipe: Recipe, order: Order, manifests: Sequence[Manifest], encoder: Encoder, ranks: int) -> Iterable[str]:

@@ -1,12 +1,14 @@
 """What a recipe names: whether it is all there, and fits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from dsmemvp.data.encoder import recipe_encoder
-from dsmemvp.data.manifest import check_files
-from dsmemvp.data.sets import open_test_data, open_training_data
-from dsmemvp.doctor.finding import Finding, Here, fail, ok
+from dsmemvp.data.encoder import Encoder, recipe_encoder
+from dsmemvp.data.manifest import Manifest, check_files
+from dsmemvp.data.sets import open_test_data, open_training_data, open_validation_data
+from dsmemvp.doctor.finding import Finding, Here, fail, ok, warning
+from dsmemvp.doctor.texts import Problem, longest_texts
 from dsmemvp.models.joined import Configs
 from dsmemvp.models.weights import read_configs, tensor_files
 from dsmemvp.recipe import Recipe
@@ -16,22 +18,24 @@ from dsmemvp.training.sharding import deepspeed_settings
 def of_recipe(recipe: Recipe, here: Here) -> list[Finding]:
     """Every part is looked at, so that all that is missing is said at once. Weights are looked for, not read."""
     configs: list[Configs] = []
-    findings = [
-        _tried("weights", lambda: _weights(recipe, configs)),
-        _tried("training data", lambda: _training(recipe)),
-        _tried("test data", lambda: _test(recipe)),
-        _tried("batch", lambda: _batch(recipe, here)),
-    ]
+    encoders: list[Encoder] = []
+    findings = [_tried("weights", lambda: _weights(recipe, configs))]
     if configs:
-        findings.insert(1, _tried("tokenizer", lambda: _tokenizer(recipe, configs[0])))
+        findings.append(_tried("tokenizer", lambda: _tokenizer(recipe, configs[0], encoders)))
+    findings.append(_tried("training data", lambda: _training(recipe, encoders)))
+    if recipe.data.validation:
+        findings.append(_tried("validation data", lambda: _validation(recipe, encoders)))
+    findings.append(_tried("test data", lambda: _test(recipe, encoders)))
+    findings.append(_tried("batch", lambda: _batch(recipe, here)))
     return findings
 
 
-def _tried(what: str, look: Callable[[], str]) -> Finding:
+def _tried(what: str, look: Callable[[], str | Finding]) -> Finding:
     try:
-        return ok(what, look())
+        found = look()
     except (ValueError, OSError) as error:
         return fail(what, str(error))
+    return ok(what, found) if isinstance(found, str) else found
 
 
 def _weights(recipe: Recipe, into: list[Configs]) -> str:
@@ -48,22 +52,50 @@ def _weights(recipe: Recipe, into: list[Configs]) -> str:
     return ", ".join(sizes)
 
 
-def _tokenizer(recipe: Recipe, configs: Configs) -> str:
-    encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
-    return str(encoder.tokenizer_path)
+def _tokenizer(recipe: Recipe, configs: Configs, into: list[Encoder]) -> str:
+    into.append(recipe_encoder(recipe, configs.resolution, configs.language.vocab_size))
+    return str(into[0].tokenizer_path)
 
 
-def _training(recipe: Recipe) -> str:
+def _training(recipe: Recipe, encoders: list[Encoder]) -> Finding:
     data = open_training_data(recipe)
-    check_files(*data.manifests)
     where = ", ".join(manifest.location for manifest in data.manifests)
-    return f"{data.order.samples} samples and {data.order.steps} steps per epoch in {where}"
+    text = f"{data.order.samples} samples and {data.order.steps} steps per epoch in {where}"
+    return _texts("training data", text, data.manifests, encoders)
 
 
-def _test(recipe: Recipe) -> str:
-    manifest = open_test_data(recipe)
-    check_files(manifest)
-    return f"{manifest.samples} samples in {manifest.location}"
+def _validation(recipe: Recipe, encoders: list[Encoder]) -> Finding:
+    data = open_validation_data(recipe)
+    assert data is not None
+    return _texts("validation data", f"{data.samples} samples in {data.location}", [data], encoders)
+
+
+def _test(recipe: Recipe, encoders: list[Encoder]) -> Finding:
+    data = open_test_data(recipe)
+    answers = [replace(encoder, answers=True) for encoder in encoders]
+    return _texts("test data", f"{data.samples} samples in {data.location}", [data], answers)
+
+
+def _texts(what: str, text: str, manifests: Sequence[Manifest], encoders: list[Encoder]) -> Finding:
+    """Their longest texts, where there is a tokenizer to look at them with."""
+    check_files(*manifests)
+    if not encoders:
+        return ok(what, text)
+    (encoder,) = encoders
+    looked: list[str] = []
+    wrong: list[Problem] = []
+    for manifest in manifests:
+        about, problems = longest_texts(manifest, encoder)
+        looked.append(about)
+        wrong += problems
+    if not wrong:
+        return ok(what, f"{text}; {', '.join(dict.fromkeys(looked))}")
+    found = f"{text}; {wrong[0].message}" + (f" (and {len(wrong) - 1} more samples)" if len(wrong) > 1 else "")
+    needed = max(problem.needed for problem in wrong)
+    longer = f"data.max_length={needed} takes those that are too long; " if needed else ""
+    if encoder.skip_bad:
+        return warning(what, found, f"they are skipped; {longer}dsmemvp data check lists all")
+    return fail(what, found, f"{longer}data.on_bad_sample=skip leaves them out; dsmemvp data check lists all")
 
 
 def _batch(recipe: Recipe, here: Here) -> str:

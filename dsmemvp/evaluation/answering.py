@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsmemvp.data.batch import Batch, make_batch
+from dsmemvp.data.letters import letter_tokens, longest_letter
 from dsmemvp.data.sample import Sample
-from dsmemvp.data.text import letter
+from dsmemvp.data.text import LETTER, letter
 from dsmemvp.data.tokenizer import Tokenizer
-from dsmemvp.evaluation.likelihood import letter_tokens, likeliest, log_likelihoods
+from dsmemvp.evaluation.likelihood import likeliest, log_likelihoods
 from dsmemvp.evaluation.scores import FULL_STOP
 from dsmemvp.recipe import Evaluation
 from dsmemvp.training.ranks import Ranks
@@ -26,6 +27,9 @@ class Answer:
     """As decoded; by likelihood, the letter."""
     log_likelihoods: list[float] | None = None
     """Of all choices, by likelihood."""
+    cut: str = ""
+    """The setting at which an open answer was cut, as in "evaluation.max_new_tokens=10"; empty if it ended by itself.
+    """
 
 
 @dataclass
@@ -37,6 +41,9 @@ class Answering:
     decode: Decode
     slots: int
     _letters: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Tokens of each letter, by likelihood."""
+    _longest: dict[int, int] = field(default_factory=dict)
+    """Number of choices -> most tokens that one of their letters takes."""
 
     def __call__(self, batch: Batch) -> list[Answer]:
         """For each of `batch.samples`. Raises ValueError."""
@@ -48,7 +55,7 @@ class Answering:
             if likelihoods[b]:
                 answers.append(Answer(letter(likeliest(likelihoods[b])), likelihoods[b]))
             else:
-                answers.append(Answer(self._text(sample, decoded[b], limits[b])))
+                answers.append(self._written(sample, decoded[b], limits[b]))
         return answers
 
     def _decoded(self, batch: Batch, limits: list[int]) -> list[list[int]]:
@@ -80,20 +87,33 @@ class Answering:
         return log_likelihoods(self.forward, batch, self.slots, endings)
 
     def _limit(self, sample: Sample) -> int:
-        """Most tokens to decode."""
-        if sample.choices:
-            return 1 if self.settings.protocol == "generate" else 0
-        return self.settings.caption_tokens if sample.free else self.settings.max_new_tokens
+        """Most tokens to decode: of a choice as many as its letters take. Raises ValueError."""
+        if not sample.choices:
+            return self.settings.caption_tokens if sample.free else self.settings.max_new_tokens
+        if self.settings.protocol != "generate":
+            return 0
+        number = len(sample.choices)
+        if number not in self._longest:
+            self._longest[number] = longest_letter(self.tokenizer, number)
+        return self._longest[number]
 
     def _ended(self, sample: Sample, tokens: list[int]) -> bool:
-        """At the end of the text, or, where the answer is the rest of a sentence, once something follows its full stop:
+        """At the end of the text; a choice at its letter; the rest of a sentence once something follows its full stop:
         by itself, the one of "3." may be a decimal point."""
         if tokens[-1] == self.tokenizer.eos:
             return True
+        if sample.choices:
+            return LETTER.search(self.tokenizer.decode(tokens)) is not None
         stop = None if sample.free else FULL_STOP.search(text := self.tokenizer.decode(tokens))
         return stop is not None and stop.end() < len(text)
 
-    def _text(self, sample: Sample, tokens: list[int], limit: int) -> str:
-        """Others may have needed more tokens than this sample."""
+    def _written(self, sample: Sample, tokens: list[int], limit: int) -> Answer:
+        """Others may have needed more tokens than this sample. Tokens that are fewer than its limit ended with EOS."""
         ends = (n for n in range(1, min(limit, len(tokens)) + 1) if self._ended(sample, tokens[:n]))
-        return self.tokenizer.decode(tokens[: next(ends, limit)])
+        end = next(ends, None)
+        text = self.tokenizer.decode(tokens[: limit if end is None else end])
+        if end is not None or len(tokens) < limit or sample.choices:
+            return Answer(text)
+        if sample.free:
+            return Answer(text, cut=f"evaluation.caption_tokens={limit}")
+        return Answer(text, cut="" if FULL_STOP.search(text) else f"evaluation.max_new_tokens={limit}")

@@ -2,8 +2,9 @@
 
 A choice's target is, as in training, "The answer is B." behind the prompt. What is summed are the natural logarithms of
 the probabilities of the tokens that come after those of "The answer is", up to the one that completes the letter: for
-LLaMA's tokenizers the one token " B". Full stop and end do not count, and nothing is normalised, since letters do not
-differ in length. The letter with the highest sum is the answer, the first one of equal sums.
+LLaMA's tokenizers the one token " B", with others all tokens of the letter (data/letters.py). Full stop and end do not
+count, and nothing is normalised: a sum tells how probable it is that the letter is written. The letter with the highest
+sum is the answer, the first one of equal sums.
 
 Letters whose tokens but the last are the same are read from one row of the batch, so with LLaMA's tokenizers a question
 costs what one decoded token costs. Rows of one sample share its image.
@@ -14,22 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dsmemvp.data.batch import Batch, Item, make_batch
-from dsmemvp.data.text import LEAD_IN, EncodedText
-from dsmemvp.data.tokenizer import Tokenizer
-
-
-def letter_tokens(tokenizer: Tokenizer, letter: str) -> tuple[int, ...]:
-    """The tokens of " B" in "The answer is B.". Raises ValueError where the tokenizer cannot write it there."""
-    lead, whole = tokenizer.encode(LEAD_IN), tokenizer.encode(f"{LEAD_IN} {letter}.")
-    if whole[: len(lead)] != lead:
-        raise ValueError(
-            f"evaluation.protocol: the tokenizer joins {LEAD_IN!r} with the letter after it, so letters cannot be"
-            " compared by likelihood; take generate"
-        )
-    for end in range(len(lead) + 1, len(whole) + 1):
-        if letter in tokenizer.decode(whole[len(lead) : end]):
-            return tuple(whole[len(lead) : end])
-    raise ValueError(f"evaluation.protocol: the tokenizer cannot write the letter {letter}; take generate")
+from dsmemvp.data.text import EncodedText
 
 
 def log_likelihoods(

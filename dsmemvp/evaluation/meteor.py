@@ -13,6 +13,8 @@ from importlib.resources import files
 
 import numpy as np
 
+from dsmemvp.stopping import unsignalled
+
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 COUNTS = 23
@@ -23,13 +25,15 @@ way of matching (content words of both, function words of both), the chunks, mat
 def meteor_sums(texts: list[str], references: list[list[str]]) -> np.ndarray:
     """[N, 23] for texts already split. Raises ValueError with what the program said."""
     folder = str(files("pycocoevalcap") / "meteor")
-    command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", "meteor-1.5.jar"]
+    # what the JVM itself says goes to stderr, and it leaves signals alone: a stack trace would stand among the counts
+    command = ["java", "-Xmx2G", "-Xrs", "-XX:+DisplayVMOutputToStderr"]
+    command += ["-Dfile.encoding=UTF-8", "-jar", "meteor-1.5.jar"]
     command += ["-", "-", "-stdio", "-l", "en", "-norm"]
     lines = [
         " ||| ".join(["SCORE", *map(_field, given), _field(text)])
         for text, given in zip(texts, references, strict=True)
     ]
-    done = subprocess.run(command, cwd=folder, input="\n".join(lines) + "\n", capture_output=True, encoding="utf-8")
+    done = _run(command, folder, "\n".join(lines) + "\n")
     rows = [line.split() for line in done.stdout.splitlines()]
     if done.returncode or len(rows) != len(lines) or any(len(row) != COUNTS for row in rows):
         said = " ".join((done.stderr or done.stdout).split())[-300:]
@@ -38,6 +42,22 @@ def meteor_sums(texts: list[str], references: list[list[str]]) -> np.ndarray:
     whole = (sums[:, 20] == 1) & (sums[:, 21:23] == sums[:, 0:2]).all(-1)
     sums[whole, 20] = 0  # one run that covers caption and reference is not penalised
     return sums
+
+
+def _run(command: list[str], folder: str, text: str) -> "subprocess.CompletedProcess[str]":
+    """Slurm signals all processes of a task; this one leaves them to its rank."""
+    pipe = subprocess.PIPE
+    with unsignalled():
+        program = subprocess.Popen(
+            command, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"
+        )
+    with program:
+        try:
+            out, err = program.communicate(text)
+        except BaseException:
+            program.kill()
+            raise
+    return subprocess.CompletedProcess(command, program.returncode, out, err)
 
 
 def _field(text: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmemvp.data.durable import replace_file
+from dsmemvp.json_text import parse_json
 
 
 class Partial:
@@ -50,6 +51,6 @@ def _lines_of(path: Path, head: str) -> list[str]:
 
 def _is_batch(line: str) -> bool:
     try:
-        return isinstance(json.loads(line)["batch"], int)
+        return isinstance(parse_json(line, "a line")["batch"], int)
     except (ValueError, LookupError, TypeError):
         return False

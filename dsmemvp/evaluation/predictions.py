@@ -6,7 +6,7 @@ depend on that number, not even by rounding. Batches that a run before has answe
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial as bound
 from typing import Any
 
@@ -32,7 +32,8 @@ class Predicted:
     """The first rank's; the others' is empty."""
 
     rows: list[dict[str, Any]]
-    """In the samples' order: all fields of Prediction, question and choices, and by likelihood "log_likelihoods"."""
+    """In the samples' order: all fields of Prediction ("cut" if the text was cut), question and choices, and by
+    likelihood "log_likelihoods"."""
     skipped: list[str]
     """Messages of the samples that were left out."""
     cut: int
@@ -45,7 +46,7 @@ class Predicted:
 
 def prediction_of(row: dict[str, Any]) -> Prediction:
     text = (row["id"], row["kind"], row["text"], row["predicted"])
-    return Prediction(row["index"], *text, tuple(row["answers"]), tuple(row["classes"]))
+    return Prediction(row["index"], *text, tuple(row["answers"]), tuple(row["classes"]), row.get("cut", ""))
 
 
 def predict_all(
@@ -109,7 +110,10 @@ def _line(number: int, batch: Batch, answers: list[Answer]) -> str:
 
 
 def _row(sample: Sample, answer: Answer) -> dict[str, Any]:
-    row = {**asdict(predict(sample, answer.text)), "question": sample.question, "choices": list(sample.choices)}
+    row = asdict(replace(predict(sample, answer.text), cut=answer.cut))
+    if not answer.cut:
+        del row["cut"]
+    row |= {"question": sample.question, "choices": list(sample.choices)}
     return row if answer.log_likelihoods is None else {**row, "log_likelihoods": answer.log_likelihoods}
 
 

@@ -12,6 +12,7 @@ from dsmemvp.data.text import options
 from dsmemvp.evaluation import captions
 from dsmemvp.evaluation.confidence import Score
 from dsmemvp.evaluation.predictions import Predicted
+from dsmemvp.evaluation.remarks import cut_answers, remarks, unread_choices
 from dsmemvp.evaluation.scores import as_json, scored, table
 from dsmemvp.training.checkpoint import State
 
@@ -23,7 +24,9 @@ SHOWN = 4
 class Report:
     run: Path
     suffix: str
-    """Of the files, such as "-blind"."""
+    """Of the files, such as "-blind" (naming.py)."""
+    group: str
+    """Of the points in TensorBoard, such as "evaluation-blind"."""
     state: State
     digest: str
     """Of the checkpoint's trained tensors; empty without one."""
@@ -37,7 +40,8 @@ class Report:
         """`predicted` by the evaluation's name. Raises OSError, and ValueError where no sample could be used."""
         if not any(found.rows for found in predicted.values()):
             raise ValueError(f"no sample of {self.location} could be used; see data.on_bad_sample")
-        scores = {name: scored(found.predictions) for name, found in predicted.items()}
+        predictions = {name: found.predictions for name, found in predicted.items()}
+        scores = {name: scored(own) for name, own in predictions.items()}
         used = len(next(iter(predicted.values())).rows)
         about: dict[str, Any] = {
             "epoch": self.state.epoch,
@@ -47,27 +51,31 @@ class Report:
             "protocol": self.protocol,
             "samples": self.samples,
             "left_out": self.samples - used,
+            "cut": {name: cut_answers(own) for name, own in predictions.items()},
+            "unread": {name: unread_choices(own) for name, own in predictions.items()},
         }
         self.run.mkdir(parents=True, exist_ok=True)
         lines = [{"evaluation": name, **row} for name, found in predicted.items() for row in found.rows]
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        replace_file(self.run / f"predictions{self.suffix}.jsonl", text.encode())
+        names = f"evaluation{self.suffix}.json", f"predictions{self.suffix}.jsonl"
+        replace_file(self.run / names[1], text.encode())
         content = json.dumps({**about, **as_json(scores)}, indent=1, ensure_ascii=False) + "\n"
-        replace_file(self.run / f"evaluation{self.suffix}.json", content.encode())
+        replace_file(self.run / names[0], content.encode())
         self._show(predicted, scores)
         said = [f"{self.run.name}, epoch {self.state.epoch}, {used} samples of {self.location}", table(scores)]
+        said += [remark for name, own in predictions.items() for remark in remarks(name, own)]
         said += [f"{n}: {f.cut} contexts were cut to data.max_length tokens" for n, f in predicted.items() if f.cut]
         if any(line["kind"] == "caption" for line in lines):
             said += captions.missing()
         if left_out := {message for found in predicted.values() for message in found.skipped}:
             said += [f"{self.samples - used} samples left out:", *(f"  {message}" for message in sorted(left_out))]
-        print(*said, sep="\n", flush=True)
+        print(*said, f"written: {' and '.join(names)} in {self.run}", sep="\n", flush=True)
 
     def _show(self, predicted: dict[str, Predicted], scores: dict[str, dict[str, Score]]) -> None:
         """In TensorBoard, at the checkpoint's step."""
         with SummaryWriter(str(self.run / "tensorboard")) as board:
             for name, found in predicted.items():
-                tag = f"evaluation{self.suffix}/{name}"
+                tag = f"{self.group}/{name}"
                 for column, score in scores[name].items():
                     board.add_scalar(f"{tag}/{column}", score.value, self.state.step)
                 board.add_text(tag, "\n\n".join(map(as_text, _spaced(found.rows))), self.state.step)
@@ -77,7 +85,9 @@ def as_text(row: dict[str, Any]) -> str:
     """A prediction in Markdown."""
     answers = ", ".join(map(str, row["answers"]))
     asked = f"{row['question']} {options(row['choices'])}".strip()
-    return f"**{row['id']}**: {asked}  \nanswer: {answers}  \npredicted: {row['predicted']}  \nwritten: `{row['text']}`"
+    cut = f" (cut at {row['cut']})" if row.get("cut") else ""
+    written = f"predicted: {row['predicted']}  \nwritten: `{row['text']}`{cut}"
+    return f"**{row['id']}**: {asked}  \nanswer: {answers}  \n{written}"
 
 
 def _spaced(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

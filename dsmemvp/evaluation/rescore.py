@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dsmemvp.evaluation import captions
+from dsmemvp.evaluation.remarks import remarks
 from dsmemvp.evaluation.scores import KINDS, Prediction, scored, table
 from dsmemvp.json_text import parse_json
 
@@ -21,6 +22,7 @@ def rescore(paths: Sequence[Path]) -> str:
         for name, predictions in read_predictions(path).items():
             rows[f"{path}: {name}" if len(paths) > 1 else name] = predictions
     lines = [table({name: scored(predictions) for name, predictions in rows.items()})]
+    lines += [remark for name, predictions in rows.items() for remark in remarks(name, predictions)]
     if any(p.kind == "caption" for predictions in rows.values() for p in predictions):
         lines += captions.missing()
     return "\n".join(lines)
@@ -77,5 +79,8 @@ def _prediction(line: str, where: str) -> tuple[str, Prediction]:
         raise ValueError(f"{where}: kind is {row['kind']!r}, none of {', '.join(KINDS)}")
     if not row["answers"]:
         raise ValueError(f"{where}: answers is empty")
+    cut = row.get("cut", "")  # files of earlier versions do not say it
+    if not isinstance(cut, str):
+        raise ValueError(f"{where}: cut is {json.dumps(cut)[:60]}, not a text")
     given: dict[str, Any] = {key: tuple(row[key]) if kind is list else row[key] for key, kind in FIELDS.items()}
-    return str(row.get("evaluation", "")), Prediction(**given)
+    return str(row.get("evaluation", "")), Prediction(**given, cut=cut)

@@ -4,8 +4,8 @@
     RUN/evaluation/NAME.jsonl                      answers of one that is under way (partial.py)
 
 Files of another checkpoint than the newest have its name, or "best", behind theirs, as in evaluation-best.json; then
-come -validation and -blind. What follows from a checkpoint, the data and the recipe does not depend on the number of
-ranks.
+come -validation, -captions-off or -captions-on if it is one of them alone, -likelihood, and -blind (naming.py). What
+follows from a checkpoint, the data and the recipe does not depend on the number of ranks.
 """
 
 import json
@@ -22,8 +22,10 @@ from dsmemvp.data.sets import open_test_data, open_validation_data
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.evaluation.answering import Answering, Over
 from dsmemvp.evaluation.looking import show_memory
+from dsmemvp.evaluation.naming import checkpoint_name, file_suffix
 from dsmemvp.evaluation.partial import Partial
 from dsmemvp.evaluation.predictions import Predicted, predict_all
+from dsmemvp.evaluation.remarks import remarks
 from dsmemvp.evaluation.report import Report
 from dsmemvp.evaluation.scores import main_score, scored
 from dsmemvp.generation.decoder import build_decoder
@@ -39,6 +41,10 @@ from dsmemvp.training.engine import build_for_inference
 from dsmemvp.training.ranks import Ranks
 from dsmemvp.training.saver import agreed_checkpoint
 from dsmemvp.training.watch import Watch
+
+ANSWERS = 2
+"""Counts up when the same model's answers are decoded or marked otherwise: those of an evaluation that was interrupted
+before belong to no later one."""
 
 
 def evaluate(
@@ -76,18 +82,22 @@ def evaluate(
     answering = _answering(recipe, ranks, model, forward)
     encoder = replace(encoder, slots=model.method.slots, answers=True, blind=blind)
     digest = ranks.together(lambda: found.digest() if found and ranks.first else "")
-    which, kind = _which(checkpoint, best), "-validation" * (split != "test")
-    about = {"checkpoint": [state.step, digest], "base": base, "data": data.fingerprint, **_what_counts(recipe)}
+    which, protocol = checkpoint_name(run, checkpoint, best, digest), recipe.evaluation.protocol
+    about = {"answers": ANSWERS, "checkpoint": [state.step, digest], "base": base, "data": data.fingerprint}
+    about |= _what_counts(recipe)
     predicted: dict[str, Predicted] = {}
     partials: list[Partial | None] = []
     for captions in recipe.evaluation.captions:
         name, own = _name(recipe, captions, blind), replace(encoder, captions=captions)
         belongs = {"evaluation": name, "encoder": asdict(own), **about}
-        partials.append(ranks.together(bound(_open_partial, ranks, run, f"{which}{kind}", belongs)))
+        file = file_suffix(which, split, [captions], protocol, blind).removeprefix("-")
+        partials.append(ranks.together(bound(_open_partial, ranks, run / "evaluation" / f"{file}.jsonl", belongs)))
         predicted[name] = predict_all(recipe, ranks, data, own, answering, name, between, partials[-1])
     watch.at("scoring", state.step)
-    suffix = f"{which}{kind}{'-blind' * blind}"
-    report = Report(run, suffix, state, digest, data.location, data.samples, recipe.evaluation.protocol)
+    suffix = file_suffix(which, split, recipe.evaluation.captions, protocol, blind)
+    # names of evaluations say the rest
+    group = f"evaluation{file_suffix(which, split, [False, True], 'generate', blind)}"
+    report = Report(run, suffix, group, state, digest, data.location, data.samples, protocol)
     ranks.together(lambda: report.write(predicted) if ranks.first else None)
     for partial in partials:
         ranks.together(partial.remove if partial else lambda: None)
@@ -121,6 +131,8 @@ def look_and_score(
         if not ranks.first:
             return []
         scores = scored(predicted.predictions)
+        for remark in remarks(name, predicted.predictions):
+            print(remark, flush=True)
         main = main_score(scores)
         ordered = sorted(scores.items(), key=lambda item: item[1] is not main)
         return [json.dumps([[column, score.value] for column, score in ordered])]
@@ -172,18 +184,9 @@ def _name(recipe: Recipe, captions: bool, blind: bool) -> str:
     return f"captions {'on' if captions else 'off'}" + ", blind" * blind + f", {protocol}" * (protocol != "generate")
 
 
-def _which(checkpoint: Path | None, best: bool) -> str:
-    """Behind the names of files: nothing for the newest checkpoint."""
-    if checkpoint is None:
-        return "-best" * best
-    path = checkpoint.resolve()
-    return f"-{path.stem if path.is_file() else path.name}"
-
-
-def _open_partial(ranks: Ranks, run: Path, suffix: str, belongs: dict[str, Any]) -> Partial | None:
+def _open_partial(ranks: Ranks, path: Path, belongs: dict[str, Any]) -> Partial | None:
     """The first rank's."""
-    name = "-".join(belongs["evaluation"].replace(",", "").split())
-    return Partial(run / "evaluation" / f"{name}{suffix}.jsonl", belongs) if ranks.first else None
+    return Partial(path, belongs) if ranks.first else None
 
 
 def _what_counts(recipe: Recipe) -> dict[str, Any]:

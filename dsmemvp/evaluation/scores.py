@@ -2,7 +2,7 @@
 
 choice   ScienceQA's protocol as published (MemVP, eval.py:33-100, the same classes as ScienceQA's own
          tools/evaluate_acc.py): the first capital letter of the decoded text; a letter that is not among the choices is
-         wrong. Columns: ScienceQA's classes and Avg.
+         wrong. Columns: Avg, and ScienceQA's classes of samples that have its fields, subject or grade.
 open     the answer in lower case must equal the right one. Columns as for choice.
 vqa      VQAv2's accuracy (vqa.py). Columns: its answer types and Overall.
 gqa      GQA's accuracy (eval.py of https://cs.stanford.edu/people/dorarad/gqa): the answer must equal the given one,
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dsmemvp.data.sample import Sample
+from dsmemvp.data.tasks import is_scienceqa
 from dsmemvp.data.text import chosen, letter
 from dsmemvp.evaluation.captions import CAPTION_COLUMNS, caption_scores
 from dsmemvp.evaluation.confidence import Score, mean_score
@@ -61,6 +62,8 @@ class Prediction:
     """The right letter, the ten answers of VQAv2, the one answer, or the references of a caption."""
     classes: tuple[str, ...]
     """The columns of the table it counts in, besides that of all samples."""
+    cut: str = ""
+    """The setting at which the text was cut, as in "evaluation.max_new_tokens=10"; empty if it ended by itself."""
 
 
 def predict(sample: Sample, decoded: str) -> Prediction:
@@ -118,7 +121,9 @@ def _named(*classes: Any) -> tuple[str, ...]:
 
 
 def _scienceqa_classes(sample: Sample) -> tuple[str, ...]:
-    """A sample with hint and image counts in both TXT and IMG."""
+    """A sample with hint and image counts in both TXT and IMG. None for samples of other data sets."""
+    if not is_scienceqa(sample):
+        return ()
     hint, image = bool(sample.context.strip()), sample.image is not None
     grade = re.fullmatch(r"(?:grade)?(\d+)", str(sample.scores.get("grade", "")))
     number = int(grade[1]) if grade else 0

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.encoder import recipe_encoder
+from dsmemvp.data.letters import longest_letter
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import LETTER, EncodedText, chosen, encode_for_answer
 from dsmemvp.data.tokenizer import Tokenizer
@@ -85,6 +86,9 @@ class Answerer:
         if isinstance(questions, str):
             return self.answer([questions], picture, choices=choices, context=context, free=free, **sampling)[0]
         samples, settings = check_asked(questions, choices, context, free, **sampling)
+        if choices and "max_new_tokens" not in sampling:
+            needed = longest_letter(self._tokenizer, len(choices))
+            settings = replace(settings, max_new_tokens=max(settings.max_new_tokens, needed))
         if picture is not None and not isinstance(picture, Picture):
             picture = self.see(picture)
         prompts = [encode_for_answer(self._tokenizer, s, captions=False, most=self._max_length) for s in samples]

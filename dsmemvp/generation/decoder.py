@@ -4,13 +4,14 @@ The adapter owns no parameter. It calls the model's forward, which under ZeRO-3 
 hooks at the root begin and end every forward.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import Cache, GenerationMixin, LlamaConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from dsmemvp.data.batch import Batch
 from dsmemvp.generation.layout import next_tokens
@@ -79,6 +80,9 @@ class Decoder(PreTrainedModel, GenerationMixin):
 
 
 def build_decoder(model: VisualLanguageModel, forward: Callable[..., Any], ranks: Ranks, eos: int) -> Decoder:
-    """For what `build_for_inference` returns. Where the weights are cut over ranks, all ranks generate together."""
+    """For what `build_for_inference` returns. Where the weights are cut over ranks, all ranks generate together. What
+    transformers logs is for those who call its `generate`, not for users; TRANSFORMERS_VERBOSITY brings it back."""
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()
     in_step = ranks.world > 1 and any(map(is_partitioned, model.parameters()))
     return Decoder(model.language.config, forward, ranks.device, eos, in_step)

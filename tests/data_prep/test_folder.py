@@ -51,7 +51,7 @@ def test_good_rows_become_samples(convert, tmp_path):
     assert (code, err) == (0, "") and "6 samples in 2 shards" in out
     first, second, third, fourth, fifth, sixth = samples(tmp_path / "out")
     assert first.image == picture() and first.answer == 1
-    assert first.scores == {"id": "q0", "subject": "natural science", "extra": [1, None], "task": "scienceqa"}
+    assert first.scores == {"id": "q0", "subject": "natural science", "extra": [1, None], "task": "multiple choice"}
     assert (second.answer, second.context, second.caption, second.image) == ("red", "C", "D", None)
     assert second.scores["task"] == "vqa" and second.where.endswith("sample 000000002")
     assert third.answer == "blue" and third.scores["task"] == "vqa"

@@ -1,9 +1,10 @@
 """`dsmemvp data show` and `dsmemvp data check`: what they print is what a run will see."""
 
+import re
 import shutil
 
 import pytest
-from making import as_json, fields, picture, write_tar
+from making import as_json, fields, manifest_of, picture, write_tar
 from PIL import Image
 
 from dsmemvp import cli
@@ -111,3 +112,75 @@ def test_what_ends_a_run_at_its_start_ends_a_check(data, tmp_path):
     assert "does not exist" in data("check", f"data.train={tmp_path / 'none'}")[2]
     assert "is more than the 48 samples" in data("check", "training.global_batch=64", "training.micro_batch=64")[2]
     assert "not a multiple of training.micro_batch 2 x 3 ranks" in data("check", "--ranks", 3)[2]
+
+
+LONG = " ".join(f"word{i}" for i in range(60))
+
+
+@pytest.fixture
+def too_long(tmp_path):
+    """Four samples of which the second is too long for 160 tokens, with any context; the third is cut."""
+    rows = [fields(0), fields(1, question=LONG), fields(2, context=LONG), fields(3)]
+    members = [(f"s{i}.json", as_json(row)) for i, row in enumerate(rows)]
+    manifest_of(write_tar(tmp_path / "long" / "000000.tar", members))
+    return tmp_path / "long"
+
+
+def test_check_names_the_length_that_a_sample_needs(data, too_long):
+    settings = [f"data.train={too_long}", "data.test=", "training.global_batch=2"]
+    code, out, _ = data("check", *settings)
+    assert code == 1 and "question and options alone are longer than data.max_length = 160 tokens; it needs" in out
+    needed = int(re.search(r"000000\.tar, sample s1: .* it needs data\.max_length=(\d+)", out)[1])
+    assert f"1 samples are longer than data.max_length = 160 without any context; data.max_length={needed} would" in out
+    assert data("check", *settings, f"data.max_length={needed - 1}")[0] == 1
+    code, out, _ = data("check", *settings, f"data.max_length={needed}")
+    assert code == 0 and "longer than" not in out and "skipped" not in out
+
+
+def test_check_takes_skipped_samples_out_of_the_epoch(data, demo_shards, too_long):
+    settings = ["data.on_bad_sample=skip", "data.test=", "training.global_batch=2"]
+    code, out, _ = data("check", *settings, f"data.train={too_long}")
+    assert code == 0 and "epoch: 4 samples, 2 global batches of 2; 0 left out" in out
+    assert "  1 of these samples cannot be used and are skipped, which leaves 3; a skipped sample keeps its" in out
+    mixed = [f"data.train=[{demo_shards}, {too_long}]", "data.passes=[1, 2]"]
+    assert "  2 of these samples cannot be used and are skipped, which leaves 54" in data("check", *settings, *mixed)[1]
+    mixed[1] = "data.passes=[1, 0.5]"
+    assert "  about 0.5 of these samples" in data("check", *settings, *mixed)[1]
+
+
+def test_a_test_sample_needs_no_room_for_its_answer(data, too_long, tmp_path):
+    """An evaluation reads it to where the answer begins."""
+    settings = ["data.train=[]", f"data.test={too_long}"]
+    needed = int(re.search(r"it needs data\.max_length=(\d+)", data("check", *settings)[1])[1])
+    code, _, _ = data("check", *settings, f"data.max_length={needed}")
+    assert code == 0
+    trained = ["data.test=", f"data.train={too_long}", "training.global_batch=2"]
+    assert data("check", *trained, f"data.max_length={needed}")[0] == 1
+
+
+def test_check_tells_how_long_answers_are_against_the_limits_of_an_evaluation(data, tmp_path, tokenizer):
+    answers = ["red", "a red circle and a blue square", "no"]
+    rows = [fields(i, choices=None, answer=answer) for i, answer in enumerate(answers)]
+    rows.append(fields(3, choices=None, answer="a circle", task="caption"))
+    manifest_of(write_tar(tmp_path / "open" / "0.tar", [(f"s{i}.json", as_json(row)) for i, row in enumerate(rows)]))
+    whole = len(tokenizer.encode(f"The answer is {answers[1]}.")) - len(tokenizer.encode("The answer is"))
+    settings = [f"data.test={tmp_path / 'open'}", "data.train=[]"]
+    _, out, _ = data("check", *settings, f"evaluation.max_new_tokens={whole - 1}", "evaluation.caption_tokens=1")
+    assert f" to {whole}, 99 % up to {whole} tokens; evaluation.max_new_tokens = {whole - 1}" in out
+    assert f"warning: 1 of 3 answers are longer than evaluation.max_new_tokens = {whole - 1}" in out
+    assert f"evaluation.max_new_tokens={whole} takes all" in out and "warning: 1 of 1 captions are longer than" in out
+    assert "warning" not in data("check", *settings, f"evaluation.max_new_tokens={whole}")[1]
+
+
+def test_multiple_choice_of_anybody_is_called_so(data, tmp_path):
+    """Also in shards that were written when all of it was called scienceqa."""
+    plain = {"task": "scienceqa", "subject": None, "grade": None}
+    rows = [fields(0, **plain), fields(1, task="scienceqa"), fields(2, **plain), fields(3, choices=None, answer="red")]
+    manifest_of(write_tar(tmp_path / "own" / "0.tar", [(f"s{i}.json", as_json(row)) for i, row in enumerate(rows)]))
+    _, out, _ = data("check", f"data.test={tmp_path / 'own'}", "data.train=[]")
+    assert "(2 multiple choice, 1 scienceqa, 1 open answer)" in out
+
+
+def test_check_looks_at_the_validation_data(data, demo_shards, too_long):
+    code, out, _ = data("check", "data.test=", f"data.validation={too_long}")
+    assert code == 1 and f"validation: {too_long}: 4 samples" in out and "1 samples cannot be used" in out

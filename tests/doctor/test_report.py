@@ -1,11 +1,13 @@
 """The command as a whole, on this machine and as rank of a job."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from making import as_json, fields, manifest_of, write_tar
 
 from dsmemvp.doctor.finding import Here
 from dsmemvp.doctor.needs import of_recipe
@@ -112,3 +114,43 @@ def test_outside_of_srun_a_job_sees_its_first_node_only():
     assert [f.level for f in slurm({})] == ["ok"] and [f.level for f in slurm(STEP)] == ["ok"]
     (found,) = slurm({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"})
     assert found.level == "warning" and "srun" in found.todo
+
+
+@pytest.fixture
+def too_long(tmp_path):
+    """Samples with long contexts, which are cut, and two whose questions alone are longer than 160 tokens."""
+    words = " ".join(f"word{i}" for i in range(80))
+    rows = [fields(i, context=words if i % 2 else "") for i in range(12)]
+    rows[4], rows[8] = fields(4, question=words), fields(8, question=words[:400])
+    members = [(f"s{i}.json", as_json(row)) for i, row in enumerate(rows)]
+    manifest_of(
+        write_tar(tmp_path / "long" / "0.tar", members[:6]), write_tar(tmp_path / "long" / "1.tar", members[6:])
+    )
+    return tmp_path / "long"
+
+
+@pytest.mark.parametrize("which", ["train", "test", "validation"])
+def test_samples_that_a_run_would_die_on_are_found(recipe_path, too_long, which):
+    what = {"train": "training data"}.get(which, f"{which} data")
+
+    def found(*more):
+        recipe = read_recipe(recipe_path, [f"data.{which}={too_long}", *more])
+        return {finding.what: finding for finding in of_recipe(recipe, Here())}[what]
+
+    failed = found()
+    assert failed.level == "FAIL" and "0.tar, sample s4: is longer than data.max_length = 160" in failed.found
+    assert "(and 1 more samples)" in failed.found
+    needed = int(re.search(r"data\.max_length=(\d+) takes those that are too long", failed.todo)[1])
+    assert f"it needs data.max_length={needed}" in failed.found  # the first is the longest
+    assert found(f"data.max_length={needed}").level == "ok" and found(f"data.max_length={needed - 1}").level == "FAIL"
+    assert "the 12 longest texts of 12 tokenised" in found(f"data.max_length={needed}").found
+    skipped = found("data.on_bad_sample=skip")
+    assert skipped.level == "warning" and "they are skipped" in skipped.todo
+
+
+def test_samples_that_the_index_knows_to_be_unusable_are_found(recipe_path, tmp_path):
+    members = [("a.json", as_json(fields())), ("b.json", b"{"), ("c.json", as_json(fields(1)))]
+    manifest_of(write_tar(tmp_path / "bad" / "0.tar", members))
+    recipe = read_recipe(recipe_path, [f"data.train={tmp_path / 'bad'}", "training.global_batch=2"])
+    (found,) = [finding for finding in of_recipe(recipe, Here()) if finding.what == "training data"]
+    assert found.level == "FAIL" and "sample b: json member cannot be read" in found.found

@@ -82,6 +82,34 @@ def test_an_open_answer_ends_behind_its_full_stop_and_a_caption_at_its_end(answe
     assert asked[1][1:] == [len(tokenizer.encode(text)[1:]) + 1, len(tokenizer.encode("red.")[1:]) + 1]
 
 
+def test_a_letter_of_several_tokens_is_decoded_whole_and_no_further(answer, tokenizer):
+    """This tokenizer has " A" and " B", but writes " C" in two tokens."""
+    assert [len(tokenizer.encode(letter)[1:]) for letter in "ABC"] == [1, 1, 2]
+    three = sample(choices=("one", "two", "three"), answer=2)
+    for letter, needed in (("C", 2), ("A", 1)):
+        answers, asked = answer([three], [f"{letter} and more"])
+        assert asked == [2, [needed]] and answers[0].text.strip() == letter and not answers[0].cut
+    # beside it, a sample with letters of one token takes one
+    answers, asked = answer([three, CHOICE], ["no letter", "no letter"])
+    assert asked == [2, [2, 1]] and answers[1].text == tokenizer.decode(tokenizer.encode("no letter")[1:2])
+
+
+def test_answers_that_reach_their_limit_are_marked_as_cut(answer, tokenizer):
+    text = "a red circle and a blue square."
+    whole = len(tokenizer.encode(text)) - 1
+
+    def cut(written, **limits):
+        answers, _ = answer([OPEN, CAPTION], [written, written], **limits)
+        return [a.cut for a in answers]
+
+    few = {"max_new_tokens": whole - 1, "caption_tokens": whole - 2}
+    assert cut(text, **few) == [f"evaluation.{key}={limit}" for key, limit in few.items()]
+    # an open answer is whole with its full stop, a caption with the end of the text
+    assert cut(text, max_new_tokens=whole, caption_tokens=whole) == ["", f"evaluation.caption_tokens={whole}"]
+    assert cut(text, max_new_tokens=whole + 1, caption_tokens=whole + 1) == ["", ""]
+    assert cut("red", max_new_tokens=1, caption_tokens=9)[1] == ""
+
+
 def test_by_likelihood_choices_are_not_decoded_and_open_questions_are(answer, tokenizer):
     calls = []
 

@@ -77,6 +77,16 @@ def test_texts_cannot_break_out_of_their_line_for_meteor(monkeypatch, tmp_path):
 
 
 @needs_package
+def test_signals_to_all_processes_of_a_task_do_not_end_meteor(monkeypatch, tmp_path):
+    """Slurm's scancel sends them to helpers of a rank as well, which leave them to the rank."""
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\nkill -QUIT $$; kill -USR2 $$; kill -TERM $$; kill -INT $$\necho {'1 ' * 23}\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert meteor_sums(["a"], [["a"]]).shape == (1, 23)
+
+
+@needs_package
 def test_a_meteor_that_does_not_run_through_is_said_and_the_other_scores_come(monkeypatch, tmp_path):
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\necho Could not reserve enough space >&2\nexit 1\n")

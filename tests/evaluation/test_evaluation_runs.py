@@ -49,7 +49,9 @@ def evaluate(small_run, uninterrupted, mixed, tmp_path_factory):
 
 
 def written(run):
-    return [(run / name).read_bytes() for name in ("predictions.jsonl", "evaluation.json")]
+    """Of its only evaluation."""
+    (predictions,), (scores,) = run.glob("predictions*.jsonl"), run.glob("evaluation*.json")
+    return [predictions.read_bytes(), scores.read_bytes()]
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +81,12 @@ def test_nor_where_letters_and_sentences_are_written(evaluate):
         folder, ended = evaluate(f"written-{ranks}", *settings, ranks=ranks)
         assert ended.codes == [0] * ranks, ended.text
         folders.append(folder)
-    rows = [json.loads(line) for line in (folders[0] / "predictions.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folders[0] / "predictions-captions-off.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} == {"choice", "caption", "open"} and written(folders[0]) == written(folders[1])
 
 
 def test_what_is_written(alone):
-    rows = [json.loads(line) for line in (alone / "predictions.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (alone / "predictions-likelihood.jsonl").read_text().splitlines()]
     assert [(row["evaluation"], row["index"]) for row in rows] == [(name, i) for name in NAMES for i in range(SAMPLES)]
     for row in rows:
         kind = ("choice", "choice", "caption" if row["index"] % 2 else "open")[row["index"] % 3]
@@ -94,7 +96,7 @@ def test_what_is_written(alone):
         if likelihoods:
             assert len(likelihoods) == len(set(likelihoods)) and max(likelihoods) < 0
             assert row["predicted"] == row["text"] == "ABCDE"[likelihoods.index(max(likelihoods))]
-    scores = json.loads((alone / "evaluation.json").read_text())
+    scores = json.loads((alone / "evaluation-likelihood.json").read_text())
     assert scores["accuracy"].keys() == scores["interval"].keys() == set(NAMES)
     assert (scores["step"], scores["epoch"], scores["samples"], scores["protocol"]) == (12, 2, SAMPLES, "likelihood")
     board = EventAccumulator(str(alone / "tensorboard")).Reload()
@@ -109,7 +111,7 @@ def test_what_is_written(alone):
 def test_an_interrupted_one_goes_on_with_another_number_of_ranks(evaluate, alone):
     """12 batches of each of two evaluations. What was answered before the end is never computed again."""
     folder, ended = evaluate("interrupted", fault="evaluation:KILL:3", on=1, ranks=3)
-    assert KILLED in ended.codes and not (folder / "evaluation.json").exists(), ended.text
+    assert KILLED in ended.codes and not (folder / "evaluation-likelihood.json").exists(), ended.text
     kept = [json.loads(line)["batch"] for line in _partial(folder, "off").read_text().splitlines()[1:]]
     assert kept == list(range(6))
     with _partial(folder, "off").open("a") as file:
@@ -150,9 +152,9 @@ def test_inside_training_the_best_by_score_is_kept_and_training_is_none_the_wise
 
     ended = run(["evaluate", *scored, "--best", "--split", "validation", "evaluation.captions=[false]"], tmp_path / "e")
     assert ended.codes == [0, 0], ended.text
-    found = json.loads((folder / "evaluation-best-validation.json").read_text())
+    found = json.loads((folder / "evaluation-best-validation-captions-off-likelihood.json").read_text())
     assert found["step"] == best and found["accuracy"][NAMES[0]]["Avg"] == scores[best]
-    assert not (folder / "evaluation.json").exists()  # which is of the newest one
+    assert len(list(folder.glob("evaluation*.json"))) == 1  # none of the newest one
     ended = run(["evaluate", *arguments, "--best", "training.best_by=loss", "output=nowhere"], tmp_path / "f", ranks=1)
     assert ended.codes == [1] and "holds no checkpoint with a loss on data.validation" in ended.text
 

@@ -10,8 +10,9 @@ from transformers import LlamaForCausalLM
 from dsmemvp.data.batch import make_batch
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.images import ImageTransform
+from dsmemvp.data.letters import letter_tokens
 from dsmemvp.data.text import encode_for_answer, encode_for_training, prompt_text
-from dsmemvp.evaluation.likelihood import letter_tokens, likeliest, log_likelihoods
+from dsmemvp.evaluation.likelihood import likeliest, log_likelihoods
 from dsmemvp.models.language import LanguageModel
 from dsmemvp.prompts import VisualPrompt
 
@@ -115,22 +116,6 @@ def test_a_letter_s_tokens_are_those_that_training_puts_behind_the_lead_in(token
         letter = letter_tokens(tokenizer, s.letter)
         assert trained[: len(asked) + len(letter)] == [*asked, *letter]
         assert tokenizer.decode(list(letter)).strip() == s.letter
-
-
-@pytest.mark.parametrize(
-    ("encoded", "part"),
-    [({"The answer is": [1, 2]}, "cannot write the letter B"), ({"The answer is": [1, 3]}, "joins 'The answer is'")],
-)
-def test_a_tokenizer_that_cannot_write_letters_apart_is_refused(encoded, part):
-    class Odd:
-        def encode(self, text):
-            return encoded.get(text, [1, 2, 0, 4])
-
-        def decode(self, tokens):
-            return "".join({0: "?", 4: "."}[t] for t in tokens)
-
-    with pytest.raises(ValueError, match=rf"evaluation\.protocol: the tokenizer {part}"):
-        letter_tokens(Odd(), "B")
 
 
 def test_the_first_of_equal_ones():

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from dsmemvp.evaluation.partial import Partial
-from dsmemvp.evaluation.run import _which
 
 BELONGS = {"evaluation": "captions off", "checkpoint": [12, "ab"], "encoder": {"slots": 4, "image": {"size": 2}}}
 
@@ -59,14 +58,6 @@ def test_nothing_is_left_once_it_is_removed(path):
     assert not path.exists() and path.parent.exists()
     other.remove()
     assert not path.parent.exists()
-
-
-def test_another_checkpoint_than_the_newest_has_files_of_its_own(tmp_path):
-    (tmp_path / "step-00000465").mkdir()
-    (tmp_path / "trained.safetensors").touch()
-    assert [_which(None, False), _which(None, True)] == ["", "-best"]
-    assert _which(tmp_path / "step-00000465", False) == "-step-00000465"
-    assert _which(tmp_path / "trained.safetensors", False) == "-trained"
 
 
 def test_two_that_end_at_the_same_time_do_not_trip_over_each_other(tmp_path):

@@ -65,6 +65,7 @@ def test_captions_that_cannot_be_scored_here_are_spoken_of(tmp_path, monkeypatch
         (line(index=5, answers=[1]), "line 3: answers is not a list of texts"),
         (line(index=5, answers=[]), "line 3: answers is empty"),
         (line(index=5, kind="essay"), "line 3: kind is 'essay', none of choice, vqa, gqa, caption, open"),
+        (line(index=5, cut=3), "line 3: cut is 3, not a text"),
         (line(index=1), "line 3: sample 1 of 'captions off' is also in line 2"),
     ],
 )

@@ -16,12 +16,20 @@ from dsmemvp.evaluation.scores import Prediction, as_json, classes_of, main_scor
     [("a hint", None, {"TXT"}), ("", b"x", {"IMG"}), ("a hint", b"x", {"TXT", "IMG"}), ("", None, {"NO"})],
 )
 def test_hint_and_image_count_both_and_no_means_neither(context, image, classes):
-    assert set(classes_of(sample(context=context, image=image), "choice")) == classes
+    asked = sample(context=context, image=image, scores={"grade": "kindergarten"})
+    assert set(classes_of(asked, "choice")) == classes
 
 
 def test_a_caption_is_no_hint():
-    assert classes_of(sample(caption="a cat.", image=b"x"), "choice") == ("IMG",)
-    assert classes_of(sample(caption="a cat."), "choice") == ("NO",)
+    asked = {"caption": "a cat.", "scores": {"subject": "cooking"}}
+    assert classes_of(sample(**asked, image=b"x"), "choice") == ("IMG",)
+    assert classes_of(sample(**asked), "choice") == ("NO",)
+
+
+@pytest.mark.parametrize("kind", ["choice", "open"])
+def test_samples_without_scienceqa_s_fields_have_none_of_its_columns(kind):
+    for scores in ({}, {"task": "scienceqa"}, {"subject": None, "grade": ""}):
+        assert classes_of(sample(context="a hint", image=b"x", scores=scores), kind) == ()
 
 
 @pytest.mark.parametrize(
@@ -31,7 +39,6 @@ def test_a_caption_is_no_hint():
         ("social science", "SOC"),
         ("language science", "LAN"),
         ("cooking", None),
-        (None, None),
     ],
 )
 def test_subjects_have_their_columns(subject, column):
@@ -52,7 +59,6 @@ def test_subjects_have_their_columns(subject, column):
         (13, None),
         ("grade", None),
         ("kindergarten", None),
-        (None, None),
     ],
 )
 def test_grades_have_their_columns(grade, column):
@@ -119,8 +125,8 @@ TEN = ["yes"] * 10
     [
         ({"task": "vqa", "answers": TEN, "answer_type": "yes/no"}, "vqa", tuple(TEN), "A big", ("yes/no",)),
         ({"task": "vqa", "answers": TEN}, "vqa", tuple(TEN), "A big", ()),
-        ({"task": "vqa", "answers": TEN[:9]}, "open", ("x y. z",), "a big", ("NO",)),
-        ({"task": "vqa", "answers": [1] * 10}, "open", ("x y. z",), "a big", ("NO",)),
+        ({"task": "vqa", "answers": TEN[:9]}, "open", ("x y. z",), "a big", ()),
+        ({"task": "vqa", "answers": [1] * 10}, "open", ("x y. z",), "a big", ()),
         (
             {"task": "vqa", "structural_type": "query", "semantic_type": "rel"},
             *("gqa", ("x y. z",), "a big", ("query", "rel", "Open")),
@@ -130,8 +136,8 @@ TEN = ["yes"] * 10
         ({"task": "caption"}, "caption", ("X Y. Z",), "A big. C.", ()),
         ({"task": "caption", "references": "a"}, "caption", ("X Y. Z",), "A big. C.", ()),
         ({"task": "caption", "references": []}, "caption", ("X Y. Z",), "A big. C.", ()),
-        ({"task": "conversation"}, "open", ("x y. z",), "a big", ("NO",)),
-        ({}, "open", ("x y. z",), "a big", ("NO",)),
+        ({"task": "conversation"}, "open", ("x y. z",), "a big", ()),
+        ({}, "open", ("x y. z",), "a big", ()),
     ],
 )
 def test_the_kind_follows_from_the_samples_fields(scores, kind, answers, predicted, classes):

@@ -87,7 +87,7 @@ def test_a_choice_is_one_of_those_given(run_folder, picture_path, monkeypatch):
     assert prompt in asked
     for text, wanted in ((" B.", "blue"), ("A", "red"), (" C.", ""), ("b", "")):
         monkeypatch.setattr(model._tokenizer, "decode", lambda tokens, text=text: text)
-        assert model.answer(QUESTIONS[0], **given) == wanted
+        assert model.answer(QUESTIONS[0], **given, max_new_tokens=4) == wanted
 
 
 def test_overrides_are_keys_of_the_recipe(run_folder, tmp_path):
