@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from dsmemvp.data.batch import make_batch
+from dsmemvp.data.batch import Batch, make_batch
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.images import decoded
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.tokenizer import Tokenizer
-from dsmemvp.inspection.look import spread
+from dsmemvp.data_tools.look import right_answer
+from dsmemvp.inspection.look import asked, model_answer, spread
 from dsmemvp.inspection.page import page
 from dsmemvp.inspection.probe import Forward, Probe, memory_of, probe
 from dsmemvp.inspection.table import memory_norms, shares
@@ -68,7 +69,12 @@ def board_report(
     others = items if len(items) > 1 else [replace(items[0], image=None)]
     batch, other = (make_batch(i, encoder.image.resolution, encoder.slots, last_only=True) for i in (items, others))
     against = memory_of(model, forward, other).mean()
-    found = probe(model, forward, batch, against)
+    answers: list[int] = []
+
+    def answering(batch: Batch) -> None:
+        answers.extend(forward(batch)[: len(samples)].argmax(-1).tolist())
+
+    found = probe(model, answering, batch, against)
     _numbers(report, found, len(samples))
     named = against.of if len(samples) > 1 else "no picture"
     layers = spread(found.layers, 4)
@@ -76,7 +82,8 @@ def board_report(
         assert sample.image is not None
         words = chosen_words(tokenizer, item.text.tokens, sample.question)
         picture = decoded(sample.image, sample.where, encoder.image.max_pixels)
-        sheet = page(found, picture, words, layers, sample.question, named, sample=n)
+        title = asked(sample.question, model_answer(tokenizer, answers[n], sample.choices), right_answer(sample))
+        sheet = page(found, picture, words, layers, title, named, sample=n)
         report.images[f"memory/sample {sample.index}"] = np.asarray(sheet)
     return report
 

@@ -1,7 +1,7 @@
 """A run looked into: on one and two ranks, by the command, in TensorBoard, and what users get wrong."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dsmemvp import cli
 from dsmemvp.inspection.board import BoardReport
-from dsmemvp.inspection.look import check_method, spread
+from dsmemvp.inspection.look import alone, check_method, open_model, spread
 from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.models.joined import add_trainables, build_frozen
 from dsmemvp.models.weights import read_configs
 from dsmemvp.recipe_file import as_dict, read_recipe
 from dsmemvp.training.checkpoint import State, save_checkpoint
+from dsmemvp.training.opening import open_run
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "looked_into.py"
 
@@ -84,11 +85,25 @@ def test_the_command_writes_a_sheet_and_a_table(run, repository, tmp_path):
     arguments += ["--choice", "red", "--choice", "blue", "--words", "circle", "red", "--layers", "1"]
     arguments += ["--set", f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]
     out = run_on_ranks(["--module", "dsmemvp"], 1, *arguments)
-    assert "16 visual and 8 learned slots" in out and "What colour is the circle? -> " in out
+    assert "16 visual and 8 learned slots" in out and "What colour is the circle?\nmodel: " in out
+    assert "right: " not in out  # nobody knows
     page = Image.open(run / "inspect" / "heat-map.png")
     pixels = np.asarray(page).astype(int)
     coloured = np.abs(pixels[..., 0] - pixels[..., 2]) > 5
     assert page.height > 3 * 80 and coloured.any()  # rows for both words and the answer; maps of 160 x 80
+
+
+def test_a_sample_of_the_data_is_shown_with_its_right_answer(run, repository, demo_shards):
+    """On one process, from Python, as the command does."""
+    opened = open_model(
+        *open_run(run, [f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]), alone()
+    )
+    sample = opened.sample(0, test=True)
+    look = opened.look(sample)
+    assert look.right == f"{sample.letter} ({sample.choices[sample.answer]})"
+    assert look.asked == f"{sample.question}\nmodel: {look.answer}    right: {look.right}"
+    shown, other = look.sheet(), replace(look, right="something else").sheet()
+    assert shown.size == other.size and shown != other  # it is drawn, too
 
 
 def test_layers_are_spread_over_the_depth():
