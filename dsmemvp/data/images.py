@@ -3,6 +3,7 @@
 Pillow does all of it; the pixel count is read from the header and checked before anything is decoded.
 """
 
+import ctypes
 import io
 import warnings
 from dataclasses import dataclass
@@ -20,6 +21,19 @@ STATISTICS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
+
+
+def _quiet_libtiff() -> None:
+    """Its errors come as Pillow's; by itself it also prints them, in words that name no file, past Python's stderr."""
+    try:
+        handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+    except (OSError, AttributeError):  # a Pillow without it
+        return
+    handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    handler(None)
+
+
+_quiet_libtiff()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from dsmemvp.data.batch import Batch, make_batch
 from dsmemvp.data.encoder import Encoder
@@ -24,6 +23,7 @@ from dsmemvp.inspection.table import memory_norms, shares
 from dsmemvp.inspection.words import chosen_words
 from dsmemvp.models.joined import VisualLanguageModel
 from dsmemvp.prompts.memvp import MemVP
+from dsmemvp.training.event_file import EventFile
 
 
 @dataclass
@@ -36,14 +36,13 @@ class BoardReport:
     """[height, width, 3] uint8"""
     texts: dict[str, str] = field(default_factory=dict)
 
-    def write(self, board: SummaryWriter, step: int) -> None:
-        """Raises OSError."""
+    def write(self, board: EventFile, step: int) -> None:
         for name, number in self.scalars.items():
             board.add_scalar(name, number, step)
         for name, values in self.histograms.items():
             board.add_histogram(name, values, step)
         for name, pixels in self.images.items():
-            board.add_image(name, pixels, step, dataformats="HWC")
+            board.add_image(name, pixels, step)
         for name, text in self.texts.items():
             board.add_text(name, text, step)
 
@@ -84,19 +83,19 @@ def board_report(
         picture = decoded(sample.image, sample.where, encoder.image.max_pixels)
         title = asked(sample.question, model_answer(tokenizer, answers[n], sample.choices), right_answer(sample))
         sheet = page(found, picture, words, layers, title, named, sample=n)
-        report.images[f"memory/sample {sample.index}"] = np.asarray(sheet)
+        report.images[f"visual memory/sample {sample.index}"] = np.asarray(sheet)
     return report
 
 
 def _numbers(report: BoardReport, found: Probe, samples: int) -> None:
     """Means over the samples."""
     for name in memory_norms(found):
-        report.scalars[f"memory/{name}"] = sum(memory_norms(found, n)[name] for n in range(samples)) / samples
+        report.scalars[f"visual memory/{name}"] = sum(memory_norms(found, n)[name] for n in range(samples)) / samples
     rows = [shares(found, n) for n in range(samples)]
     for layer in range(found.layers):
         of_layer = [row[layer] for row in rows]
         for name in ("branch_norm", "feed_forward_norm", "ratio", "visual_output", "visual_activation"):
             mean = sum(getattr(part, name) for part in of_layer) / samples
-            report.scalars[f"memory {name}/layer {layer:02}"] = mean
+            report.scalars[f"visual memory {name}/layer {layer:02}"] = mean
     for layer in spread(found.layers):
-        report.histograms[f"memory activation/layer {layer:02}"] = found.activation[layer]
+        report.histograms[f"visual memory activation/layer {layer:02}"] = found.activation[layer]

@@ -12,7 +12,6 @@ from making import picture
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from dsmemvp import cli
 from dsmemvp.inspection.board import BoardReport
@@ -22,6 +21,7 @@ from dsmemvp.models.joined import add_trainables, build_frozen
 from dsmemvp.models.weights import read_configs
 from dsmemvp.recipe_file import as_dict, read_recipe
 from dsmemvp.training.checkpoint import State, save_checkpoint
+from dsmemvp.training.event_file import EventFile
 from dsmemvp.training.opening import open_run
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "looked_into.py"
@@ -73,8 +73,11 @@ def test_two_ranks_with_zero3_see_what_one_process_sees(run, repository, tmp_pat
             torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
     assert one["change"].max() > 1e-3
     images = [name for name in one if name.startswith("image")]
-    assert images == ["image memory/sample 0", "image memory/sample 4"]  # the sample without picture is passed over
-    assert "scalar memory ratio/layer 01" in one and "histogram memory activation/layer 00" in one
+    assert images == [
+        "image visual memory/sample 0",
+        "image visual memory/sample 4",
+    ]  # the sample without picture is passed over
+    assert "scalar visual memory ratio/layer 01" in one and "histogram visual memory activation/layer 00" in one
 
 
 @pytest.mark.ranks
@@ -113,7 +116,7 @@ def test_layers_are_spread_over_the_depth():
 def test_a_report_arrives_in_tensorboard(tmp_path):
     pixels = np.zeros((8, 6, 3), dtype=np.uint8)
     report = BoardReport({"memory/a": 1.5}, {"h": torch.arange(4.0)}, {"i": pixels}, {"t": "two words"})
-    with SummaryWriter(str(tmp_path)) as board:
+    with EventFile(tmp_path) as board:
         report.write(board, 7)
     read = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in read.Scalars("memory/a")] == [(7, 1.5)]
