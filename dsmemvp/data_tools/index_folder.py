@@ -95,6 +95,9 @@ def _check(alone: Manifest) -> str:
 
 
 def _sha256(path: Path) -> str:
+    """Raises OSError, also for a pipe, which would be waited for."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path.name} is not a regular file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
