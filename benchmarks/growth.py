@@ -114,7 +114,7 @@ def write_set(work: Path, samples: int, per_shard: int) -> Path:
 def write_record(work: Path, name: str, lines: int) -> Path:
     path = work / f"{name}.jsonl"
     rows: dict[str, Callable[[int], dict[str, Any]]] = {
-        "metrics": lambda step: {"train/loss": 1 / step, **{f"speed/{n}": step * 1.1 + n for n in range(10)}},
+        "metrics": lambda step: {"loss/train": 1 / step, **{f"speed/{n}": step * 1.1 + n for n in range(10)}},
         "order": lambda step: {"samples": [step * 512 + n for n in range(512)]},
         "skipped": lambda step: {"position": step % 512, "sample": f"data/{step:06d}.tar, sample s: cannot be decoded"},
     }

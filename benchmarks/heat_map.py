@@ -5,7 +5,8 @@
 The map is that of `dsmemvp inspect`: the change against the mean picture, at the place of the answer, mean of all
 layers. A patch counts as on the object where at least a quarter of its pixels are of the object; each of the demo's
 pictures has one, and its pixels are those that differ from the picture's edge. Chance is the mean share of such
-patches. The sheet shows the first pictures of the split as they come, each with the model's answer below it.
+patches. The sheet shows the first pictures of the split as they come, each with the model's answer below it, and all
+maps in the colours of one scale.
 """
 
 import argparse
@@ -16,8 +17,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dsmemvp.data.sample import Sample
-from dsmemvp.inspection.heat_map import fitted, heat_map
+from dsmemvp.inspection.heat_map import MARGIN as GAP
+from dsmemvp.inspection.heat_map import Scale, fitted, heat_map, legend
 from dsmemvp.inspection.look import Look, Opened, alone, open_model
+from dsmemvp.inspection.page import UNITS
 from dsmemvp.inspection.words import ANSWER
 from dsmemvp.training.opening import open_run
 
@@ -78,16 +81,18 @@ def coverage(picture: Image.Image, patches: int) -> torch.Tensor:
 
 def draw(shown: list[tuple[Sample, Look]]) -> Image.Image:
     """Question, picture, map and the model's answer, side by side."""
-    cell = SIDE + MARGIN
-    page = Image.new("RGB", (MARGIN + cell * len(shown), 3 * LINE + 2 * cell), "white")
+    cell, scale = SIDE + MARGIN, Scale.of((_map(look) for _, look in shown), signed=False, unit=UNITS["change"])
+    bar = legend(scale)
+    page = Image.new("RGB", (MARGIN + cell * len(shown), 3 * LINE + 2 * cell + bar.height + GAP), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
     for n, (sample, look) in enumerate(shown):
         x, words, picture = MARGIN + n * cell, sample.question.split(), fitted(look.picture, SIDE)
         pen.text((x, 0), " ".join(words[:2]), fill="black", font=font)
         pen.text((x, LINE), " ".join(words[2:]), fill="black", font=font)
         page.paste(picture, (x, 2 * LINE + MARGIN // 2))
-        page.paste(heat_map(picture, _map(look)), (x, 2 * LINE + MARGIN // 2 + cell))
+        page.paste(heat_map(picture, _map(look), scale.largest), (x, 2 * LINE + MARGIN // 2 + cell))
         pen.text((x, 2 * LINE + 2 * cell - MARGIN // 2), _in_words(sample, look.answer[:1]), fill="black", font=font)
+    page.paste(bar, (MARGIN, page.height - bar.height))
     return page
 
 

@@ -6,7 +6,7 @@ at each option's last token, whether that option is the right one.
 """
 
 import random
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
 
+from data_prep.tiny_score import Report, Score
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_training, prompt_text
@@ -65,13 +66,15 @@ class _Listener(VisualPrompt):
 
 
 def train_language(
-    samples: list[Sample], tokenizer: Tokenizer, plan: Plan, report: Callable[[str], None]
-) -> LanguageModel:
+    samples: list[Sample], tokenizer: Tokenizer, plan: Plan, report: Report
+) -> tuple[LanguageModel, Score]:
+    """`plan.steps` steps, at least 1, on at least 10 samples."""
     rng = random.Random(plan.seed)
     samples = rng.sample(samples, len(samples))
     texts = [encode(tokenizer, sample) for sample in samples]
     kept = min(plan.held_out, len(texts) // 10)
     held_out, texts = texts[:kept], texts[kept:]
+    guessing = _guessing(texts, held_out)
     model = _new_model(tokenizer.vocabulary, plan)
     listener = _Listener(plan.layers // 2)
     judge = nn.Sequential(nn.RMSNorm(plan.width), nn.Linear(plan.width, 1))
@@ -86,9 +89,9 @@ def train_language(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0 or step + 1 == plan.steps:
-            right = accuracy(model, held_out)
-            report(f"language model: step {step + 1}, loss {loss.item():.3f}, held-out answers right {right:.3f}")
-    return model
+            score = Score(accuracy(model, held_out), guessing, len(held_out))
+            report(f"language model: step {step + 1}, loss {loss.item():.3f}, held-out answers right {score}")
+    return model, score
 
 
 def encode(tokenizer: Tokenizer, sample: Sample) -> Text:
@@ -142,6 +145,12 @@ def _loss(model: LanguageModel, listener: _Listener, judge: nn.Module, texts: li
         judged = judge(listener.heard.flatten(0, 1)[places])[:, 0]
         loss = loss + F.binary_cross_entropy_with_logits(judged, right)
     return loss
+
+
+def _guessing(texts: list[Text], held_out: list[Text]) -> float:
+    """How often the commonest first token of the answers of `texts` is that of a held-out one."""
+    first, wanted = ([text.encoded.tokens[text.known] for text in part] for part in (texts, held_out))
+    return wanted.count(Counter(first).most_common(1)[0][0]) / len(wanted)
 
 
 @torch.no_grad()

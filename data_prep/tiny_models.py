@@ -9,36 +9,48 @@ in Hugging Face layout. Test data is never looked at.
 import argparse
 import os
 import random
-import re
+import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from multiprocessing import get_context
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from transformers import PretrainedConfig
 
-from data_prep.tiny_language import Plan, train_language
+from data_prep.progress import say
+from data_prep.tiny_language import HEAD_DIM, Plan, train_language
+from data_prep.tiny_score import Report, Score, reporter
+from data_prep.tiny_texts import check_texts, check_words, picture_words, read_split, texts_of
 from data_prep.tiny_vision import train_tower
-from data_prep.tokenizer import train_tokenizer
-from dsmemvp.data.manifest import read_manifest
-from dsmemvp.data.sample import BadSample, Sample, read_sample
-from dsmemvp.data.stream import read_all
+from data_prep.tokenizer import VocabularyTooLarge, train_tokenizer
+from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import prompt_text, target_text
 from dsmemvp.data.tokenizer import Tokenizer
 
-Report = Callable[[str], None]
+VOCABULARY = 512
+"""Pieces of the tokenizer, where the texts give so many."""
 
 
-def main() -> None:
+def main() -> int:
+    given = _parser().parse_args()
+    given.start = time.monotonic()
+    try:
+        _make(given, reporter(given.start))
+    except (ValueError, OSError) as error:
+        say("tiny_models", f"error: {error}", error=True)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and perhaps text/")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tokenizer and the two models")
-    parser.add_argument("--tokenizer-vocabulary", type=int, default=512)
+    parser.add_argument(
+        "--tokenizer-vocabulary", type=int, help=f"pieces (default: {VOCABULARY}, or as many as the texts give)"
+    )
     parser.add_argument("--language-width", type=int, default=64)
     parser.add_argument("--language-layers", type=int, default=4)
     parser.add_argument("--language-steps", type=int, default=500)
@@ -49,32 +61,66 @@ def main() -> None:
         "--vision-locality", type=float, default=5.0, help="how much features are to belong to places (tiny_vision.py)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    given.start = time.monotonic()
-    report = reporter(given.start)
-    _train_tokenizer(given, report)
+    return parser
+
+
+def _make(given: argparse.Namespace, report: Report) -> None:
+    """Everything that can be refused is looked at before the minutes of work. Raises ValueError or OSError."""
+    _check(given)
+    check_words(picture_words(read_split(given.data / "train")), given.data / "train")
+    texts = texts_of(given.data)
+    check_texts(texts, given.data)
+    _train_tokenizer(given, texts, report)
     # side by side, each on half of the cores: with layers this small a second thread hardly makes one model faster
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        for job in [pool.submit(make_language_model, given), pool.submit(make_vision_tower, given)]:
-            job.result()
+        jobs = [pool.submit(make_language_model, given), pool.submit(make_vision_tower, given)]
+        for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
+            if job.exception():
+                for process in active_children():  # the other one has minutes to go
+                    process.terminate()
+                job.result()
+        scores = [job.result() for job in jobs]
     report(f"written: {given.out}")
+    for name, score in zip(("language", "vision"), scores, strict=True):
+        if not score.learned:
+            say("tiny_models", f"warning: {_too_little(name, score)}", error=True)
 
 
-def make_language_model(given: argparse.Namespace) -> None:
+def _too_little(name: str, score: Score) -> str:
+    what = {"language": "language model: held-out answers", "vision": "vision tower: held-out words"}[name]
+    return (
+        f"{what} right {score}, which is no more than chance in {score.cases}. It has learned nothing that a run could"
+        f" use; give it more or clearer data, or more --{name}-steps"
+    )
+
+
+def _check(given: argparse.Namespace) -> None:
+    for name in ("tokenizer_vocabulary", "language_layers", "language_steps", "vision_layers", "vision_steps"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: must be at least 1, is {value}")
+    for name in ("language_width", "vision_width"):
+        if (value := getattr(given, name)) < 1 or value % HEAD_DIM:
+            raise ValueError(f"--{name.replace('_', '-')}: must be a multiple of {HEAD_DIM}, is {value}")
+
+
+def make_language_model(given: argparse.Namespace) -> Score:
     _settle(given)
     tokenizer = Tokenizer(given.out / "tokenizer.model")
     texts = texts_of(given.data)
     plan = Plan(given.language_width, given.language_layers, given.language_steps, seed=given.seed)
-    model = train_language(texts, tokenizer, plan, reporter(given.start))
+    model, score = train_language(texts, tokenizer, plan, reporter(given.start))
     tensors = {n if n.startswith("lm_head.") else f"model.{n}": t for n, t in model.state_dict().items()}
     _write(given.out / "language_model", model.config, tensors)
+    return score
 
 
-def make_vision_tower(given: argparse.Namespace) -> None:
+def make_vision_tower(given: argparse.Namespace) -> Score:
     _settle(given)
-    words = picture_words(read_split(given.data / "train"))
-    tower, tensors = train_tower(
-        words,
+    samples = read_split(given.data / "train")
+    tower, tensors, score = train_tower(
+        picture_words(samples),
+        {sample.image: sample.where for sample in samples if sample.image is not None},
         given.vision_width,
         given.vision_layers,
         given.vision_steps,
@@ -82,6 +128,7 @@ def make_vision_tower(given: argparse.Namespace) -> None:
         reporter(given.start),
     )
     _write(given.out / "vision_tower", tower.config, tensors)
+    return score
 
 
 def _settle(given: argparse.Namespace) -> None:
@@ -91,57 +138,22 @@ def _settle(given: argparse.Namespace) -> None:
     random.seed(given.seed)
 
 
-def reporter(start: float) -> Report:
-    """Prints lines with the seconds since `start`."""
-    return lambda line: print(f"[{time.monotonic() - start:6.1f} s] {line}", flush=True)
-
-
-def read_split(folder: Path) -> list[Sample]:
-    """All samples of a folder of shards. Raises SampleError at the first bad one."""
-    samples = []
-    for entry in read_all(read_manifest(folder)):
-        if isinstance(entry, BadSample):
-            raise entry.error
-        samples.append(read_sample(entry))
-    return samples
-
-
-def picture_words(samples: list[Sample]) -> dict[bytes, tuple[str, ...]]:
-    """Encoded picture -> what is said of it: the words of its captions, else of its questions' open answers. A word
-    said of more than half of the pictures (the, yes) tells nothing and is left out."""
-    said: dict[bytes, set[str]] = defaultdict(set)
-    for sample in samples:
-        if sample.image is not None:
-            text = sample.caption or (sample.answer if isinstance(sample.answer, str) else "")
-            said[sample.image].update(re.findall(r"\w+", text.lower()))
-    number: dict[str, int] = defaultdict(int)
-    for words in said.values():
-        for word in words:
-            number[word] += 1
-    return {image: tuple(sorted(w for w in words if number[w] <= len(said) / 2)) for image, words in said.items()}
-
-
-def in_words(sample: Sample, words: dict[bytes, tuple[str, ...]]) -> Sample:
-    """The sample as text alone: its picture replaced by its caption, or by the words said of it."""
-    seen = sample.caption or (" ".join(words[sample.image]) if sample.image is not None else "")
-    return replace(sample, context=f"{sample.context} {seen}".strip(), caption="", image=None)
-
-
-def texts_of(data: Path) -> list[Sample]:
-    """What the language model reads: the split `text`, or else the training samples with their pictures in words."""
-    if (data / "text").is_dir():
-        return read_split(data / "text")
-    train = read_split(data / "train")
-    words = picture_words(train)
-    return [in_words(sample, words) for sample in train]
-
-
-def _train_tokenizer(given: argparse.Namespace, report: Report) -> None:
-    path = given.out / "tokenizer.model"
-    if not path.is_file():
-        texts = texts_of(given.data)
-        train_tokenizer((prompt_text(s, False) + target_text(s) for s in texts), path, given.tokenizer_vocabulary)
-        report(f"tokenizer: {given.tokenizer_vocabulary} pieces from {len(texts)} texts")
+def _train_tokenizer(given: argparse.Namespace, texts: list[Sample], report: Report) -> None:
+    """A vocabulary that was asked for and is too large is an error, the default is made smaller."""
+    path, vocabulary = given.out / "tokenizer.model", given.tokenizer_vocabulary or VOCABULARY
+    if path.is_file():
+        report(f"tokenizer: {path} is there already and is taken")
+        return
+    written = [prompt_text(s, False) + target_text(s) for s in texts]
+    try:
+        train_tokenizer(written, path, vocabulary)
+    except VocabularyTooLarge as error:
+        if given.tokenizer_vocabulary:
+            raise
+        report(f"tokenizer: {error}; so many are made")
+        vocabulary = error.most
+        train_tokenizer(written, path, vocabulary)
+    report(f"tokenizer: {vocabulary} pieces from {len(texts)} texts")
 
 
 def _write(folder: Path, config: PretrainedConfig, tensors: dict[str, torch.Tensor]) -> None:
@@ -152,4 +164,4 @@ def _write(folder: Path, config: PretrainedConfig, tensors: dict[str, torch.Tens
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

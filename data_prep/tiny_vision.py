@@ -8,13 +8,14 @@ to be told there.
 """
 
 import random
-from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig
 
+from data_prep.tiny_score import Report, Score
+from data_prep.tiny_texts import Words
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.models.vision import Block, VisionTower
 
@@ -29,16 +30,19 @@ SHIFT = 3
 
 
 def train_tower(
-    words: dict[bytes, tuple[str, ...]],
+    words: Words,
+    wheres: dict[bytes, str],
     width: int,
     layers: int,
     steps: int,
     locality: float,
-    report: Callable[[str], None],
-) -> tuple[VisionTower, dict[str, torch.Tensor]]:
-    """-> the tower, and all tensors of a whole CLIP vision model: those of the tower and of an untrained last block,
-    which the tower leaves out. `words` is what is said of each encoded picture; `locality` weighs the mean square by
-    which features of flat patches, which are of about unit size, change with others."""
+    report: Report,
+) -> tuple[VisionTower, dict[str, torch.Tensor], Score]:
+    """-> the tower; all tensors of a whole CLIP vision model: those of the tower and of an untrained last block, which
+    the tower leaves out; and how many words of held-out pictures it tells. `words` is what is said of each encoded
+    picture, of 10 at least something, `wheres` its file and key; `steps` is at least 1; `locality` weighs the mean
+    square by which features of flat patches, which are of about unit size, change with others. Raises SampleError for
+    a picture that cannot be decoded."""
     config = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=2 * width,
@@ -49,7 +53,8 @@ def train_tower(
         hidden_act="quick_gelu",
     )
     tower = VisionTower(config)
-    _fit(tower, {image: said for image, said in words.items() if said}, steps, locality, report)
+    pixels, targets = _tensors({image: said for image, said in words.items() if said}, wheres)
+    score = _fit(tower, pixels, targets, steps, locality, report)
     last = Block(config)
     tensors = {}
     for name, tensor in tower.state_dict().items():
@@ -57,18 +62,20 @@ def train_tower(
         tensors[f"vision_model.{name}"] = tensor
     for name, tensor in last.state_dict().items():
         tensors[f"vision_model.encoder.layers.{layers - 1}.{name}"] = tensor
-    return tower, {n: t for n, t in tensors.items() if not n.endswith("position_ids")}
+    return tower, {n: t for n, t in tensors.items() if not n.endswith("position_ids")}, score
 
 
 def _fit(
     tower: VisionTower,
-    words: dict[bytes, tuple[str, ...]],
+    pixels: torch.Tensor,
+    targets: torch.Tensor,
     steps: int,
     locality: float,
-    report: Callable[[str], None],
-) -> None:
-    pixels, targets = _tensors(words)
+    report: Report,
+) -> Score:
     kept = len(pixels) // 10  # to report on
+    common = targets[kept:].sum(0).expand_as(targets[:kept])
+    guessing, cases = _precision(common, targets[:kept]), int(targets[:kept].sum())
     reader = nn.Linear(tower.config.hidden_size, targets.shape[1])
     parameters = [*tower.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.05)
@@ -89,16 +96,18 @@ def _fit(
         optimizer.step()
         if (step + 1) % 100 == 0 or step + 1 == steps:
             right = _precision(reader(tower(pixels[:kept])).logsumexp(1), targets[:kept])
-            report(f"vision tower: step {step + 1}, loss {loss.item():.3f}, held-out words right {right:.3f}")
+            score = Score(right, guessing, cases)
+            report(f"vision tower: step {step + 1}, loss {loss.item():.3f}, held-out words right {score}")
+    return score
 
 
-def _tensors(words: dict[bytes, tuple[str, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _tensors(words: Words, wheres: dict[bytes, str]) -> tuple[torch.Tensor, torch.Tensor]:
     """-> pixels [I, 3, R, R] and, for each picture, 1 for the words said of it [I, W]."""
     transform = ImageTransform(RESOLUTION, "imagenet", max_pixels=50_000_000)
     images = sorted(words)
     random.Random(0).shuffle(images)
     vocabulary = {word: i for i, word in enumerate(sorted({word for said in words.values() for word in said}))}
-    pixels = torch.stack([transform(image, f"picture {i}") for i, image in enumerate(images)])
+    pixels = torch.stack([transform(image, wheres[image]) for image in images])
     targets = torch.zeros(len(images), len(vocabulary))
     for row, image in enumerate(images):
         targets[row, [vocabulary[word] for word in words[image]]] = 1

@@ -8,6 +8,7 @@ for models made from scratch.
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,14 @@ from pathlib import Path
 import sentencepiece
 
 from data_prep.progress import say
+
+
+class VocabularyTooLarge(ValueError):
+    """The texts give fewer pieces: `most`."""
+
+    def __init__(self, vocabulary: int, most: int):
+        super().__init__(f"a vocabulary of {vocabulary} pieces is too large for these texts: they give {most} at most")
+        self.most = most
 
 
 def main() -> int:
@@ -48,7 +57,8 @@ def texts_of(folders: Iterable[Path]) -> Iterator[str]:
 
 
 def train_tokenizer(texts: Iterable[str], path: Path, vocabulary: int) -> None:
-    """Write `path`. Raises ValueError where the texts are too few for the vocabulary."""
+    """Write `path`. Raises ValueError where the vocabulary does not fit the texts, VocabularyTooLarge where they give
+    fewer pieces."""
     model = io.BytesIO()  # the file is only made when there is a model to put into it
     try:
         sentencepiece.SentencePieceTrainer.Train(
@@ -71,9 +81,23 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocabulary: int) -> None:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"the tokenizer cannot be trained ({error})") from None
+        raise _explained(str(error), vocabulary) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.getvalue())
+
+
+def _explained(message: str, vocabulary: int) -> ValueError:
+    """sentencepiece's words, which name a line of its source, in ours."""
+    if most := re.search(r"set it to a value <= (\d+)", message):
+        return VocabularyTooLarge(vocabulary, int(most[1]))
+    if least := re.search(r"smaller than required_chars\. -?\d+ vs (\d+)", message):
+        return ValueError(
+            f"a vocabulary of {vocabulary} pieces is too small for these texts: bytes, marks and their characters take"
+            f" {least[1]}"
+        )
+    if "sentences_.empty()" in message:
+        return ValueError("there are no texts to train a tokenizer on")
+    return ValueError(f"the tokenizer cannot be trained ({message})")
 
 
 if __name__ == "__main__":

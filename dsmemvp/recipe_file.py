@@ -74,6 +74,11 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     return dataclasses.asdict(recipe)
 
 
+def as_yaml(recipe: Recipe) -> str:
+    """All keys, as a recipe file has them."""
+    return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
+
+
 def _flatten(node: yaml.Node, prefix: str, path: str, into: dict[str, tuple[Any, str]]) -> None:
     """Nested YAML mappings -> {"training.epochs": (value, "file, line 12")}."""
     line = f"{path}, line {node.start_mark.line + 1}"

@@ -147,7 +147,7 @@ def rows(run: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()]
 
 
-def numbers(run: Path, name: str = "train/loss") -> dict[int, float]:
+def numbers(run: Path, name: str = "loss/train") -> dict[int, float]:
     """Of metrics.jsonl: step -> number; a step that stands there twice is an error."""
     found = [(row["step"], row[name]) for row in rows(run, "metrics") if name in row]
     assert len(dict(found)) == len(found)

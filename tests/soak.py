@@ -153,7 +153,7 @@ class Soak:
         assert action == FAIL or "Traceback" not in ended.text, f"{text} on rank {rank}\n{ended.text}"
 
     def _check_whole(self, run: Path) -> None:
-        for name in ("train/loss", "validation/loss"):
+        for name in ("loss/train", "loss/validation"):
             assert numbers(run, name) == numbers(self.uninterrupted, name), run
         assert rows(run, "order") == rows(self.uninterrupted, "order"), run
         assert steps(run)[-1] == steps(self.uninterrupted)[-1], run

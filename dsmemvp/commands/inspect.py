@@ -8,7 +8,7 @@ from dsmemvp.orphans import ended_with_launcher
 from dsmemvp.stopping import listening
 
 if TYPE_CHECKING:
-    from dsmemvp.data.sample import Sample
+    from dsmemvp.inspection.look import Question
     from dsmemvp.recipe import Recipe
 
 
@@ -71,11 +71,11 @@ def _inspect(given: argparse.Namespace) -> None:
                 out = given.out or (given.folder if (given.folder / "recipe.json").is_file() else Path()) / "inspect"
                 out.mkdir(parents=True, exist_ok=True)
                 look.sheet(given.what, given.layers).save(out / "heat-map.png")
-                print(*look.table(), "", f"{look.question} -> {look.answer}", f"-> {out / 'heat-map.png'}", sep="\n")
+                print(*look.table(), "", look.asked, f"-> {out / 'heat-map.png'}", sep="\n")
         leave_ranks()
 
 
-def _checked(given: argparse.Namespace, recipe: "Recipe") -> "Sample | None":
+def _checked(given: argparse.Namespace, recipe: "Recipe") -> "Question | None":
     """What is asked about --image, before the model is loaded; None for a sample of the data. Raises ValueError or
     OSError."""
     from dsmemvp.data.images import decoded
@@ -88,7 +88,8 @@ def _checked(given: argparse.Namespace, recipe: "Recipe") -> "Sample | None":
         raise ValueError("give --image and a question about it, or --sample N")
     if given.image is None:
         return None
-    asked = Question(given.question, given.image, tuple(given.choice), given.context).sample()
-    assert asked.image is not None
-    decoded(asked.image, asked.where, recipe.vision.max_pixels)
+    asked = Question(given.question, given.image, tuple(given.choice), given.context)
+    sample = asked.sample()
+    assert sample.image is not None
+    decoded(sample.image, sample.where, recipe.vision.max_pixels)
     return asked

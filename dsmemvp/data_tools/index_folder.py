@@ -3,12 +3,21 @@
 The folder may come from elsewhere, img2dataset for example: what counts is that it holds .tar files.
 """
 
+import hashlib
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from dsmemvp.data.index import SUFFIX, describe, index_path, index_shard
-from dsmemvp.data.manifest import FILE, Manifest, Shard, read_manifest, write_manifest
+from dsmemvp.data.index import SUFFIX, index_path, index_shard
+from dsmemvp.data.manifest import FILE, Manifest, Shard, open_manifest, write_manifest
+from dsmemvp.data.remote import Cache
+from dsmemvp.data.sample import BadSample
+from dsmemvp.data.stream import read_each
 from dsmemvp.data_tools.pool import over_shards
+
+NAMED = 5
+"""Shards, and samples of a shard, that are named; the others are counted."""
 
 
 def index_folder(folder: Path, split: str, processes: int = 0) -> list[str]:
@@ -19,8 +28,7 @@ def index_folder(folder: Path, split: str, processes: int = 0) -> list[str]:
     found = list(over_shards(_index, paths, "index", processes))
     wrong = [result for result, _ in found if isinstance(result, str)]
     if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(f"{'; '.join(wrong[:5])}{more}. Fetch these shards again or take them away")
+        raise ValueError(f"{_first(wrong)}. Fetch these shards again or take them away")
     shards = tuple(shard for shard, _ in found if isinstance(shard, Shard))
     manifest = Manifest(folder, split or folder.name, shards)
     if manifest.samples == 0:
@@ -32,15 +40,17 @@ def index_folder(folder: Path, split: str, processes: int = 0) -> list[str]:
 
 
 def check_folder(folder: Path, processes: int = 0) -> list[str]:
-    """Read every byte of an indexed folder again and compare; what is to be said of it. Raises ValueError listing what
-    differs."""
-    manifest = read_manifest(folder)
-    work = [(folder, shard) for shard in manifest.shards]
-    wrong = [message for message in over_shards(_check, work, "check", processes) if message]
+    """Read every byte of an indexed folder again and compare with the manifest; what is to be said of it. Raises
+    ValueError naming the shards that differ, and their samples that do."""
+    manifest = open_manifest(str(folder), Cache(folder, 0, pipes=False))
+    alone = [replace(manifest, shards=(shard,)) for shard in manifest.shards]
+    wrong = [message for message in over_shards(_check, alone, "check", processes) if message]
     listed = {shard.name for shard in manifest.shards}
-    wrong += [f"{path.name} is not in {FILE}" for path in _shards(folder) if path.name not in listed]
-    if wrong:
-        raise ValueError(f"{folder}: {'; '.join(wrong)}. Fetch them again, or run `dsmemvp index {folder}`")
+    new = [f"{path.name} is not in {FILE}" for path in _shards(folder) if path.name not in listed]
+    if wrong:  # a manifest written now would call the damage right
+        raise ValueError(f"{folder}: {_first(wrong + new)}. Fetch or prepare these shards again, with their indexes")
+    if new:
+        raise ValueError(f"{folder}: {_first(new)}. Take it away, or take it in with `dsmemvp index {folder}`")
     return [f"{manifest.samples} samples in {len(manifest.shards)} shards are as {folder / FILE} says"]
 
 
@@ -64,17 +74,45 @@ def _index(path: Path) -> tuple[Shard | str, Counter[str]]:
         return str(error), ignored
 
 
-def _check(work: tuple[Path, Shard]) -> str:
-    """What is wrong with a shard; empty if nothing is."""
-    folder, known = work
-    path = folder / known.name
+def _check(alone: Manifest) -> str:
+    """What is wrong with a manifest's only shard; empty if nothing is."""
+    (shard,), path = alone.shards, alone.path(0)
     try:
-        found, index = describe(path, Counter())
-        if index_path(path).read_bytes() != index:
-            return f"the index of {known.name} is not its own"
-    except (ValueError, OSError) as error:
+        right = _sha256(path) == shard.sha256
+        if _sha256(index_path(path)) != shard.index_sha256:
+            and_it = "" if right else f", and neither is {shard.name}"
+            return f"{index_path(path).name} is not the index that {FILE} was written for{and_it}"
+        if right:
+            return ""
+        bad = [f"sample {key}: {why}" for key, why in _damaged(alone)]
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} does not exist"
+    except OSError as error:
         return str(error)
-    return "" if found == known else f"{known.name} is not the file that was indexed"
+    return f"{shard.name} is not the file that was indexed: " + (
+        _first(bad) or "its samples are, what is around them not"
+    )
+
+
+def _sha256(path: Path) -> str:
+    """Raises OSError, also for a pipe, which would be waited for."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path.name} is not a regular file")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(alone: Manifest) -> Iterator[tuple[str, str]]:
+    """Key of each sample whose bytes are not those that were indexed, and how that shows."""
+    for entry in read_each([alone]):
+        if isinstance(entry, BadSample):
+            where, why = entry.error.args
+            yield where.rpartition(", sample ")[2], why
+
+
+def _first(messages: list[str]) -> str:
+    more = f"; and {len(messages) - NAMED} more" if len(messages) > NAMED else ""
+    return f"{'; '.join(messages[:NAMED])}{more}"
 
 
 def _drop_leftovers(folder: Path, paths: list[Path]) -> None:

@@ -1,5 +1,5 @@
 """`dsmemvp data show RECIPE`: a few samples as the model will see them: their text with the supervised part marked, and
-their pictures, squashed as the vision tower gets them, on one sheet."""
+their pictures, squashed as the vision tower gets them, on one sheet with question and answer."""
 
 import bisect
 from collections.abc import Sequence
@@ -14,15 +14,18 @@ from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.images import STATISTICS
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import FileOrder, Place
-from dsmemvp.data.sample import BadSample, SampleError, read_sample
+from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
 from dsmemvp.data.sets import open_test_data, open_training_data
 from dsmemvp.data.stream import Reader, first_numbers
 from dsmemvp.data.tokenizer import Tokenizer
-from dsmemvp.data_tools.look import encoder_of
+from dsmemvp.data_tools.lettering import LINE, find_font, wrapped
+from dsmemvp.data_tools.look import encoder_of, right_answer
 from dsmemvp.recipe import Recipe
 
-COLUMNS, CELL = 4, 224
-"""Of the sheet: pictures in a row, and the least width of one in pixels."""
+COLUMNS, CELL, GAP = 4, 224, 8
+"""Of the sheet: pictures in a row, the least width of one, and what is between two, in pixels."""
+QUESTION, ANSWER = 4, 2
+"""Lines of each that are written under a picture at most."""
 
 
 def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet: Path) -> list[str]:
@@ -49,13 +52,14 @@ def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet
         try:
             if isinstance(entry, BadSample):
                 raise entry.error
-            item = encoder.item(tokenizer, read_sample(entry))
+            sample = read_sample(entry)
+            item = encoder.item(tokenizer, sample)
         except SampleError as error:
             lines += [f"--- {entry.index}: cannot be used: {error}", ""]
             continue
         lines += [f"--- {entry.index}: {entry.where}: {_about(item)}", _text(item, encoder, tokenizer), ""]
         if item.image is not None:
-            pictures.append((entry.index, item.image))
+            pictures.append((sample, item.image))
     if pictures:
         _sheet(pictures, encoder.image.statistics).save(sheet)
         lines.append(f"{len(pictures)} pictures -> {sheet}")
@@ -88,18 +92,25 @@ def _text(item: Item, encoder: Encoder, tokenizer: Tokenizer) -> str:
     return f"<s>{places}{head}[[{whole[len(head) :]}{end}]]"
 
 
-def _sheet(pictures: list[tuple[int, torch.Tensor]], statistics: str) -> Image.Image:
-    """The pictures in rows, each with its sample's running number."""
+def _sheet(pictures: list[tuple[Sample, torch.Tensor]], statistics: str) -> Image.Image:
+    """The pictures in rows, each with its sample's running number above it, question and right answer below."""
     mean, deviation = (torch.tensor(s).view(3, 1, 1) for s in STATISTICS[statistics])
-    side = max(CELL, pictures[0][1].shape[-1])
-    label = 14
-    rows = -(-len(pictures) // COLUMNS)
-    sheet = Image.new("RGB", (min(COLUMNS, len(pictures)) * side, rows * (side + label)), "white")
+    side, font = max(CELL, pictures[0][1].shape[-1]), find_font()
+    texts = [
+        [*wrapped(sample.question, font, side, QUESTION), *wrapped(f"-> {right_answer(sample)}", font, side, ANSWER)]
+        for sample, _ in pictures
+    ]
+    rows = [range(at, min(at + COLUMNS, len(pictures))) for at in range(0, len(pictures), COLUMNS)]
+    heights = [side + LINE * (1 + max(len(texts[at]) for at in row)) + GAP for row in rows]
+    sheet = Image.new("RGB", (len(rows[0]) * (side + GAP) - GAP, sum(heights)), "white")
     pen = ImageDraw.Draw(sheet)
-    for at, (number, image) in enumerate(pictures):
-        pixels = ((image * deviation + mean) * 255).round().clamp(0, 255).byte()
-        picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-        x, y = at % COLUMNS * side, at // COLUMNS * (side + label)
-        pen.text((x + 2, y + 1), str(number), fill="black")
-        sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y + label))
+    for number, row in enumerate(rows):
+        y = sum(heights[:number])
+        for column, at in enumerate(row):
+            x, (sample, image) = column * (side + GAP), pictures[at]
+            pixels = ((image * deviation + mean) * 255).round().clamp(0, 255).byte()
+            picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+            sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y + LINE))
+            for line, text in enumerate([str(sample.index), *texts[at]]):
+                pen.text((x, y + line * LINE + (side if line else 0)), text, fill="black", font=font)
     return sheet

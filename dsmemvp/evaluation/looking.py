@@ -1,25 +1,26 @@
 """What TensorBoard shows of the memory beside the scores: a few fixed samples, looked into (inspection/board.py)."""
 
-from collections.abc import Callable
-from itertools import islice
+import bisect
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.manifest import Manifest
+from dsmemvp.data.order import Place
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
-from dsmemvp.data.stream import read_each
+from dsmemvp.data.stream import Reader
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.inspection.board import BoardReport, board_report
 from dsmemvp.models.joined import VisualLanguageModel
+from dsmemvp.training.event_file import EventFile
 from dsmemvp.training.ranks import Ranks
 
 SHOWN = 4
-"""Samples: the first with a picture, the same ones at every step."""
-SEARCHED = 200
-"""Samples among which they are looked for."""
+"""Samples with a picture, the same ones at every step."""
+CANDIDATES, WALK = 32, 50
+"""Places evenly spaced over the data, near which a sample with a picture is looked for; and how far."""
 
 
 def show_memory(
@@ -34,33 +35,61 @@ def show_memory(
 ) -> None:
     """Called on all ranks; two forwards. What cannot be written is said and not shown. Raises ValueError or OSError for
     data that cannot be read."""
-    samples = ranks.together(lambda: _with_pictures(data, encoder, tokenizer))
+    samples = ranks.together(lambda: samples_to_show(data, encoder, tokenizer))
     report = board_report(model, forward, encoder, tokenizer, samples)
     if ranks.first:
         _write(report, run, step)
 
 
-def _with_pictures(data: Manifest, encoder: Encoder, tokenizer: Tokenizer) -> list[Sample]:
-    """Without those that cannot be used: the evaluation has told of them, or ended at them."""
+def samples_to_show(data: Manifest, encoder: Encoder, tokenizer: Tokenizer) -> list[Sample]:
+    """Up to SHOWN samples with pictures, as different as a few candidates are: each has as much as possible (task,
+    subject, right answer) that those before it have not. Left out are those that cannot be used: the evaluation has
+    told of them, or ended at them. Raises OSError, or ValueError for an index that cannot be read."""
+    candidates = list(_candidates(data))
     found: list[Sample] = []
-    for entry in islice(read_each([data]), SEARCHED):
+    seen: set[tuple[str, str]] = set()
+    while candidates and len(found) < SHOWN:
+        best = max(candidates, key=lambda sample: len(_kinds(sample) - seen))  # the first of equals
+        candidates.remove(best)
         try:
-            if isinstance(entry, BadSample):
-                raise entry.error
-            sample = read_sample(entry)
-            if sample.image is not None:
-                encoder.item(tokenizer, sample)
-                found.append(sample)
+            encoder.item(tokenizer, best)
         except SampleError:
             continue
-        if len(found) == SHOWN:
-            break
-    return found
+        found.append(best)
+        seen |= _kinds(best)
+    return sorted(found, key=lambda sample: sample.index)
+
+
+def _candidates(data: Manifest) -> Iterator[Sample]:
+    reader = Reader([data], indexes=1)
+    counts = data.counts
+    ends = list(itertools.accumulate(counts))
+    last = Place(0, 0, -1)
+    for number in sorted({n * data.samples // CANDIDATES for n in range(CANDIDATES)}):
+        shard = bisect.bisect_right(ends, number)
+        start = number - ends[shard] + counts[shard]
+        places = (Place(0, shard, sample) for sample in range(start, min(start + WALK, counts[shard])))
+        place = next((place for place in places if reader.weight(place)[1]), None)  # the index knows of pictures
+        if place is None or place <= last:
+            continue
+        last = place
+        entry = reader.read([place])[place]
+        try:
+            if not isinstance(entry, BadSample):
+                yield read_sample(entry)
+        except SampleError:
+            continue
+
+
+def _kinds(sample: Sample) -> set[tuple[str, str]]:
+    answer = sample.choices[int(sample.answer)] if sample.choices else str(sample.answer)
+    named = {"task": sample.scores.get("task"), "subject": sample.scores.get("subject"), "answer": answer.lower()}
+    return {(name, str(value)) for name, value in named.items()}
 
 
 def _write(report: BoardReport, run: Path, step: int) -> None:
     try:
-        with SummaryWriter(str(run / "tensorboard")) as board:
+        with EventFile(run) as board:
             report.write(board, step)
     except OSError as error:
         print(f"TensorBoard's pictures of the memory cannot be written: {error}", flush=True)

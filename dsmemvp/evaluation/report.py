@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from dsmemvp.data.durable import replace_file
 from dsmemvp.data.text import options
 from dsmemvp.evaluation import captions
@@ -15,6 +13,7 @@ from dsmemvp.evaluation.predictions import Predicted
 from dsmemvp.evaluation.remarks import cut_answers, remarks, unread_choices
 from dsmemvp.evaluation.scores import as_json, scored, table
 from dsmemvp.training.checkpoint import State
+from dsmemvp.training.event_file import EventFile
 
 SHOWN = 4
 """Predictions whose texts are shown in TensorBoard, evenly spaced over the data: the same ones at every step."""
@@ -73,11 +72,11 @@ class Report:
 
     def _show(self, predicted: dict[str, Predicted], scores: dict[str, dict[str, Score]]) -> None:
         """In TensorBoard, at the checkpoint's step."""
-        with SummaryWriter(str(self.run / "tensorboard")) as board:
+        with EventFile(self.run) as board:
             for name, found in predicted.items():
                 tag = f"{self.group}/{name}"
                 for column, score in scores[name].items():
-                    board.add_scalar(f"{tag}/{column}", score.value, self.state.step)
+                    board.add_scalar(f"score/{tag}/{column}", score.value, self.state.step)
                 board.add_text(tag, "\n\n".join(map(as_text, _spaced(found.rows))), self.state.step)
 
 

@@ -9,20 +9,21 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
-from dsmemvp.data.batch import make_batch
+from dsmemvp.data.batch import Batch, make_batch
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.images import decoded
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.tokenizer import Tokenizer
-from dsmemvp.inspection.look import spread
+from dsmemvp.data_tools.look import right_answer
+from dsmemvp.inspection.look import asked, model_answer, spread
 from dsmemvp.inspection.page import page
 from dsmemvp.inspection.probe import Forward, Probe, memory_of, probe
 from dsmemvp.inspection.table import memory_norms, shares
 from dsmemvp.inspection.words import chosen_words
 from dsmemvp.models.joined import VisualLanguageModel
 from dsmemvp.prompts.memvp import MemVP
+from dsmemvp.training.event_file import EventFile
 
 
 @dataclass
@@ -35,14 +36,13 @@ class BoardReport:
     """[height, width, 3] uint8"""
     texts: dict[str, str] = field(default_factory=dict)
 
-    def write(self, board: SummaryWriter, step: int) -> None:
-        """Raises OSError."""
+    def write(self, board: EventFile, step: int) -> None:
         for name, number in self.scalars.items():
             board.add_scalar(name, number, step)
         for name, values in self.histograms.items():
             board.add_histogram(name, values, step)
         for name, pixels in self.images.items():
-            board.add_image(name, pixels, step, dataformats="HWC")
+            board.add_image(name, pixels, step)
         for name, text in self.texts.items():
             board.add_text(name, text, step)
 
@@ -68,7 +68,12 @@ def board_report(
     others = items if len(items) > 1 else [replace(items[0], image=None)]
     batch, other = (make_batch(i, encoder.image.resolution, encoder.slots, last_only=True) for i in (items, others))
     against = memory_of(model, forward, other).mean()
-    found = probe(model, forward, batch, against)
+    answers: list[int] = []
+
+    def answering(batch: Batch) -> None:
+        answers.extend(forward(batch)[: len(samples)].argmax(-1).tolist())
+
+    found = probe(model, answering, batch, against)
     _numbers(report, found, len(samples))
     named = against.of if len(samples) > 1 else "no picture"
     layers = spread(found.layers, 4)
@@ -76,20 +81,21 @@ def board_report(
         assert sample.image is not None
         words = chosen_words(tokenizer, item.text.tokens, sample.question)
         picture = decoded(sample.image, sample.where, encoder.image.max_pixels)
-        sheet = page(found, picture, words, layers, sample.question, named, sample=n)
-        report.images[f"memory/sample {sample.index}"] = np.asarray(sheet)
+        title = asked(sample.question, model_answer(tokenizer, answers[n], sample.choices), right_answer(sample))
+        sheet = page(found, picture, words, layers, title, named, sample=n)
+        report.images[f"visual memory/sample {sample.index}"] = np.asarray(sheet)
     return report
 
 
 def _numbers(report: BoardReport, found: Probe, samples: int) -> None:
     """Means over the samples."""
     for name in memory_norms(found):
-        report.scalars[f"memory/{name}"] = sum(memory_norms(found, n)[name] for n in range(samples)) / samples
+        report.scalars[f"visual memory/{name}"] = sum(memory_norms(found, n)[name] for n in range(samples)) / samples
     rows = [shares(found, n) for n in range(samples)]
     for layer in range(found.layers):
         of_layer = [row[layer] for row in rows]
         for name in ("branch_norm", "feed_forward_norm", "ratio", "visual_output", "visual_activation"):
             mean = sum(getattr(part, name) for part in of_layer) / samples
-            report.scalars[f"memory {name}/layer {layer:02}"] = mean
+            report.scalars[f"visual memory {name}/layer {layer:02}"] = mean
     for layer in spread(found.layers):
-        report.histograms[f"memory activation/layer {layer:02}"] = found.activation[layer]
+        report.histograms[f"visual memory activation/layer {layer:02}"] = found.activation[layer]

@@ -24,6 +24,7 @@ from dsmemvp.data.sets import open_test_data, open_training_data
 from dsmemvp.data.stream import read_each
 from dsmemvp.data.text import chosen
 from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.data_tools.look import right_answer
 from dsmemvp.inspection import table
 from dsmemvp.inspection.page import LONGEST, maps, page
 from dsmemvp.inspection.probe import Forward, Memory, Probe, What, memory_of, probe
@@ -69,8 +70,15 @@ class Look:
     question: str
     answer: str
     """The token that the model answers with, and the option that it names."""
+    right: str
+    """The right answer, in the same way; empty where nobody knows it."""
     other: str
     """What changes are measured against, in words."""
+
+    @property
+    def asked(self) -> str:
+        """Question, the model's answer and the right one, in two lines."""
+        return asked(self.question, self.answer, self.right)
 
     def table(self) -> list[str]:
         """Norms and shares layer by layer, as Markdown."""
@@ -85,8 +93,18 @@ class Look:
         not there."""
         shown = list(layers) or spread(self.probe.layers)
         check_layers(shown, self.probe.layers)
-        title = f"{self.question}  ->  {self.answer}"
-        return page(self.probe, self.picture, self.words, shown, title, self.other, what, longest=longest)
+        return page(self.probe, self.picture, self.words, shown, self.asked, self.other, what, longest=longest)
+
+
+def asked(question: str, answer: str, right: str) -> str:
+    return f"{question}\nmodel: {answer}" + f"    right: {right}" * bool(right)
+
+
+def model_answer(tokenizer: Tokenizer, token: int, choices: Sequence[str]) -> str:
+    """The token that a model answers with, and the option that it names."""
+    answer = tokenizer.decode([token]).strip()
+    choice = chosen(answer, len(choices))
+    return answer if choice is None else f"{answer} ({choices[choice]})"
 
 
 def spread(layers: int, most: int = LAYERS) -> list[int]:
@@ -140,6 +158,7 @@ class Opened:
 
     def look(self, sample: Sample | Question, words: Sequence[str] = (), against: Memory | None = None) -> Look:
         """`against` is what changes are measured against (default: no picture). Raises ValueError."""
+        right = "" if isinstance(sample, Question) else right_answer(sample)
         sample = sample.sample() if isinstance(sample, Question) else sample
         item = self.item(sample)
         words_of = chosen_words(self.tokenizer, item.text.tokens, sample.question, words)
@@ -153,10 +172,8 @@ class Opened:
         found = probe(self.model, forward, batch, against)
         assert sample.image is not None
         picture = decoded(sample.image, sample.where, self.encoder.image.max_pixels)
-        answer = self.tokenizer.decode(answers).strip()
-        choice = chosen(answer, len(sample.choices))
-        answer += "" if choice is None else f" ({sample.choices[choice]})"
-        return Look(found, words_of, picture, sample.question, answer, against.of)
+        answer = model_answer(self.tokenizer, answers[0], sample.choices)
+        return Look(found, words_of, picture, sample.question, answer, right, against.of)
 
     def sample(self, number: int, test: bool) -> Sample:
         """A sample of data.test or data.train by its running number, as in `dsmemvp data show`. Raises ValueError."""

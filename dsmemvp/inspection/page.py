@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from dsmemvp.inspection.heat_map import fitted, sheet
+from dsmemvp.inspection.heat_map import Scale, fitted, sheet
 from dsmemvp.inspection.probe import Probe, What
 from dsmemvp.inspection.words import Word
 
@@ -15,6 +15,11 @@ EXPLAINED = {
     "activation": "activation silu(x . K_n) of each patch's slot; red fires, blue below zero",
     "contribution": "share of the memory's output that each patch's slot carries; blue works against it",
     "change": "red: patches whose slots write something else than with {other}",
+}
+UNITS = {
+    "activation": "(activation, no unit)",
+    "contribution": "of the memory's output",
+    "change": "(norm of the change, in units of hidden states)",
 }
 
 
@@ -38,7 +43,7 @@ def page(
     """Of one sample of the probe; `other` is what changes are measured against, in words."""
     found = [maps(probe, word, what, sample) for word in words]
     columns = [*(f"layer {n}" for n in layers), "mean of all layers"]
-    text = f"{title}\n{EXPLAINED[what].format(other=other)}\n"
-    text += "every map has a scale of its own: full colour is the number below it"
+    text = f"{title}\n{EXPLAINED[what].format(other=other)}\nbelow each map its largest value"
     chosen = [[of_word[n] for n in (*layers, -1)] for of_word in found]
-    return sheet(fitted(picture, longest), chosen, [word.text for word in words], columns, text)
+    scale = Scale.of((values for row in chosen for values in row), what != "change", UNITS[what])
+    return sheet(fitted(picture, longest), chosen, [word.text for word in words], columns, text, scale)

@@ -16,7 +16,7 @@ from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.models.partitioned import whole_shape
 from dsmemvp.models.weights import read_configs
 from dsmemvp.recipe import Recipe
-from dsmemvp.recipe_file import as_dict
+from dsmemvp.recipe_file import as_dict, as_yaml
 from dsmemvp.stopping import Stop, Stopped
 from dsmemvp.training.checkpoint import State
 from dsmemvp.training.engine import Trainer, build_trainer
@@ -86,6 +86,7 @@ def _train(
         monitor.say(complaint)
     if ranks.first:
         write_json(run / "recipe.json", as_dict(recipe))
+        monitor.show_text("recipe", as_yaml(recipe), state.step)
     _introduce(recipe, ranks, trainer, data, monitor, state.step)
     start = replace(state, order=data.identity, recipe=as_dict(recipe), base=base)
     encoder = replace(encoder, slots=trainer.model.method.slots)
@@ -237,13 +238,13 @@ class _Run:
     def _log(self, step: int, window: Window) -> None:
         numbers = window.numbers(self.language_parameters) | {
             "speed/peak_gib": peak_memory(self.ranks.device),
-            "data/cut_contexts": float(self.cut),
-            "data/skipped_samples": float(self.skips.total),
-            "train/not_finite": float(self.health.not_finite),
-            "train/spikes": float(self.health.spikes),
+            "training/cut_contexts": float(self.cut),
+            "training/skipped_samples": float(self.skips.total),
+            "training/not_finite": float(self.health.not_finite),
+            "training/spikes": float(self.health.spikes),
         }
         line = (
-            f"step {step + 1}  epoch {step // self.per_epoch + 1}  loss {numbers['train/loss']:.4f}"
+            f"step {step + 1}  epoch {step // self.per_epoch + 1}  loss {numbers['loss/train']:.4f}"
             f"  lr {window.rate:.2e}  grad {window.norm:.3f}  {numbers['speed/samples_per_second']:.1f} samples/s"
             f"  {numbers['speed/tokens_per_second']:.0f} tokens/s  {numbers['speed/tflops']:.3g} TFLOP/s"
             f"  {numbers['speed/peak_gib']:.2f} GiB"
@@ -284,7 +285,7 @@ class _Run:
         batch, workers = self.recipe.evaluation.batch, self.recipe.data.workers
         between = partial(self._between, step, "validating")
         loss = validation_loss(self.trainer, self.ranks, data, self.encoder, batch, workers, between)
-        numbers, score = {"validation/loss": loss}, None
+        numbers, score = {"loss/validation": loss}, None
         line = f"step {step}  validation loss {loss:.4f}"
         scores = {}
         if self.examination is not None:
@@ -292,7 +293,8 @@ class _Run:
             scores = examine(*given, self.examination)
         if scores:
             main, score = next(iter(scores.items()))
-            numbers |= {"validation/score": score, **{f"validation/{name}": value for name, value in scores.items()}}
+            numbers["score/validation"] = score
+            numbers |= {f"score/validation/{name}": value for name, value in scores.items()}
             line += f"  {main} {score:.2f}"
         self.monitor.record(step, numbers, line)
         return loss, score

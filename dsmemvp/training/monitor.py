@@ -14,12 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from textwrap import indent
 from typing import Any, BinaryIO
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from dsmemvp.training.event_file import EventFile
 from dsmemvp.training.record import count_rows, rows_of, wind_back
 
 RECORDS = ("metrics", "skipped", "order")
@@ -35,7 +36,7 @@ class Monitor:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._unwritable: set[str] = set()
-        self._board: SummaryWriter | None = self._open_board(start + 1)
+        self._board = EventFile(folder, first_step=start + 1)
         for name in RECORDS:
             wind_back(self._path(name), start)
         self._files: dict[str, BinaryIO] = {}
@@ -58,12 +59,20 @@ class Monitor:
         """Numbers under their TensorBoard names, and the line for people."""
         if not self._active:
             return
-        self._show(step, numbers)
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+        self._flush_board()
         self.write("metrics", {"step": step, **numbers})
         if self._bar.disable:
             self.say(line)
         else:
             self._bar.set_postfix_str(line.partition("  ")[2])
+
+    def show_text(self, name: str, text: str, step: int) -> None:
+        """In TensorBoard, as it is."""
+        if self._active:
+            self._board.add_text(name, indent(text, "    "), step)  # Markdown's mark of what is not to be set
+            self._flush_board()
 
     def write(self, name: str, row: dict[str, Any]) -> None:
         """A line for NAME.jsonl, one of RECORDS; `row` begins with the "step" it belongs to."""
@@ -96,25 +105,16 @@ class Monitor:
             return
         self._bar.close()
         with self._complaining("tensorboard"):
-            if self._board is not None:
-                self._board.close()
+            self._board.close()
         for name in self._unwritten:
             self._flush(name)
         for name, file in self._files.items():
             with self._complaining(name):
                 file.close()
 
-    def _open_board(self, first: int) -> SummaryWriter:
-        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=first)
-
-    def _show(self, step: int, numbers: dict[str, float]) -> None:
-        """In TensorBoard, whose writer is of no use any more once it has met an error."""
-        board = None
+    def _flush_board(self) -> None:
         with self._complaining("tensorboard"):
-            board = self._board or self._open_board(step)
-            for name, value in numbers.items():
-                board.add_scalar(name, value, step)
-        self._board = board
+            self._board.flush()
 
     @contextmanager
     def _complaining(self, name: str) -> Iterator[None]:

@@ -25,17 +25,17 @@ class Window:
         self.steps += 1
 
     def numbers(self, language_parameters: int) -> dict[str, float]:
-        """Under their names in TensorBoard; at least one step must be in it."""
+        """Under their names in TensorBoard, which sorts them: loss comes first, then score. Wants at least one step."""
         seconds = time.monotonic() - self.start
         return {
-            "train/loss": self.loss / self.steps,
-            "train/learning_rate": self.rate,
-            "train/gradient_norm": self.norm,
+            "loss/train": self.loss / self.steps,
+            "training/learning_rate": self.rate,
+            "training/gradient_norm": self.norm,
             "speed/samples_per_second": self.samples / seconds,
             "speed/tokens_per_second": self.tokens / seconds,
             # a frozen layer needs no weight gradient: 2N forward + 2N backward, recomputation not counted
             "speed/tflops": 4 * language_parameters * self.tokens / seconds / 1e12,
-            "data/imbalance": self.imbalance / self.steps,
+            "training/imbalance": self.imbalance / self.steps,
         }
 
 

@@ -26,4 +26,4 @@ def test_hpz_has_the_losses_of_flat_zero3(slurm, demo, repository, tmp_path):
 
 
 def _losses(path: Path) -> dict[int, float]:
-    return {row["step"]: row["train/loss"] for row in map(json.loads, path.read_text().splitlines())}
+    return {row["step"]: row["loss/train"] for row in map(json.loads, path.read_text().splitlines())}

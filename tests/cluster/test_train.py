@@ -59,7 +59,7 @@ class Job:
         return self.log.read_text() if self.log.exists() else ""
 
     def losses(self) -> dict[int, float]:
-        return {row["step"]: row["train/loss"] for row in self._rows("metrics") if "train/loss" in row}
+        return {row["step"]: row["loss/train"] for row in self._rows("metrics") if "loss/train" in row}
 
     def order(self) -> dict[int, list[int]]:
         return {row["step"]: row["samples"] for row in self._rows("order")}
@@ -123,8 +123,8 @@ def test_it_trains_over_both_nodes_and_ends_with_an_evaluation(calm):
     assert calm.fields["NumNodes"] == "2" and calm.fields["Restarts"] == "0"
     assert calm.text().count("2 ranks on cpu") == 1 and "error" not in calm.text().lower()
     _assert_nothing_lost(calm, calm)
-    board = EventAccumulator(str(calm.run / "tensorboard")).Reload()
-    assert [point.step for point in board.Scalars("train/loss")] == list(range(1, STEPS + 1))
+    board = EventAccumulator(str(calm.run)).Reload()
+    assert [point.step for point in board.Scalars("loss/train")] == list(range(1, STEPS + 1))
     assert calm.losses()[STEPS] < calm.losses()[1]
 
 

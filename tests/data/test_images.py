@@ -214,3 +214,11 @@ def test_damage_anywhere_ends_in_an_image_or_in_a_sample_error():
             assert transform()(bytes(content), "here").isfinite().all()
         except SampleError as error:
             assert str(error).startswith("here: ")
+
+
+def test_what_libtiff_has_to_say_is_said_by_the_error_alone(capfd):
+    content = bytearray(encoded(noise(), "TIFF", compression="tiff_deflate"))
+    content[200:300] = bytes(100)
+    with pytest.raises(SampleError, match="here: image cannot be decoded"):
+        transform()(bytes(content), "here")
+    assert capfd.readouterr() == ("", "")

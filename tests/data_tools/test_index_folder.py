@@ -1,6 +1,7 @@
 """`dsmemvp index`: folders of any origin become usable, or are refused with the names of the shards."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -100,6 +101,10 @@ def test_check_says_that_all_is_as_it_was(tmp_path, index):
     assert code == 0 and "5 samples in 2 shards are as" in out
 
 
+def _contents(folder):
+    return {path.name: path.read_bytes() if path.is_file() else "" for path in folder.iterdir()}
+
+
 def _flip(folder):
     path = folder / "000001.tar"
     content = bytearray(path.read_bytes())
@@ -107,25 +112,60 @@ def _flip(folder):
     path.write_bytes(content)
 
 
+def _pipe(folder):
+    path = folder / "000001.tar.index"
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _flip_header(folder):
+    """The time of a member, which no sample is made of."""
+    path = folder / "000001.tar"
+    content = bytearray(path.read_bytes())
+    content[140] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_flip, "the index of 000001.tar is not its own"),
+        (_flip, "000001.tar is not the file that was indexed: sample s003: its checksum is not the index's"),
+        (_flip_header, "000001.tar is not the file that was indexed: its samples are, what is around them not"),
+        (
+            lambda f: shutil.copy(f / "000000.tar", f / "000001.tar"),
+            "000001.tar is not the file that was indexed: sample s003: its checksum is not the index's",
+        ),
         (
             lambda f: shutil.copy(f / "000000.tar.index", f / "000001.tar.index"),
-            "the index of 000001.tar is not its own",
+            "000001.tar.index is not the index that dataset.json was written for. Fetch",
         ),
-        (lambda f: shutil.copy(f / "000000.tar", f / "new.tar"), "new.tar is not in dataset.json"),
-        (lambda f: (f / "000000.tar").unlink(), "000000.tar is in dataset.json but does not exist"),
+        (lambda f: (f / "000001.tar.index").unlink(), "000001.tar.index does not exist"),
+        (_pipe, "000001.tar.index is not a regular file"),
+        (lambda f: (f / "000000.tar").unlink(), "000000.tar"),
+        (lambda f: (f / "000000.tar").write_bytes((f / "000000.tar").read_bytes()[:1024]), "000000.tar"),
     ],
 )
 def test_check_finds_what_has_changed_and_writes_nothing(tmp_path, index, change, message):
+    """It names shard, sample and reason."""
     good_shards(tmp_path, 6, 3)
     change(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = _contents(tmp_path)
     code, out, err = index(tmp_path, "--check")
-    assert code == 1 and message in err and out == ""
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert code == 1 and message in err and out == "" and err.count("\n") == 1
+    assert _contents(tmp_path) == before
+
+
+def test_check_offers_to_take_in_a_shard_that_is_new_but_not_one_that_is_damaged(tmp_path, index):
+    good_shards(tmp_path, 6, 3)
+    shutil.copy(tmp_path / "000000.tar", tmp_path / "new.tar")
+    code, _, err = index(tmp_path, "--check")
+    assert (
+        code == 1 and "new.tar is not in dataset.json" in err and f"take it in with `dsmemvp index {tmp_path}`" in err
+    )
+    _flip(tmp_path)
+    code, _, err = index(tmp_path, "--check")
+    assert code == 1 and "sample s003" in err and "new.tar is not in dataset.json" in err
+    assert "`dsmemvp index" not in err and "Fetch or prepare these shards again" in err
 
 
 def test_a_manifest_of_an_earlier_version_is_made_anew(tmp_path, index):

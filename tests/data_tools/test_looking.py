@@ -39,7 +39,8 @@ def test_show_prints_the_first_samples_of_the_run_with_the_supervised_part_marke
     pictures = sum(read[number].image is not None for number in numbers)
     assert f"{pictures} pictures -> {sheet}" in out
     with Image.open(sheet) as image:
-        assert image.size == (224 * min(4, pictures), 238 * -(-pictures // 4))
+        columns, rows = min(4, pictures), -(-pictures // 4)
+        assert image.width == 224 * columns + 8 * (columns - 1) and image.height >= (224 + 3 * 16) * rows
 
 
 def test_show_prints_samples_by_number_and_those_of_the_test_split(data, demo_shards, tmp_path):
@@ -61,6 +62,24 @@ def test_the_sheet_shows_the_picture_as_the_tower_gets_it(data, tmp_path):
     assert "1 pictures" in out
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.getpixel((100, 120)) == (250, 20, 90)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"question": "Which else?"}, {"answer": 1}, {"choices": None, "answer": "x" * 400}]
+)
+def test_the_sheet_has_question_and_right_answer_under_every_picture(data, tmp_path, changed):
+    sheets = []
+    for name, row in (("one", fields()), ("two", fields(**changed))):
+        write_tar(tmp_path / name / "x.tar", [("a.json", as_json(row)), ("a.png", picture())])
+        cli.main(["index", str(tmp_path / name)])
+        settings = [f"data.train={tmp_path / name}", "data.last_batch=repeat", "data.max_length=2000"]
+        data("show", "--sheet", tmp_path / f"{name}.png", *settings)
+        sheets.append(Image.open(tmp_path / f"{name}.png").convert("L"))
+    one, two = sheets
+    above, below = (0, 0, 224, 16 + 224), (0, 16 + 224, 224, one.height)
+    assert one.width == two.width == 224 and one.crop(above) == two.crop(above)
+    assert min(one.crop(below).getdata()) < 128 and one.crop(below) != two.crop(below)
+    assert two.height <= 16 + 224 + 6 * 16 + 8  # long texts are cut
 
 
 def test_places_of_a_picture_in_the_text_and_a_cut_context_are_shown(data, tmp_path):

@@ -99,9 +99,11 @@ def test_what_is_written(alone):
     scores = json.loads((alone / "evaluation-likelihood.json").read_text())
     assert scores["accuracy"].keys() == scores["interval"].keys() == set(NAMES)
     assert (scores["step"], scores["epoch"], scores["samples"], scores["protocol"]) == (12, 2, SAMPLES, "likelihood")
-    board = EventAccumulator(str(alone / "tensorboard")).Reload()
-    (point,) = board.Scalars(f"evaluation/{NAMES[0]}/Avg")
+    board = EventAccumulator(str(alone)).Reload()
+    (point,) = board.Scalars(f"score/evaluation/{NAMES[0]}/Avg")
     assert point.step == 12 and point.value == pytest.approx(scores["accuracy"][NAMES[0]]["Avg"])
+    groups = sorted({name.partition("/")[0] for name in board.Tags()["scalars"]})
+    assert groups[:2] == ["loss", "score"] and len(groups) > 4  # as TensorBoard shows them
     (text,) = board.Tensors(f"evaluation/{NAMES[0]}/text_summary")
     shown = text.tensor_proto.string_val[0].decode()
     assert text.step == 12 and all(f"**{rows[i]['id']}**: {rows[i]['question']}" in shown for i in (0, 5, 11, 17))
@@ -143,8 +145,8 @@ def test_inside_training_the_best_by_score_is_kept_and_training_is_none_the_wise
     assert ended.codes == [0, 0], ended.text
     folder = tmp_path / "demo"
     assert numbers(folder) == numbers(uninterrupted)
-    scores = numbers(folder, "validation/score")
-    assert list(scores) == [6, 12] and scores == numbers(folder, "validation/Avg")
+    scores = numbers(folder, "score/validation")
+    assert list(scores) == [6, 12] and scores == numbers(folder, "score/validation/Avg")
     best = 6 if scores[6] >= scores[12] else 12
     assert steps(folder) == sorted({best, 12})
     state = json.loads((folder / "checkpoints" / f"step-{best:08d}" / "state.json").read_text())

@@ -183,7 +183,7 @@ def _of_runs(folder: Path, base: Path) -> Iterator[Reader]:
     moments = {f"{name}.{m}": value.clone() for name, value in values.items() for m in ("exp_avg", "exp_avg_sq")}
     save_checkpoint(run, State(step=3, recipe=as_dict(recipe), base=base_fingerprint(recipe)), values, moments)
     (run / "starts.jsonl").write_text('{"from": 3, "job": "7", "restart": 0, "time": "2026-01-01 00:00:00"}\n' * 3)
-    for name, row in (("metrics", {"train/loss": 0.5}), ("order", {"samples": [4, 2]}), ("skipped", {"sample": "x"})):
+    for name, row in (("metrics", {"loss/train": 0.5}), ("order", {"samples": [4, 2]}), ("skipped", {"sample": "x"})):
         lines = [json.dumps({"step": step, **row}) for step in range(1, 6)]
         (run / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 

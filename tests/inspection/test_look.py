@@ -1,7 +1,7 @@
 """A run looked into: on one and two ranks, by the command, in TensorBoard, and what users get wrong."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +12,17 @@ from making import picture
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from dsmemvp import cli
 from dsmemvp.inspection.board import BoardReport
-from dsmemvp.inspection.look import check_method, spread
+from dsmemvp.inspection.look import alone, check_method, open_model, spread
 from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.models.joined import add_trainables, build_frozen
 from dsmemvp.models.weights import read_configs
 from dsmemvp.recipe_file import as_dict, read_recipe
 from dsmemvp.training.checkpoint import State, save_checkpoint
+from dsmemvp.training.event_file import EventFile
+from dsmemvp.training.opening import open_run
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "looked_into.py"
 
@@ -72,8 +73,11 @@ def test_two_ranks_with_zero3_see_what_one_process_sees(run, repository, tmp_pat
             torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
     assert one["change"].max() > 1e-3
     images = [name for name in one if name.startswith("image")]
-    assert images == ["image memory/sample 0", "image memory/sample 4"]  # the sample without picture is passed over
-    assert "scalar memory ratio/layer 01" in one and "histogram memory activation/layer 00" in one
+    assert images == [
+        "image visual memory/sample 0",
+        "image visual memory/sample 4",
+    ]  # the sample without picture is passed over
+    assert "scalar visual memory ratio/layer 01" in one and "histogram visual memory activation/layer 00" in one
 
 
 @pytest.mark.ranks
@@ -84,11 +88,25 @@ def test_the_command_writes_a_sheet_and_a_table(run, repository, tmp_path):
     arguments += ["--choice", "red", "--choice", "blue", "--words", "circle", "red", "--layers", "1"]
     arguments += ["--set", f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]
     out = run_on_ranks(["--module", "dsmemvp"], 1, *arguments)
-    assert "16 visual and 8 learned slots" in out and "What colour is the circle? -> " in out
+    assert "16 visual and 8 learned slots" in out and "What colour is the circle?\nmodel: " in out
+    assert "right: " not in out  # nobody knows
     page = Image.open(run / "inspect" / "heat-map.png")
     pixels = np.asarray(page).astype(int)
     coloured = np.abs(pixels[..., 0] - pixels[..., 2]) > 5
     assert page.height > 3 * 80 and coloured.any()  # rows for both words and the answer; maps of 160 x 80
+
+
+def test_a_sample_of_the_data_is_shown_with_its_right_answer(run, repository, demo_shards):
+    """On one process, from Python, as the command does."""
+    opened = open_model(
+        *open_run(run, [f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]), alone()
+    )
+    sample = opened.sample(0, test=True)
+    look = opened.look(sample)
+    assert look.right == f"{sample.letter} ({sample.choices[sample.answer]})"
+    assert look.asked == f"{sample.question}\nmodel: {look.answer}    right: {look.right}"
+    shown, other = look.sheet(), replace(look, right="something else").sheet()
+    assert shown.size == other.size and shown != other  # it is drawn, too
 
 
 def test_layers_are_spread_over_the_depth():
@@ -98,7 +116,7 @@ def test_layers_are_spread_over_the_depth():
 def test_a_report_arrives_in_tensorboard(tmp_path):
     pixels = np.zeros((8, 6, 3), dtype=np.uint8)
     report = BoardReport({"memory/a": 1.5}, {"h": torch.arange(4.0)}, {"i": pixels}, {"t": "two words"})
-    with SummaryWriter(str(tmp_path)) as board:
+    with EventFile(tmp_path) as board:
         report.write(board, 7)
     read = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in read.Scalars("memory/a")] == [(7, 1.5)]

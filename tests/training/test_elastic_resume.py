@@ -17,7 +17,7 @@ def _train(recipe: Path, ranks: int, output: Path, sharding: str, until: int, *s
     settings = (f"training.deepspeed=ds_configs/{sharding}.json", f"training.stop_at_step={until}", *settings)
     run_on_ranks(MODULE, ranks, "train", str(recipe), f"output={output}", *SETTINGS, *settings)
     rows = map(json.loads, (output / "run" / "metrics.jsonl").read_text().splitlines())
-    return {row["step"]: row["train/loss"] for row in rows}
+    return {row["step"]: row["loss/train"] for row in rows}
 
 
 @pytest.fixture(scope="module")

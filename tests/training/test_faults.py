@@ -13,7 +13,7 @@ def _check_whole(folder, uninterrupted):
     """Losses of all steps and the order of samples, as if nothing had been."""
     assert numbers(folder) == numbers(uninterrupted)
     assert list(numbers(folder)) == list(range(1, 13))
-    assert numbers(folder, "validation/loss") == numbers(uninterrupted, "validation/loss")
+    assert numbers(folder, "loss/validation") == numbers(uninterrupted, "loss/validation")
     seen = rows(folder, "order")
     assert seen == rows(uninterrupted, "order")
     for epoch in (seen[:6], seen[6:]):

@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_left_out_by_all(small_run, tmp
     ended = run(["train", *small_run, f"output={parts}"], parts / "logs")
     assert ended.codes == [0, 0] and "going on after step 5" in ended.said[0], ended.text
     assert numbers(parts / "demo") == losses
-    assert numbers(parts / "demo", "train/not_finite")[12] == 1.0
+    assert numbers(parts / "demo", "training/not_finite")[12] == 1.0
 
 
 @pytest.mark.faults

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from mounting import tmpfs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsmemvp.training.monitor import Monitor
 
@@ -85,3 +86,39 @@ def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(tmp_path, c
         monitor.close()
         assert [row["step"] for row in monitor.written("metrics")] == list(range(1, 501))
         assert [row["step"] for row in monitor.written("order")] == list(range(2, 500))
+
+
+def test_tensorboard_meets_a_full_disk_in_one_line_and_loses_nothing(tmp_path, capfd):
+    with tmpfs(tmp_path / "full", 1) as folder:
+        monitor = Monitor(folder, active=True, steps=999, start=0)
+        monitor.record(1, {"loss/train": 1.0}, "step 1")
+        filler = folder / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(b"x" * 4096):
+                pass
+        for step in range(2, 500):
+            monitor.record(step, {f"loss/{n}": 0.5 for n in range(20)} | {"loss/train": 1.0 / step}, f"step {step}")
+        said = capfd.readouterr()
+        assert said.out.count("tensorboard cannot be written, and training goes on: [Errno 28] No space left") == 1
+        assert said.err == ""
+        filler.unlink()
+        monitor.record(500, {"loss/train": 1 / 500}, "step 500")
+        monitor.close()
+        points = EventAccumulator(str(folder), {"scalars": 0}).Reload().Scalars("loss/train")
+        assert [(point.step, point.value) for point in points] == [
+            (step, pytest.approx(1 / step)) for step in range(1, 501)
+        ]
+
+
+def test_tensorboard_calls_a_run_by_its_folder_and_forgets_later_steps_where_it_goes_on(tmp_path):
+    for start, value in ((0, 1.0), (2, 2.0)):
+        monitor = Monitor(tmp_path / "demo", active=True, steps=4, start=start)
+        monitor.show_text("recipe", "name: demo\nseed: 0\n", start)
+        for step in range(start + 1, 5):
+            monitor.record(step, {"loss/train": value}, "x")
+        monitor.close()
+    assert {path.parent for path in tmp_path.rglob("*tfevents*")} == {tmp_path / "demo"}
+    board = EventAccumulator(str(tmp_path / "demo")).Reload()
+    assert [(point.step, point.value) for point in board.Scalars("loss/train")] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+    texts = [event.tensor_proto.string_val[0].decode() for event in board.Tensors("recipe/text_summary")]
+    assert texts == ["    name: demo\n    seed: 0\n"] * 2

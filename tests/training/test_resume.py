@@ -31,7 +31,7 @@ def _order(output: Path) -> dict[int, list[int]]:
 
 def _losses(output: Path) -> dict[int, float]:
     rows = map(json.loads, (output / "demo" / "metrics.jsonl").read_text().splitlines())
-    return {row["step"]: row["train/loss"] for row in rows}
+    return {row["step"]: row["loss/train"] for row in rows}
 
 
 def _kill_after_step_13(arguments: list[str]) -> None:

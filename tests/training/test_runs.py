@@ -28,7 +28,7 @@ def _train(recipe: Path, ranks: int, output: Path, *overrides: str) -> str:
 
 def _losses(output: Path) -> dict[int, float]:
     lines = (output / "run" / "metrics.jsonl").read_text().splitlines()
-    return {row["step"]: row["train/loss"] for row in map(json.loads, lines)}
+    return {row["step"]: row["loss/train"] for row in map(json.loads, lines)}
 
 
 def _checkpoint(output: Path, step: int) -> Path:
@@ -81,20 +81,25 @@ def test_bf16_input_space_and_recomputation_train_past_a_bad_sample_and_evaluate
     said = _train(recipe_path, 2, tmp_path, *settings, "data.on_bad_sample=skip")
     assert "1 times a sample was left out" in said
     assert all(torch.isfinite(t).all() for t in _trained(tmp_path, 6).values())
-    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert [point.step for point in board.Scalars("train/loss")] == list(range(1, 7))
+    board = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert [point.step for point in board.Scalars("loss/train")] == list(range(1, 7))
     assert set(board.Tags()["scalars"]) >= {
-        "train/learning_rate",
-        "train/gradient_norm",
+        "training/learning_rate",
+        "training/gradient_norm",
         "speed/samples_per_second",
         "speed/tokens_per_second",
         "speed/tflops",
         "speed/peak_gib",
-        "data/skipped_samples",
-        "data/imbalance",
+        "training/skipped_samples",
+        "training/imbalance",
     }
-    assert board.Scalars("data/skipped_samples")[-1].value == 1
-    assert all(1 <= point.value < 2 for point in board.Scalars("data/imbalance"))
+    groups = sorted({name.partition("/")[0] for name in board.Tags()["scalars"]})
+    assert groups[0] == "loss" and all(group > "score" for group in groups[1:])  # as TensorBoard shows them
+    *_, text = board.Tensors("recipe/text_summary")  # the strict run began, too
+    shown = text.tensor_proto.string_val[0].decode()
+    assert text.step == 0 and "    name: run\n" in shown and "      on_bad_sample: skip\n" in shown
+    assert board.Scalars("training/skipped_samples")[-1].value == 1
+    assert all(1 <= point.value < 2 for point in board.Scalars("training/imbalance"))
     (skipped,) = map(json.loads, (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
     assert f"sample {key}: image cannot be decoded" in skipped["sample"]
 
