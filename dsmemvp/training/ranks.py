@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch.utils.cpp_extension import get_default_build_root
 
 from dsmemvp.launchers import Place, find_place
+from dsmemvp.stopping import Stop, unsignalled
+from dsmemvp.training.rendezvous import meet
 
 T = TypeVar("T")
 SLACK = 60.0
@@ -42,6 +45,8 @@ class Ranks:
     device: torch.device
     control: Any = None
     """The process group they travel in; None for the default one."""
+    first_address: str = "127.0.0.1"
+    """The IP address at which this rank reached rank 0."""
 
     @property
     def first(self) -> bool:
@@ -99,12 +104,15 @@ class Ranks:
         return next(self.in_step(task() for _ in range(1)))
 
 
-def join_ranks(seconds: float) -> Ranks:
+def join_ranks(seconds: float, stop: Stop | None = None) -> Ranks:
     """Start the process group: nccl where this process has a GPU, gloo on CPUs. A collective that waits longer than
-    `seconds` (and some more) for a rank fails."""
+    `seconds` (and some more) for a rank fails. Raises Stopped on all ranks if `stop` asks one of them to end before all
+    have come, and what rendezvous.meet raises."""
+    raise_file_limit()
     deepspeed_logger.setLevel(logging.ERROR)  # its warnings speak to authors of training loops, not to users
     if "RANK" not in os.environ:
-        place = find_place(os.environ) or Place(0, 1, 0, 1, "127.0.0.1", _free_port())
+        with unsignalled():  # a signal to all processes of a task must not end what this one asks
+            place = find_place(os.environ) or Place(0, 1, 0, 1, "127.0.0.1", _free_port())
         os.environ.update(place.variables())
     if "LOCAL_SIZE" in os.environ:  # the deepspeed launcher's word for it
         os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
@@ -118,13 +126,25 @@ def join_ranks(seconds: float) -> Ranks:
         os.environ.pop("LOCAL_SIZE", None)
         clear_stale_locks(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
     backend = "nccl" if device.type == "cuda" else "gloo"
-    with contextlib.redirect_stdout(io.StringIO()):
+    rank, world, timeout = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), timedelta(seconds=seconds + SLACK)
+    store, first_address = meet(rank, world, seconds + SLACK, stop or Stop())
+    given: dict[str, Any] = {"store": store, "rank": rank, "world_size": world, "timeout": timeout}
+    if device.type == "cuda" and world > 1:  # as DeepSpeed does it: torch then builds later groups from this one
+        given["device_id"] = device
+    # a signal to all processes of a task must not end the compiler, which would leave its lock behind
+    with unsignalled(), contextlib.redirect_stdout(io.StringIO()):
+        torch.distributed.init_process_group(backend, **given)
         # on CPUs DeepSpeed builds a collective with the C++ compiler, once on a machine, and prints that it did
-        # explicit, since DeepSpeed's default has changed between versions
-        timeout = timedelta(seconds=seconds + SLACK)
         deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     control = torch.distributed.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
-    return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, control)
+    return Ranks(rank, world, device, control, first_address)
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as the system allows: shards, connections of other ranks, loaders' pipes."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a container may forbid it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def clear_stale_locks(built: Path) -> None:
