@@ -4,13 +4,16 @@ import atexit
 import os
 import sys
 
-from dsmemvp.cli import main
+from dsmemvp.stopping import take_charge
 
 
 def run() -> None:
     """Run one command and end the process without tearing the interpreter down: with process groups still referenced,
     C++ threads of torch now and then abort there ("terminate called without an active exception"), and a launcher
     takes a finished run for a failed one."""
+    take_charge()
+    from dsmemvp.cli import main  # signals that come meanwhile are held
+
     try:
         code = main()
     except SystemExit as ended:  # argparse has printed help or a usage error

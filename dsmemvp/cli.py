@@ -12,7 +12,7 @@ from typing import TextIO
 
 from dsmemvp.commands import answers, cluster, data, inspect, runs, weights
 from dsmemvp.launchers import own_rank
-from dsmemvp.stopping import DONE, REQUEUE, UNEXPECTED, USER_ERROR, Stopped, exit_code, leave_word
+from dsmemvp.stopping import DONE, REQUEUE, UNEXPECTED, USER_ERROR, Stopped, exit_code, leave_word, release_signals
 
 LONGEST = 4000
 """Characters of an error."""
@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     set, in their traceback. The other exit codes: stopping.py."""
     given = _parsed(arguments)
     warnings.showwarning = _show_warning
+    if not given.listens:
+        release_signals()
     try:
         given.run(given)
     except Stopped:
@@ -95,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dsmemvp", description="Memory-space visual prompting on DeepSpeed ZeRO-3.")
     # the deepspeed launcher puts this in front of the program's own arguments
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    # whether the command takes signals as requests to save and end (stopping.listening)
+    parser.set_defaults(listens=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for theme in (runs, answers, inspect, cluster, data, weights):
         theme.add(commands)

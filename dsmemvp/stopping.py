@@ -1,11 +1,13 @@
 """How a process is asked to save and end, and what its exit code says to whoever started it.
 
-USR2 (Slurm's --signal), TERM and INT (Ctrl-C) ask for a save and an end. A batch script starts the run again after
-REQUEUE and after whatever else is not the user's doing; see slurm/README.md.
+USR2 (Slurm's --signal), TERM and INT (Ctrl-C) ask for a save and an end. QUIT prints the stacks of all threads and
+changes nothing else: `scancel --signal=QUIT JOB`, or `kill -QUIT PID` for one rank. A batch script starts the run again
+after REQUEUE and after whatever else is not the user's doing; see slurm/README.md.
 """
 
 import contextlib
 import errno
+import faulthandler
 import os
 import signal
 import socket
@@ -42,6 +44,14 @@ class Stop:
 
     asked: bool = False
     since: float = 0.0
+    plan: str = ""
+    """What the command does when it is asked, as the user is told. Empty before there is anything to save: then the
+    ranks end as soon as all know of it (rendezvous.py, watch.py), whatever their main threads are doing."""
+
+    @property
+    def at_once(self) -> bool:
+        """Whether this process was asked to end and has nothing to save first."""
+        return self.asked and not self.plan
 
     def _receive(self, number: int, frame: object) -> None:
         now = time.monotonic()
@@ -50,14 +60,28 @@ class Stop:
             os._exit(REQUEUE)
         if not self.asked:
             self.asked, self.since = True, now
-            _say(f"{_name(number)}: saving after this micro-step, then ending; a second signal ends at once")
+            plan = self.plan or "nothing to save yet, ending all ranks"
+            _say(f"{_name(number)}: {plan}; a second signal ends at once")
+
+
+def take_charge() -> None:
+    """The first act of a process that runs a command, before anything is imported that takes time: QUIT prints stacks,
+    and SIGNALS are held until the command says with `listening` or `release_signals` what they do to it."""
+    faulthandler.register(signal.SIGQUIT, file=2, all_threads=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def release_signals() -> None:
+    """Signals do what they do to any program. Those held since `take_charge` come now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Take the signals of SIGNALS as requests, from the earliest moment of a command to its end."""
+    """Take the signals of SIGNALS as requests, those held since `take_charge` included, until the command ends."""
     stop = Stop()
     before = {number: signal.signal(number, stop._receive) for number in SIGNALS}
+    release_signals()
     try:
         yield stop
     finally:

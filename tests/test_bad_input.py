@@ -23,7 +23,7 @@ def refused(monkeypatch, capsys):
     """Runs a command in this process, as its only rank, and returns its one line."""
     from dsmemvp.training import ranks
 
-    monkeypatch.setattr(ranks, "join_ranks", lambda seconds: ranks.Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
     for name in ("DSMEMVP_TRACEBACK", "RANK"):
         monkeypatch.delenv(name, raising=False)
 

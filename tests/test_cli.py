@@ -16,7 +16,7 @@ def command(monkeypatch, capsys):
 
     from dsmemvp.training import loop, ranks  # noqa: F401  deepspeed's import may print
 
-    monkeypatch.setattr(ranks, "join_ranks", lambda seconds: ranks.Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
     monkeypatch.delenv("DSMEMVP_TRACEBACK", raising=False)
     monkeypatch.delenv("RANK", raising=False)
 

@@ -17,14 +17,47 @@ from dsmemvp.stopping import SAME_REQUEST, SIGNALS, Stopped, exit_code, ignore_s
 def test_a_signal_asks_and_its_echo_within_seconds_changes_nothing(number, capfd):
     before = [signal.getsignal(each) for each in SIGNALS]
     with listening() as stop:
+        stop.plan = "saving first"
         assert not stop.asked
         os.kill(os.getpid(), number)
-        assert stop.asked
+        assert stop.asked and not stop.at_once
         for each in SIGNALS:
             os.kill(os.getpid(), each)
     assert [signal.getsignal(each) for each in SIGNALS] == before
     (line,) = capfd.readouterr().err.splitlines()
-    assert f"{socket.gethostname()} process {os.getpid()}: {signal.Signals(number).name[3:]}: saving" in line
+    said = f"{signal.Signals(number).name[3:]}: saving first; a second signal ends at once"
+    assert f"{socket.gethostname()} process {os.getpid()}: {said}" in line
+
+
+def test_before_there_is_anything_to_save_a_signal_says_so(capfd):
+    with listening() as stop:
+        assert not stop.at_once
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked and stop.at_once
+    assert "TERM: nothing to save yet, ending all ranks; a second signal ends at once" in capfd.readouterr().err
+
+
+EARLY = """
+import os, signal
+from dsmemvp import stopping
+stopping.take_charge()
+for number in (signal.SIGQUIT, signal.SIGTERM):
+    os.kill(os.getpid(), number)
+print("imports go on", flush=True)
+if LISTENS:
+    with stopping.listening() as stop:
+        os._exit(10 + stop.asked)
+stopping.release_signals()
+print("not reached")
+"""
+
+
+@pytest.mark.parametrize(("listens", "code"), [(True, 11), (False, -signal.SIGTERM)])
+def test_the_first_moments_of_a_command_lose_no_signal_and_quit_prints_stacks(listens, code):
+    program = EARLY.replace("LISTENS", str(listens))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code and done.stdout == "imports go on\n"
+    assert "most recent call first" in done.stderr
 
 
 SECOND = f"""

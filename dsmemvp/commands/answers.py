@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from dsmemvp.commands.runs import join
 from dsmemvp.launchers import launched
-from dsmemvp.stopping import Stop
+from dsmemvp.orphans import ended_with_launcher
+from dsmemvp.stopping import listening, release_signals
 
 if TYPE_CHECKING:
     from dsmemvp.generation.answers import Answerer
+    from dsmemvp.recipe import Recipe
+    from dsmemvp.training.checkpoint import Checkpoint
 
 
 def add(commands: Any) -> None:
@@ -21,7 +24,7 @@ def add(commands: Any) -> None:
         description="Answer questions about a picture, or without one. One process holds the whole model; started by a"
         " launcher, it is cut over the ranks as the recipe's training.deepspeed says.",
     )
-    command.set_defaults(run=_generate)
+    command.set_defaults(run=_generate, listens=True)
     command.add_argument("questions", nargs="+", metavar="question")
     command.add_argument("--run", type=Path, required=True, dest="folder", help="the run's folder, such as runs/demo")
     command.add_argument("--checkpoint", type=Path, help="instead of the run's newest one")
@@ -45,27 +48,43 @@ def add(commands: Any) -> None:
 
 
 def _generate(given: argparse.Namespace) -> None:
+    if "RANK" in os.environ or launched(os.environ)[1] > 1:
+        _generate_on_ranks(given)
+        return
+    release_signals()
+    from dsmemvp.generation.answers import Answerer
+
+    print(*_answers(Answerer(*_opened(given)), given), sep="\n")
+
+
+def _generate_on_ranks(given: argparse.Namespace) -> None:
+    with listening() as stop, ended_with_launcher(stop):
+        from dsmemvp.generation.answers import Answerer
+        from dsmemvp.training.opening import check_same
+        from dsmemvp.training.ranks import leave_ranks
+
+        recipe, found = _opened(given)
+        ranks, watched = join(recipe, stop)
+        with watched as watch:
+            check_same(found, ranks)
+            watch.at("generating", found.state.step)
+            answers = _answers(Answerer(recipe, found, ranks), given)
+            if ranks.first:
+                print(*answers, sep="\n", flush=True)
+        leave_ranks()
+
+
+def _opened(given: argparse.Namespace) -> "tuple[Recipe, Checkpoint]":
+    """What to answer with; what is asked is looked at before a model is loaded."""
     from dsmemvp.data.images import decoded
-    from dsmemvp.generation.answers import Answerer, check_asked, encoded
-    from dsmemvp.training.opening import check_same, open_run
-    from dsmemvp.training.ranks import leave_ranks
+    from dsmemvp.generation.answers import check_asked, encoded
+    from dsmemvp.training.opening import open_run
 
     recipe, found = open_run(given.folder, given.set, given.checkpoint)
-    # what is asked is looked at before a model is loaded
     check_asked(given.questions, given.choice, given.context, given.free, **_sampling(given))
     if given.image:
         decoded(encoded(given.image), str(given.image), recipe.vision.max_pixels)
-    if "RANK" not in os.environ and launched(os.environ)[1] == 1:
-        print(*_answers(Answerer(recipe, found), given), sep="\n")
-        return
-    ranks, watched = join(recipe, Stop())
-    with watched as watch:
-        check_same(found, ranks)
-        watch.at("generating", found.state.step)
-        answers = _answers(Answerer(recipe, found, ranks), given)
-        if ranks.first:
-            print(*answers, sep="\n", flush=True)
-    leave_ranks()
+    return recipe, found
 
 
 def _answers(answerer: "Answerer", given: argparse.Namespace) -> list[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     about = "heat maps of what the feed-forward memory fires on in a picture, and its weight layer by layer"
     command = commands.add_parser("inspect", help=about, description=about)
-    command.set_defaults(run=_inspect)
+    command.set_defaults(run=_inspect, listens=True)
     command.add_argument("--run", type=Path, required=True, dest="folder", metavar="RUN", help="a run's folder")
     command.add_argument("--checkpoint", type=Path, help="a checkpoint, or a file of trained tensors, not the newest")
     command.add_argument("question", nargs="?", help="the question about --image")

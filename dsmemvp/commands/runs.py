@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    recipe_command(commands, "train", _train, "train a recipe, going on where its run folder stops")
+    command = recipe_command(commands, "train", _train, "train a recipe, going on where its run folder stops")
+    command.set_defaults(listens=True)
     command = recipe_command(commands, "evaluate", _evaluate, "score a run's checkpoint on data.test")
+    command.set_defaults(listens=True)
     command.add_argument("--blind", action="store_true", help="replace every image by none")
     command.add_argument("--split", choices=["test", "validation"], default="test", help="data.test or data.validation")
     which = command.add_mutually_exclusive_group()
@@ -70,8 +72,8 @@ def join(recipe: "Recipe", stop: Stop) -> "tuple[Ranks, Watch]":
 
     silence, standstill = recipe.training.silence_timeout, recipe.training.standstill_timeout
     try:
-        ranks = join_ranks(standstill)
-        return ranks, Watch(ranks, silence, standstill)
+        ranks = join_ranks(standstill, stop)
+        return ranks, Watch(ranks, silence, standstill, stop)
     except Exception as error:
         if not stop.asked:
             raise

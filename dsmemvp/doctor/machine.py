@@ -88,7 +88,7 @@ def shared_memory(here: Here, workers: int, folder: Path = Path("/dev/shm")) -> 
 
 
 def limits(infiniband: bool, memlock: float, files: float) -> list[Finding]:
-    """Soft limits: bytes of locked memory, number of open files."""
+    """Bytes of locked memory, and open files, as in `own_limits`."""
     locked = "unlimited" if memlock == float("inf") else gib(memlock)
     text = f"locked memory {locked}, open files {files:.0f}"
     findings = []
@@ -96,14 +96,14 @@ def limits(infiniband: bool, memlock: float, files: float) -> list[Finding]:
         todo = "InfiniBand registers memory: unlimited in limits.conf, and under Slurm in slurmd's unit (LimitMEMLOCK)"
         findings.append(warning("limits", f"locked memory {locked}", todo))
     if files < 4096:
-        findings.append(warning("limits", f"open files {files:.0f}", "ulimit -n 65536; loaders hold many shards open"))
+        findings.append(warning("limits", f"open files {files:.0f}", "ulimit -Hn 65536; loaders hold many shards open"))
     return findings or [ok("limits", text)]
 
 
 def own_limits() -> tuple[float, float]:
-    """(bytes of locked memory, open files) of this process."""
-    soft = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_MEMLOCK, resource.RLIMIT_NOFILE)]
-    memlock, files = (float("inf") if limit == resource.RLIM_INFINITY else float(limit) for limit in soft)
+    """(soft limit of bytes of locked memory, hard limit of open files, which ranks raise the soft one to)."""
+    found = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    memlock, files = (float("inf") if limit == resource.RLIM_INFINITY else float(limit) for limit in found)
     return memlock, files
 
 

@@ -79,6 +79,7 @@ def evaluate(
 
     watch.at("loading", state.step)
     model, forward = build_for_inference(recipe, configs, ranks, found)
+    stop.plan = "ending after this batch, its answers are kept"
     answering = _answering(recipe, ranks, model, forward)
     encoder = replace(encoder, slots=model.method.slots, answers=True, blind=blind)
     digest = ranks.together(lambda: found.digest() if found and ranks.first else "")

@@ -81,6 +81,7 @@ def _train(
         trainer.masters.set(checkpoint.values(shapes))
         trainer.masters.set_moments(checkpoint.moments(shapes), state.updates)
     _end_if_asked(ranks, stop)
+    stop.plan = "saving after this micro-step, then ending"
     monitor = Monitor(run, ranks.first, last, state.step)
     for complaint in complaints:
         monitor.say(complaint)

@@ -3,10 +3,12 @@
 Which rank this is, and of how many, says the launcher (launchers.py).
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.utils import logger as deepspeed_logger
 
 from dsmemvp.launchers import Place, find_place
+from dsmemvp.stopping import Stop, unsignalled
+from dsmemvp.training.rendezvous import meet
 
 T = TypeVar("T")
 SLACK = 60.0
@@ -45,6 +49,8 @@ class Ranks:
     device: torch.device
     control: Any = None
     """The process group they travel in; None for the default one."""
+    first_address: str = "127.0.0.1"
+    """The IP address at which this rank reached rank 0."""
 
     @property
     def first(self) -> bool:
@@ -102,12 +108,15 @@ class Ranks:
         return next(self.in_step(task() for _ in range(1)))
 
 
-def join_ranks(seconds: float) -> Ranks:
+def join_ranks(seconds: float, stop: Stop | None = None) -> Ranks:
     """Start the process group: nccl where this process has a GPU, gloo on CPUs. A collective that waits longer than
-    `seconds` (and some more) for a rank fails."""
+    `seconds` (and some more) for a rank fails. Raises Stopped on all ranks if `stop` asks one of them to end before all
+    have come, and what rendezvous.meet raises."""
+    raise_file_limit()
     deepspeed_logger.setLevel(logging.ERROR)  # its warnings speak to authors of training loops, not to users
     if "RANK" not in os.environ:
-        place = find_place(os.environ) or Place(0, 1, 0, 1, "127.0.0.1", _free_port())
+        with unsignalled():  # a signal to all processes of a task must not end what this one asks
+            place = find_place(os.environ) or Place(0, 1, 0, 1, "127.0.0.1", _free_port())
         os.environ.update(place.variables())
     if "LOCAL_SIZE" in os.environ:  # the deepspeed launcher's word for it
         os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
@@ -120,10 +129,22 @@ def join_ranks(seconds: float) -> Ranks:
         set_accelerator(_Cpu())
     backend = "nccl" if device.type == "cuda" else "gloo"
     # explicit, since DeepSpeed's default has changed between versions
-    timeout = timedelta(seconds=seconds + SLACK)
+    rank, world, timeout = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), timedelta(seconds=seconds + SLACK)
+    store, first_address = meet(rank, world, seconds + SLACK, stop or Stop())
+    given: dict[str, Any] = {"store": store, "rank": rank, "world_size": world, "timeout": timeout}
+    if device.type == "cuda" and world > 1:  # as DeepSpeed does it: torch then builds later groups from this one
+        given["device_id"] = device
+    torch.distributed.init_process_group(backend, **given)
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     control = torch.distributed.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
-    return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, control)
+    return Ranks(rank, world, device, control, first_address)
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as the system allows: shards, connections of other ranks, loaders' pipes."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a container may forbid it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def own_device() -> torch.device:

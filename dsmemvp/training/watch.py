@@ -3,27 +3,32 @@
 A thread of every rank tells the first rank once a second where its main thread is; a thread of the first rank listens.
 It passes a verdict when a connection breaks, when nothing is heard from a rank, or when a rank's main thread does not
 move on. Then every process prints the verdict with the place it was waiting in, and ends with UNEXPECTED, so that a
-batch script starts the run again. A rank that hears nothing from the first one ends in the same way.
+batch script starts the run again. A rank that hears nothing from the first one ends in the same way. A rank that is
+asked to end before there is anything to save has all ranks end with REQUEUE.
+
+Both ends of a connection prove that they know a token of this run (heartbeat.py): no other process on the network can
+end it.
 
 This is apart from the collectives, which only say that somebody is missing (gloo) or nothing at all (nccl), and late.
 """
 
 import contextlib
-import faulthandler
 import json
 import os
-import signal
+import secrets
 import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterable
-from dataclasses import asdict
 from types import FrameType, TracebackType
 
-from dsmemvp.stopping import UNEXPECTED, USER_ERROR, Stopped, exit_code, leave_word
-from dsmemvp.training.hub import BEAT, GATHER, PAUSE, Hub, Word
+from dsmemvp.json_text import parse_json
+from dsmemvp.stopping import REQUEUE, UNEXPECTED, USER_ERROR, Stop, Stopped, exit_code, leave_word
+from dsmemvp.training.failure_detector import GATHER
+from dsmemvp.training.heartbeat import BEAT, Heartbeat, connect
+from dsmemvp.training.hub import ANY_ADDRESS, PAUSE, Hub, open_listeners
 from dsmemvp.training.ranks import Ranks
 
 COLLECTIVES = (f"{os.sep}torch{os.sep}distributed{os.sep}", f"{os.sep}deepspeed{os.sep}comm{os.sep}")
@@ -33,33 +38,21 @@ OWN_CODE = f"{os.sep}dsmemvp{os.sep}"
 
 class Watch:
     """`silence` and `standstill` are the seconds after which a rank that is not heard, or does not move on, is given
-    up. Use as a context manager around all that ranks do together."""
+    up. Use as a context manager around all that ranks do together. Raises RuntimeError if rank 0 is not reached."""
 
-    def __init__(self, ranks: Ranks, silence: float, standstill: float):
-        self._word = Word(ranks.rank, socket.gethostname())
+    def __init__(self, ranks: Ranks, silence: float, standstill: float, stop: Stop):
+        self._beat, self._stop = Heartbeat(ranks.rank, socket.gethostname()), stop
         self._silence, self._standstill = silence, standstill
         self._main = threading.get_ident()
         self._failed_in = ""
         """Where the main thread was when it met an error."""
         self._lock = threading.Lock()
         self._over = threading.Event()
-        listener = socket.create_server(("", 0), backlog=4096) if ranks.first else None
-        port = int(ranks.sums(listener.getsockname()[1] if listener else 0)[0])
-        self._hub = Hub(listener, ranks.world, silence, standstill) if listener else None
-        host = "127.0.0.1" if ranks.first else os.environ["MASTER_ADDR"]
-        try:
-            self._line = socket.create_connection((host, port), timeout=silence)
-        except OSError as error:  # not the user's doing: it was there a moment ago
-            raise RuntimeError(f"rank {ranks.rank} cannot reach rank 0 at {host}:{port}: {error}") from None
-        self._threads = [threading.Thread(target=self._tell, name="watch", daemon=True)]
-        if self._hub:
-            self._threads.append(threading.Thread(target=self._hub.listen, name="watch-hub", daemon=True))
-        # stack traces of all threads on demand: `scancel --signal=QUIT JOB`, or `kill -QUIT PID` for one rank
-        faulthandler.register(signal.SIGQUIT, file=2, all_threads=True)
+        self._line, self._hub = _connected(ranks, silence, standstill)
+        self._thread = threading.Thread(target=self._tell, name="watch", daemon=True)
 
     def __enter__(self) -> "Watch":
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -76,21 +69,22 @@ class Watch:
                 time.sleep(3 * GATHER)  # within which the verdict comes
         self._over.set()
         self._send(bye=True)
-        for thread in self._threads:
-            thread.join(timeout=self._silence)  # the hub stays until the slowest rank is done
+        self._thread.join(timeout=self._silence)
+        if self._hub:
+            self._hub.join(timeout=self._silence)  # it stays until the slowest rank is done
         self._line.close()
 
     def at(self, doing: str, step: int) -> None:
         """The main thread gets on to something else, after `step` steps. Cheap: no system call."""
-        self._word.doing, self._word.step = doing, step
-        self._word.moves += 1
+        self._beat.doing, self._beat.step = doing, step
+        self._beat.moves += 1
 
     def _send(self, **news) -> None:
         for name, value in news.items():
-            setattr(self._word, name, value)
-        self._word.where, self._word.waiting = self._where(), _waits(sys._current_frames().get(self._main))
+            setattr(self._beat, name, value)
+        self._beat.where, self._beat.waiting = self._where(), _waits(sys._current_frames().get(self._main))
         with self._lock, contextlib.suppress(OSError):
-            self._line.sendall(json.dumps(asdict(self._word)).encode() + b"\n")
+            self._line.sendall(self._beat.line())
 
     def _tell(self) -> None:
         """Speak once a second, and hear whether the first rank still does."""
@@ -98,7 +92,8 @@ class Watch:
         received = b""
         self._line.settimeout(BEAT)
         while not self._over.is_set():
-            self._send()
+            asked = {"error": "was asked to end, with nothing to save yet", "code": REQUEUE}
+            self._send(**(asked if self._stop.at_once else {}))
             try:
                 part = self._line.recv(1 << 16)
             except TimeoutError:
@@ -112,8 +107,9 @@ class Watch:
             if part:
                 heard, received = now, received + part
                 *lines, received = received.split(b"\n")
-                for verdict in filter(None, lines):
-                    self._end(**json.loads(verdict))
+                for line in filter(None, lines):
+                    found = parse_json(line, "the verdict of rank 0")
+                    self._end(found["verdict"], found["code"])
             elif part == b"" and not self._over.is_set():
                 self._end("rank 0 has died, or ended without a word", UNEXPECTED)
             elif now - heard > self._silence:
@@ -122,10 +118,10 @@ class Watch:
     def _end(self, verdict: str, code: int) -> None:
         if self._over.is_set():
             return
-        word = self._word
-        own = f"rank {word.rank} on {word.host}, after step {word.step}, {word.doing}: {self._where()}"
+        beat = self._beat
+        own = f"rank {beat.rank} on {beat.host}, after step {beat.step}, {beat.doing}: {self._where()}"
         with contextlib.suppress(OSError):  # of a log on a full disk: this process must end all the same
-            if code != USER_ERROR or word.rank == 0:  # of a user's error one line is enough
+            if code != USER_ERROR or beat.rank == 0:  # of a user's error one line is enough
                 sys.stderr.write(f"dsmemvp: {verdict}\n" + ("" if code == USER_ERROR else f"  ending {own}\n"))
             sys.stderr.flush()
             sys.stdout.flush()
@@ -136,6 +132,23 @@ class Watch:
     def _where(self) -> str:
         frame = sys._current_frames().get(self._main)
         return self._failed_in or _place(reversed(list(_outwards(frame))))
+
+
+def _connected(ranks: Ranks, silence: float, standstill: float) -> tuple[socket.socket, threading.Thread | None]:
+    """This rank's connection to rank 0; on rank 0 also the thread that listens."""
+    addresses = ranks.gather([ranks.first_address])
+    listeners = ranks.together(lambda: open_listeners(addresses) if ranks.first else {})
+    ports = {address: listener.getsockname()[1] for address, listener in listeners.items()}
+    own = [json.dumps([secrets.token_hex(32), ports])] if ranks.first else []
+    token, ports = json.loads(ranks.gather(own)[0])
+    thread = None
+    if ranks.first:
+        hub = Hub(listeners.values(), ranks.world, token.encode(), silence, standstill)
+        thread = threading.Thread(target=hub.listen, name="watch-hub", daemon=True)
+        thread.start()
+    address = ranks.first_address
+    port = ports[address if address in ports else ANY_ADDRESS]
+    return connect(address, port, ranks.rank, token.encode(), silence), thread
 
 
 def _from_collective(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ def place(repository, recipe_path, tmp_path, monkeypatch):
     """A folder with the README's files in it."""
     from dsmemvp.training import ranks
 
-    monkeypatch.setattr(ranks, "join_ranks", lambda seconds: ranks.Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
     monkeypatch.delenv("RANK", raising=False)
     (tmp_path / "ds_configs").symlink_to(repository / "ds_configs")
     recipe = read_recipe(recipe_path)

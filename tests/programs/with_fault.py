@@ -131,8 +131,22 @@ def _in_pruning(fault: Fault) -> None:
     checkpoint.shutil.rmtree = rmtree
 
 
+def _in_connecting(fault: Fault) -> None:
+    """Before this rank connects to rank 0's hub, which then waits for it; where that is, is said."""
+    watch = importlib.import_module("dsmemvp.training.watch")
+    old = watch.connect
+
+    def connect(address: str, port: int, *given):
+        print(f"hub: {address} {port}", file=sys.stderr, flush=True)
+        fault()
+        return old(address, port, *given)
+
+    watch.connect = connect
+
+
 WITHIN = {
     "import": _within_import,
+    "connect": _in_connecting,
     "backward": _in_backward,
     "loss": _in_loss,
     "save-flush": _in_flush,
@@ -141,6 +155,7 @@ WITHIN = {
     "prune": _in_pruning,
 }
 BEFORE = {
+    "join": ("dsmemvp.training.ranks", "join_ranks"),
     "loading": ("dsmemvp.training.engine", "build_model"),
     "forward": ("dsmemvp.models.joined", "VisualLanguageModel.forward"),
     "between": ("dsmemvp.training.loop", "_Run._between"),

@@ -106,9 +106,9 @@ def test_asked_between_two_micro_steps(small_run, uninterrupted, tmp_path):
 @pytest.mark.faults
 def test_asked_at_any_time_nothing_is_lost(small_run, uninterrupted, tmp_path):
     day = [
-        ("import:USR2:1", 0, [75, 75], "USR2: saving", 0),
-        ("import:INT:1", 1, [75, 75], "INT: saving", 0),
-        ("loading:TERM:1", 1, [75, 75], "TERM: saving", 0),
+        ("import:USR2:1", 0, [75, 75], "USR2: nothing to save yet", 0),
+        ("import:INT:1", 1, [75, 75], "INT: nothing to save yet", 0),
+        ("loading:TERM:1", 1, [75, 75], "TERM: nothing to save yet", 0),
         ("step:USR2:1", 0, [75, 75], "step 0: ended as asked", 0),
         ("update:TERM:5", 0, [75, 75], "step 3: ended as asked", 3),
         ("between:TERM:2", 0, [75, 75], "step 4: ended as asked", 4),

@@ -1,153 +1,192 @@
-"""Verdicts of the first rank, from words and times that are made here."""
+"""Rank 0's hub over real connections: ranks that prove themselves, and strangers of every hostile kind."""
 
+import contextlib
 import json
+import os
+import resource
 import socket
+import threading
 import time
-from dataclasses import asdict
 
 import pytest
+from strangers import KINDS, closed, intrude
 
-from dsmemvp.training.hub import GATHER, Hub, Word, _Line
+from dsmemvp.training.failure_detector import GATHER
+from dsmemvp.training.heartbeat import Heartbeat, connect
+from dsmemvp.training.hub import ANY_ADDRESS, STRANGERS, Hub, open_listeners
 
-SILENCE, STANDSTILL = 10.0, 100.0
+TOKEN = b"a token of the tests"
+HERE = "127.0.0.1"
+
+
+class Running:
+    """A hub of two ranks, of which rank 0 is connected."""
+
+    def __init__(self) -> None:
+        listeners = open_listeners([HERE])
+        self.address = listeners[HERE].getsockname()
+        self.hub = Hub(listeners.values(), 2, TOKEN, silence=60, standstill=60)
+        self.thread = threading.Thread(target=self.hub.listen, daemon=True)
+        self.thread.start()
+        self.first = self.rank(0)
+
+    def rank(self, rank: int, **news) -> socket.socket:
+        """Connected, and heard once."""
+        connection = connect(*self.address, rank, TOKEN, seconds=10)
+        connection.sendall(Heartbeat(rank, "n0", **news).line())
+        return connection
+
+    def end(self, second: socket.socket) -> None:
+        """Both ranks are done; the hub ends, and has passed no verdict."""
+        for rank, connection in ((0, self.first), (1, second)):
+            connection.sendall(Heartbeat(rank, "n0", bye=True).line())
+        self.thread.join(timeout=10)
+        assert not self.thread.is_alive()
+        for connection in (self.first, second):
+            assert _said(connection).strip(b"\n") == b""
+
+
+def _said(connection: socket.socket) -> bytes:
+    """What the hub has said until it closed the connection."""
+    said = b""
+    try:
+        while part := connection.recv(1 << 16):
+            said += part
+    except ConnectionError:
+        pass
+    connection.close()
+    return said
+
+
+def _verdict(connection: socket.socket) -> dict:
+    with connection.makefile("rb") as lines:
+        return json.loads(next(line for line in lines if line.strip()))
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """Of four ranks, whose clock begins at 1000."""
-    clock = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    with socket.socket() as listener:
-        hub = Hub(listener, 4, SILENCE, STANDSTILL)
-        hub.lines, hub.clock = [_Line() for _ in range(4)], clock
-        yield hub
+def running():
+    return Running()
 
 
-def _say(hub, rank, moves=1, step=7, doing="update", where="engine.py:1 update in all_reduce", **more):
-    hub._hear(hub.lines[rank], Word(rank, f"n{rank // 2}", moves, step, doing, where, **more))
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("silent", "half a line", "reset")])
+def test_a_stranger_ends_its_own_connection_and_nothing_else(running, kind):
+    assert closed(intrude(running.address, kind))
+    running.end(running.rank(1))
 
 
-def _after(hub, seconds):
-    hub.clock[0] = 1000.0 + seconds
-    return hub._verdict(hub.clock[0])
+def test_strangers_are_few_at_a_time_and_have_to_go_when_all_ranks_are_there(running):
+    kinds = [*KINDS, *["silent"] * 200]
+    strangers = [intrude(running.address, kind) for kind in kinds if kind != "without a newline"]
+    assert all(closed(stranger) for stranger in strangers[:100])
+    second = running.rank(1)
+    assert all(closed(stranger) for stranger in strangers)
+    with pytest.raises(ConnectionRefusedError):
+        intrude(running.address, "silent")
+    time.sleep(GATHER + 0.5)  # in which a verdict would come
+    running.end(second)
 
 
-def test_ranks_that_are_heard_and_move_have_no_verdict(hub):
-    for second in range(0, 200, 5):
-        hub.clock[0] = 1000.0 + second
-        for rank in range(4):
-            _say(hub, rank, moves=second)
-        assert _after(hub, second) is None
+def test_strangers_do_not_take_the_descriptors_of_ranks():
+    """In a process that may have no more open files than the hub lets strangers take."""
+    listeners = open_listeners([HERE])
+    address = listeners[HERE].getsockname()
+    child = os.fork()
+    if not child:
+        open_files = max(map(int, os.listdir("/proc/self/fd")))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + STRANGERS // 2, resource.getrlimit(7)[1]))
+        Hub(listeners.values(), 2, TOKEN, silence=60, standstill=60).listen()
+        os._exit(7)
+    try:
+        listeners[HERE].close()
+        strangers = [intrude(address, "silent") for _ in range(1015)]
+        used = _cpu_seconds(child)
+        time.sleep(0.5)
+        assert _cpu_seconds(child) - used < 0.25  # it waits
+        ranks = [connect(*address, rank, TOKEN, seconds=10) for rank in (0, 1)]
+        for bye in (False, True):
+            for rank, connection in enumerate(ranks):
+                connection.sendall(Heartbeat(rank, "n0", bye=bye).line())
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert all(closed(stranger) for stranger in strangers)
+    except BaseException:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        raise
 
 
-def test_a_silent_rank_is_named_with_its_host_step_and_what_the_others_wait_in(hub):
-    _say(hub, 2, where="engine.py:2 forward")
-    for second in (0, 9.9, 10.1):
-        hub.clock[0] = 1000.0 + second
-        for rank in (0, 1, 3):
-            _say(hub, rank, doing="saving" if rank == 3 else "update")
-        verdict = _after(hub, second)
-        assert (verdict is None) == (second < 10)
-    assert verdict == (
-        "no sign of life for 10 s of rank 2 on n1 (after step 7, update at engine.py:2 forward)"
-        "\n  rank 0, 1: update at engine.py:1 update in all_reduce"
-        "\n  rank 3: saving at engine.py:1 update in all_reduce",
-        70,
-    )
+def _cpu_seconds(pid: int) -> float:
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_a_rank_that_never_spoke_is_missed_too(hub):
-    hub.clock[0] = 1009.0
-    for rank in (0, 1, 2):
-        _say(hub, rank)
-    assert _after(hub, 9.9) is None
-    assert "no sign of life for 10 s of rank 3 on a host not known yet" in _after(hub, 10.1)[0]
+def test_a_second_claim_for_a_rank_that_is_there_is_refused(running):
+    time.sleep(0.2)
+    with pytest.raises(RuntimeError, match="rank 0 cannot reach rank 0 at"):
+        connect(*running.address, 0, TOKEN, seconds=0.2)
+    for rank, token in ((2, TOKEN), (1, b"another token")):
+        with pytest.raises(RuntimeError, match="cannot reach rank 0"):
+            connect(*running.address, rank, token, seconds=0.2)
+    running.end(running.rank(1))
 
 
-@pytest.mark.parametrize(
-    ("moves", "waiting", "named"),
-    [
-        ([5, 5, 4, 5], [True] * 4, [2]),
-        ([5, 5, 5, 5], [True, True, False, True], [2]),
-        ([5, 5, 5, 5], [True] * 4, [0, 1, 2, 3]),
-    ],
-)
-def test_of_ranks_that_stand_still_the_one_is_named_that_the_others_wait_for(hub, moves, waiting, named):
-    for second in (0, 95, 101):
-        hub.clock[0] = 1000.0 + second
-        for rank in range(4):
-            _say(hub, rank, moves=moves[rank], waiting=waiting[rank])
-    verdict, code = _after(hub, 101)
-    first, *rest = verdict.split("\n")
-    assert code == 70 and first.startswith("no rank has moved on for 100 s; furthest behind: ")
-    assert [rank for rank in range(4) if f"rank {rank} on" in first] == named
-    assert bool(rest) == (len(named) < 4)
+def test_a_rank_that_missed_the_answer_may_try_again(running):
+    with connect(*running.address, 1, TOKEN, seconds=10):
+        second = running.rank(1)
+    running.end(second)
 
 
-def test_a_rank_that_is_done_may_be_silent(hub):
-    _say(hub, 3, bye=True)
-    for second in (0, 9, 18, 27):
-        hub.clock[0] = 1000.0 + second
-        for rank in range(3):
-            _say(hub, rank)
-    assert _after(hub, 30) is None
+@pytest.mark.parametrize("answer", [b"x" * 64, b"0" * 64, b"", b"\xff" * 64])
+def test_a_rank_does_not_believe_a_server_without_the_token(answer):
+    def serve() -> None:
+        with contextlib.suppress(OSError), server.accept()[0] as connection:
+            connection.sendall(b"0123456789abcdef" * 2 + b"\n")
+            connection.recv(256)
+            connection.sendall(answer + b"\n" * bool(answer))
+
+    with socket.create_server((HERE, 0)) as server:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(RuntimeError, match="cannot reach rank 0"):
+            connect(*server.getsockname(), 1, TOKEN, seconds=0.02)
+        thread.join(timeout=10)
 
 
-def test_an_error_of_the_user_s_counts_for_more_than_what_follows_from_it(hub):
-    for rank in range(4):
-        _say(hub, rank)
-    _say(hub, 0, error="Connection closed by peer", code=70, follows=True)
-    _say(hub, 1, error="the sample is odd", code=1)
-    assert _after(hub, GATHER - 0.1) is None  # others may have more to say
-    assert _after(hub, GATHER + 0.1) == ("error: the sample is odd", 1)
+def test_heartbeats_may_come_in_pieces(running):
+    second = connect(*running.address, 1, TOKEN, seconds=10)
+    line = Heartbeat(1, "n0", 3, 2, "saving").line()
+    for piece in (line[:5], line[5:-1], line[-1:]):
+        second.sendall(piece)
+        time.sleep(0.05)
+    running.end(second)
 
 
-def test_the_first_cause_is_told_and_not_what_followed(hub):
-    for rank in range(4):
-        _say(hub, rank)
-    _say(hub, 0, error="Connection closed by peer", code=70, follows=True)
-    _say(hub, 3, error="RuntimeError: out of memory", code=70)
-    verdict, code = _after(hub, GATHER + 0.1)
-    assert code == 70 and verdict.startswith("rank 3 on n1 (after step 7, update at ")
-    assert ") failed: RuntimeError: out of memory\n  rank 0, 1, 2: update" in verdict
+def test_a_rank_whose_connection_breaks_has_died_and_the_others_are_told(running):
+    running.rank(1, step=8, doing="saving").close()
+    found = _verdict(running.first)
+    assert found["code"] == 70
+    assert found["verdict"] == "rank 1 on n0 (after step 8, saving) died\n  rank 0: starting"
 
 
-def _connected(hub, *words):
-    """A line to the hub that has said these words and is closed, unread."""
-    near, far = socket.socketpair()
-    hub._lines[near] = _Line()
-    for word in words:
-        far.sendall(word if isinstance(word, bytes) else json.dumps(asdict(word)).encode() + b"\n")
-    far.close()
-    return near
+def test_a_rank_that_sends_nonsense_is_lost(running):
+    second = running.rank(1)
+    second.sendall(b"[" * 100_000 + b"\n")
+    assert _verdict(running.first)["verdict"].startswith("rank 1 on n0 (after step 0, starting) died")
 
 
-def test_a_line_that_breaks_is_a_death_unless_the_rank_was_done(hub):
-    for rank in range(4):
-        _say(hub, rank)
-    for word in (Word(1, "n0", bye=True), Word(2, "n1", 9, 8, "saving")):
-        line = _connected(hub, word)
-        assert hub._receive(line) and not hub._receive(line)
-    verdict, code = _after(hub, GATHER + 0.1)
-    assert code == 70 and verdict.startswith("rank 2 on n1 (after step 8, saving) died\n  rank 0, 3: update")
+def test_the_hub_listens_where_ranks_reach_it_and_nowhere_else():
+    listeners = open_listeners([HERE, HERE, "127.0.1.1"])
+    assert {address: listener.getsockname()[0] for address, listener in listeners.items()} == {
+        HERE: HERE,
+        "127.0.1.1": "127.0.1.1",
+    }
+    for listener in listeners.values():
+        listener.close()
 
 
-@pytest.mark.parametrize(
-    "text", [b"GET / HTTP/1.1\n\n", b"\xff\n", b"5\n", b'{"rank": 0}\n', b'{"rank": 9, "host": "x"}\n']
-)
-def test_strangers_are_hung_up_on(hub, text):
-    for rank in range(4):
-        _say(hub, rank)
-    assert not hub._receive(_connected(hub, text))
-    assert _after(hub, 5) is None
-
-
-def test_words_may_come_in_pieces(hub):
-    near, far = socket.socketpair()
-    hub._lines[near] = _Line()
-    text = json.dumps(asdict(Word(1, "n0", 3, 2, "saving"))).encode() + b"\n"
-    for piece in (text[:5], text[5:-1], text[-1:]):
-        far.sendall(piece)
-        assert hub._receive(near)
-    assert hub._ranks[1].word.doing == "saving"
-    near.close(), far.close()
+def test_an_address_that_is_translated_on_the_way_takes_all_addresses():
+    listeners = open_listeners(["203.0.113.1", HERE, "203.0.113.2"])
+    assert set(listeners) == {HERE, ANY_ADDRESS}
+    socket.create_connection((HERE, listeners[ANY_ADDRESS].getsockname()[1])).close()
+    for listener in listeners.values():
+        listener.close()
