@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsmemvp.commands.runs import join
 from dsmemvp.launchers import launched
+from dsmemvp.recipe_file import check_overrides
 from dsmemvp.stopping import Stop
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def add(commands: Any) -> None:
 
 
 def _generate(given: argparse.Namespace) -> None:
+    check_overrides(given.set)
+
     from dsmemvp.data.images import decoded
     from dsmemvp.generation.answers import Answerer, check_asked, encoded
     from dsmemvp.training.opening import check_same, open_run

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsmemvp.recipe_file import check_overrides
 from dsmemvp.stopping import listening
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def add(commands: Any) -> None:
 
 def _inspect(given: argparse.Namespace) -> None:
     with listening() as stop:
+        check_overrides(given.set)
+
         from dsmemvp.commands.runs import join
         from dsmemvp.inspection.look import open_model
         from dsmemvp.training.opening import check_same, open_run
