@@ -6,52 +6,60 @@ Paths in a recipe are relative to the folder the command is run in.
 import dataclasses
 import difflib
 import types
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from dsmemvp.recipe import Recipe
+from dsmemvp.yaml_text import DEPTH, MOST, compose_yaml, plain_value, shown
+
+Values = dict[str, tuple[Any, str]]
+"""Key -> its value, and where that was given."""
+MOST_KEYS = 1000
+MOST_TEXT = 4096
+"""Characters of a text: of a path, or of a command that writes a shard."""
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read `path`, apply overrides such as "training.epochs=3", check. Raises FileNotFoundError or ValueError."""
+    """Read `path`, apply overrides such as "training.epochs=3", check. Raises OSError or ValueError."""
     path = Path(path)
     if path.is_dir():
         inside = path / "recipe.json"
         raise ValueError(f"recipe {path} is a folder; give a file" + f", such as {inside}" * inside.is_file())
     if not path.is_file():
-        raise FileNotFoundError(f"recipe {path} does not exist")
+        raise FileNotFoundError(f"recipe {path} {'is not a regular file' if path.exists() else 'does not exist'}")
+    if path.stat().st_size > MOST:
+        raise ValueError(f"recipe {path} has {path.stat().st_size:,} bytes, at most {MOST:,} are read")
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path} is not YAML: {_problem(error)}") from None
-    values: dict[str, tuple[Any, str]] = {}
+        root = compose_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"recipe {path} is not YAML: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"recipe {path} {error}") from None
+    values: Values = {}
     if root is not None:
-        _flatten(root, "", str(path), values)
+        _flatten(root, "", lambda line: f"{path}, line {line}", values)
     return _checked(values, overrides, str(path))
 
 
 def recipe_of(values: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that `as_dict` made these of, and overrides; what is left out keeps its default. Raises ValueError,
     `where` in front, for keys and values of another version."""
-    return _checked({key: (value, where) for key, value in _leaves(values)}, overrides, where)
+    return _checked({key: (value, where) for key, value in _leaves(values, where)}, overrides, where)
 
 
-def _checked(values: dict[str, tuple[Any, str]], overrides: Sequence[str], path: str) -> Recipe:
-    """Of values and where each was given."""
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ValueError(f"override {override!r}: write key=value, such as training.epochs=3")
-        try:
-            values[key.strip()] = (yaml.safe_load(text), f"override {override!r}")
-        except (yaml.YAMLError, ValueError) as error:
-            raise ValueError(f"override {override!r}: the value is not YAML: {_problem(error)}") from None
-    recipe = Recipe()
-    for key, (value, where) in values.items():
-        _assign(recipe, key, value, where)
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Whether each names a key and a value that it can have, for commands that read their recipe later. Raises
+    ValueError."""
+    _assigned(_overridden(overrides))
+
+
+def _checked(values: Values, overrides: Sequence[str], path: str) -> Recipe:
+    values = values | _overridden(overrides)
+    recipe = _assigned(values)
     try:
         recipe.check()
     except ValueError as error:
@@ -61,12 +69,41 @@ def _checked(values: dict[str, tuple[Any, str]], overrides: Sequence[str], path:
     return recipe
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+def _assigned(values: Values) -> Recipe:
+    recipe = Recipe()
+    for key, (value, where) in values.items():
+        _assign(recipe, key, value, where)
+    return recipe
+
+
+def _overridden(overrides: Sequence[str]) -> Values:
+    values: Values = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        where = f"override {shown(override)}"
+        if not equals:
+            raise ValueError(f"{where}: write key=value, such as training.epochs=3")
+        try:
+            root = compose_yaml(text)
+        except ValueError as error:
+            raise ValueError(f"{where}: the value {error}") from None
+        given: Values = {}
+        if root is None:  # `data.test=`
+            given[key.strip()] = None, where
         else:
+            _flatten(root, key.strip(), lambda line, where=where: where, given)
+        values |= given
+    return values
+
+
+def _leaves(values: dict[str, Any], where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if not isinstance(value, dict):
             yield f"{prefix}{name}", value
+        elif prefix.count(".") < DEPTH:
+            yield from _leaves(value, where, f"{prefix}{name}.")
+        else:
+            raise ValueError(f"{where}: is nested deeper than {DEPTH} levels")
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
@@ -79,34 +116,33 @@ def as_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
-def _flatten(node: yaml.Node, prefix: str, path: str, into: dict[str, tuple[Any, str]]) -> None:
-    """Nested YAML mappings -> {"training.epochs": (value, "file, line 12")}."""
-    line = f"{path}, line {node.start_mark.line + 1}"
+def _flatten(node: yaml.Node, prefix: str, place: Callable[[int], str], into: Values) -> None:
+    """Nested YAML mappings -> {"training.epochs": (value, "file, line 12")}; `place` makes the latter of a line."""
+    line = place(node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         here: set[str] = set()
         for key_node, value_node in node.value:
-            at = f"{path}, line {key_node.start_mark.line + 1}"
+            at = place(key_node.start_mark.line + 1)
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ValueError(f"{at}: a key must be a word")
             key = f"{prefix}.{key_node.value}" if prefix else key_node.value
             if key in into or key in here:
-                raise ValueError(f"{at}: {key} is given twice")
+                raise ValueError(f"{at}: {_short(key)} is given twice")
             here.add(key)
-            _flatten(value_node, key, path, into)
+            _flatten(value_node, key, place, into)
     elif prefix:
+        if len(into) == MOST_KEYS:
+            raise ValueError(f"{line}: {_short(prefix)} is one key more than the {MOST_KEYS} that are read")
         try:
-            into[prefix] = (yaml.SafeLoader("").construct_object(node, deep=True), line)
-        except (yaml.YAMLError, ValueError) as error:
-            raise ValueError(f"{line}: {prefix}: {_problem(error)}") from None
+            into[prefix] = plain_value(node), line
+        except ValueError as error:
+            raise ValueError(f"{line}: {_short(prefix)}: {error}") from None
     else:
         raise ValueError(f"{line}: a recipe is a mapping of keys to values")
 
 
-def _problem(error: Exception) -> str:
-    """An error of the YAML reader in one line."""
-    mark = getattr(error, "problem_mark", None)
-    text = " ".join(str(getattr(error, "problem", None) or error).split())
-    return f"{text} (line {mark.line + 1})" if mark else text
+def _short(key: str) -> str:
+    return key if len(key) <= 80 and key.isprintable() else shown(key)
 
 
 def _assign(recipe: Recipe, key: str, value: Any, where: str) -> None:
@@ -115,14 +151,15 @@ def _assign(recipe: Recipe, key: str, value: Any, where: str) -> None:
     for depth, group in enumerate([*groups, name]):
         known = [f.name for f in dataclasses.fields(target)] if dataclasses.is_dataclass(target) else []
         if group not in known:
-            raise ValueError(f"{where}: unknown key {key!r}{_nearest(key, '.'.join(groups[:depth]), known)}")
+            raise ValueError(f"{where}: unknown key {shown(key)}{_nearest(key, '.'.join(groups[:depth]), known)}")
         if depth < len(groups):
             target = getattr(target, group)
     if dataclasses.is_dataclass(getattr(target, name)):
         raise ValueError(
             f"{where}: {key} is a group of keys, such as {key}.{dataclasses.fields(getattr(target, name))[0].name}"
         )
-    setattr(target, name, _converted(value, get_type_hints(type(target))[name], f"{where}: {key}"))
+    wanted = get_type_hints(type(target), include_extras=True)[name]
+    setattr(target, name, _converted(value, wanted, f"{where}: {key}"))
 
 
 def _nearest(key: str, group: str, siblings: list[str]) -> str:
@@ -144,29 +181,44 @@ def _all_keys(group: Any, prefix: str):
 
 
 def _converted(value: Any, wanted: Any, where: str) -> Any:
-    """`value` as the field's type. YAML reads 9e-3 as text, so a number in text is taken for a float."""
+    """`value` as the field's type, and inside its range. YAML reads 9e-3 as text, so a number in text is taken for a
+    float."""
     origin = get_origin(wanted)
+    if origin is Annotated:
+        kind, within = get_args(wanted)
+        number = _converted(value, kind, where)
+        if not within.holds(number):
+            raise ValueError(f"{where}: must be {within}, is {shown(number)}")
+        return number
     if origin is Literal:
         if value not in get_args(wanted):
-            raise ValueError(f"{where}: must be one of {', '.join(map(str, get_args(wanted)))}, not {value!r}")
+            raise ValueError(f"{where}: must be one of {', '.join(map(str, get_args(wanted)))}, not {shown(value)}")
         return value
     if origin is list:
         if isinstance(value, str) and get_args(wanted) == (str,):
             value = [value] if value else []
         if not isinstance(value, list):
-            raise ValueError(f"{where}: must be a list, not {value!r}")
+            raise ValueError(f"{where}: must be a list, not {shown(value)}")
         return [_converted(v, get_args(wanted)[0], where) for v in value]
     assert isinstance(wanted, type) and not isinstance(wanted, types.GenericAlias)
     if wanted is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
-    elif type(value) is wanted:
-        return value
     elif wanted is str and value is None:  # `data.test=`
         return ""
-    raise ValueError(f"{where}: must be {_NAMES[wanted]}, not {value!r}")
+    elif type(value) is wanted:
+        return _text(value, where) if isinstance(value, str) else value
+    raise ValueError(f"{where}: must be {_NAMES[wanted]}, not {shown(value)}")
+
+
+def _text(value: str, where: str) -> str:
+    if len(value) > MOST_TEXT or any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise ValueError(
+            f"{where}: must be text of at most {MOST_TEXT:,} characters without control characters, not {shown(value)}"
+        )
+    return value
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

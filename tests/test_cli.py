@@ -1,5 +1,6 @@
 """The commands: what a user can mend ends in one line on stderr and exit code 1, without a traceback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -122,6 +123,35 @@ def test_a_process_that_cannot_train_writes_one_line_and_leaves_with_exit_code_1
     command = [sys.executable, "-m", "dsmemvp", "train", recipe_path, "training.epoch=3"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert is_one_line((done.returncode, done.stdout, done.stderr), "train", "unknown key 'training.epoch'")
+
+
+ALL_OF_A_RECIPE = [
+    *([name, "RECIPE", "training.epoch=3"] for name in ("train", "evaluate", "count", "submit", "doctor")),
+    ["plan", "RECIPE", "training.epoch=3", "--gpus", "8"],
+    ["data", "show", "RECIPE", "training.epoch=3"],
+    ["data", "check", "RECIPE", "training.epoch=3"],
+    ["generate", "--run", "runs/x", "--set", "training.epoch=3", "What?"],
+    ["inspect", "--run", "runs/x", "--set", "training.epoch=3", "--sample", "0"],
+    ["export", "--recipe", "RECIPE", "--set", "training.epoch=3", "--checkpoint", "x", "--out", "y"],
+]
+ASKED_OF_ALL = """
+import json, sys
+from dsmemvp import cli
+for arguments in json.loads(sys.argv[1]):
+    assert cli.main(arguments) == 1, arguments
+slow = {"torch", "deepspeed", "transformers", "numpy", "PIL"} & sys.modules.keys()
+assert not slow, slow
+"""
+
+
+def test_a_mistake_in_a_key_is_answered_before_anything_slow_is_imported(recipe_path):
+    commands = [[str(recipe_path) if part == "RECIPE" else part for part in command] for command in ALL_OF_A_RECIPE]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "DSMEMVP_TRACEBACK")}
+    program = [sys.executable, "-c", ASKED_OF_ALL, json.dumps(commands)]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert len(said) == len(commands) and all("did you mean 'training.epochs'?" in line for line in said), said
 
 
 def test_overrides_may_stand_before_and_behind_an_option(command, recipe_path):

@@ -8,6 +8,7 @@ import dsmemvp
 ROOT = Path(dsmemvp.__file__).parent
 ORDER = [
     "json_text",
+    "yaml_text",
     "launchers",
     "stopping",
     "orphans",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dsmemvp.commands.runs import join
 from dsmemvp.launchers import launched
 from dsmemvp.orphans import ended_with_launcher
+from dsmemvp.recipe_file import check_overrides
 from dsmemvp.stopping import listening, release_signals
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def add(commands: Any) -> None:
 
 
 def _generate(given: argparse.Namespace) -> None:
+    check_overrides(given.set)
     if "RANK" in os.environ or launched(os.environ)[1] > 1:
         _generate_on_ranks(given)
         return

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dsmemvp.commands.recipe_command import recipe_command
+from dsmemvp.commands.recipe_command import given_recipe, recipe_command, recipe_to_run
 
 
 def add(commands: Any) -> None:
@@ -42,11 +42,11 @@ def _allocation_options(command: argparse.ArgumentParser) -> None:
 
 
 def _count(given: argparse.Namespace) -> None:
+    recipe = given_recipe(given)
+
     from dsmemvp.models.joined import count
     from dsmemvp.models.weights import configs_of_shapes, read_configs
-    from dsmemvp.recipe_file import read_recipe
 
-    recipe = read_recipe(given.recipe, given.overrides)
     named = recipe.model.language_shape and recipe.model.vision_shape
     trainable, frozen = count(recipe, configs_of_shapes(recipe) if named else read_configs(recipe))
     print(f"{trainable:,} trainable parameters\n{frozen:,} frozen parameters in the language model")
@@ -54,21 +54,22 @@ def _count(given: argparse.Namespace) -> None:
 
 def _plan(given: argparse.Namespace) -> None:
     from dsmemvp.planning.cluster import clusters
+
+    recipe = recipe_to_run(given)
+    sizes = (given.gpu_memory, given.interconnect, given.intra, given.gpu_flops)
+    planned = clusters(given.gpus, given.gpus_per_node, *sizes)
+
     from dsmemvp.planning.plan import compare
     from dsmemvp.planning.table import lines
-    from dsmemvp.recipe_file import read_recipe
 
-    sizes = (given.gpu_memory, given.interconnect, given.intra, given.gpu_flops)
-    recipe = read_recipe(given.recipe, given.overrides)
-    plans = compare(recipe, clusters(given.gpus, given.gpus_per_node, *sizes), given.tokens)
+    plans = compare(recipe, planned, given.tokens)
     print(*lines(plans, given.tokens), sep="\n")
 
 
 def _submit(given: argparse.Namespace) -> None:
-    from dsmemvp.recipe_file import read_recipe
     from dsmemvp.submit import Allocation, sbatch_text, submit
 
-    recipe = read_recipe(given.recipe, given.overrides)
+    recipe = recipe_to_run(given)
     asked = Allocation(
         given.nodes,
         given.gpus_per_node,
@@ -87,10 +88,10 @@ def _submit(given: argparse.Namespace) -> None:
 
 
 def _doctor(given: argparse.Namespace) -> None:
-    from dsmemvp.doctor.report import examine
-    from dsmemvp.recipe_file import read_recipe
+    recipe = given_recipe(given) if given.recipe else None
 
-    recipe = read_recipe(given.recipe, given.overrides) if given.recipe else None
+    from dsmemvp.doctor.report import examine
+
     failures = examine(recipe)
     if failures:
         raise ValueError(f"a run would fail here: {', '.join(failures)}")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dsmemvp.commands.recipe_command import recipe_command
+from dsmemvp.commands.recipe_command import given_recipe, recipe_command
 
 
 def add(commands: Any) -> None:
@@ -38,18 +38,18 @@ def _index(given: argparse.Namespace) -> None:
 
 
 def _show(given: argparse.Namespace) -> None:
-    from dsmemvp.data_tools.show import show
-    from dsmemvp.recipe_file import read_recipe
+    recipe = given_recipe(given)
 
-    recipe = read_recipe(given.recipe, given.overrides)
+    from dsmemvp.data_tools.show import show
+
     print(*show(recipe, given.samples, given.numbers, given.test, given.sheet), sep="\n")
 
 
 def _check(given: argparse.Namespace) -> None:
-    from dsmemvp.data_tools.check import check
-    from dsmemvp.recipe_file import read_recipe
+    recipe = given_recipe(given)
 
-    recipe = read_recipe(given.recipe, given.overrides)
+    from dsmemvp.data_tools.check import check
+
     lines, bad = check(recipe, given.ranks, given.processes)
     print(*lines, sep="\n", flush=True)
     if bad and recipe.data.on_bad_sample == "fail":

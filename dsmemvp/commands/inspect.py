@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsmemvp.orphans import ended_with_launcher
+from dsmemvp.recipe_file import check_overrides
 from dsmemvp.stopping import listening
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def add(commands: Any) -> None:
 
 def _inspect(given: argparse.Namespace) -> None:
     with listening() as stop, ended_with_launcher(stop):
+        check_overrides(given.set)
+
         from dsmemvp.commands.runs import join
         from dsmemvp.inspection.look import open_model
         from dsmemvp.training.opening import check_same, open_run

@@ -5,6 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.planning.deepspeed_file import read_settings
+from dsmemvp.recipe import Recipe
+from dsmemvp.recipe_file import read_recipe
+
 
 def recipe_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], None], about: str
@@ -15,3 +19,15 @@ def recipe_command(
     command.add_argument("overrides", nargs="*", metavar="key=value", help="settings instead of the recipe's")
     command.set_defaults(run=run)
     return command
+
+
+def given_recipe(given: argparse.Namespace) -> Recipe:
+    """The recipe of a command line, before anything that takes long is imported. Raises OSError or ValueError."""
+    return read_recipe(given.recipe, given.overrides)
+
+
+def recipe_to_run(given: argparse.Namespace) -> Recipe:
+    """As `given_recipe`, its DeepSpeed file looked at as well."""
+    recipe = given_recipe(given)
+    read_settings(Path(recipe.training.deepspeed))
+    return recipe

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsmemvp.commands.recipe_command import recipe_command
+from dsmemvp.commands.recipe_command import recipe_command, recipe_to_run
 from dsmemvp.orphans import ended_with_launcher
 from dsmemvp.stopping import Stop, Stopped, listening
 
@@ -34,12 +34,12 @@ def add(commands: Any) -> None:
 
 def _train(given: argparse.Namespace) -> None:
     with listening() as stop, ended_with_launcher(stop):
+        recipe = recipe_to_run(given)
+
         from dsmemvp.evaluation.run import look_and_score
-        from dsmemvp.recipe_file import read_recipe
         from dsmemvp.training.loop import train
         from dsmemvp.training.ranks import leave_ranks
 
-        recipe = read_recipe(given.recipe, given.overrides)
         ranks, watched = join(recipe, stop)
         with watched as watch:
             train(recipe, ranks, stop, watch, look_and_score)
@@ -48,11 +48,11 @@ def _train(given: argparse.Namespace) -> None:
 
 def _evaluate(given: argparse.Namespace) -> None:
     with listening() as stop, ended_with_launcher(stop):
+        recipe = recipe_to_run(given)
+
         from dsmemvp.evaluation.run import evaluate
-        from dsmemvp.recipe_file import read_recipe
         from dsmemvp.training.ranks import leave_ranks
 
-        recipe = read_recipe(given.recipe, given.overrides)
         ranks, watched = join(recipe, stop)
         with watched as watch:
             evaluate(recipe, ranks, stop, watch, given.blind, given.split, given.checkpoint, given.best)

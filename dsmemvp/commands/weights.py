@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.recipe_file import read_recipe
+
 
 def add(commands: Any) -> None:
     about = "LLaMA of Meta's, OpenAI's CLIP or a published MemVP checkpoint -> folders that a recipe can name"
@@ -40,13 +42,14 @@ def _convert(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
-    from dsmemvp.export.run import export, export_file
-    from dsmemvp.recipe_file import read_recipe
+    recipe = read_recipe(given.recipe, given.set) if given.recipe else None
 
-    if given.recipe:
+    from dsmemvp.export.run import export, export_file
+
+    if recipe:
         if not given.checkpoint or not given.out or given.published:
             raise ValueError("--recipe goes with --checkpoint FILE and --out DIR, and without --published")
-        print(export_file(read_recipe(given.recipe, given.set), given.checkpoint, given.out, given.dtype))
+        print(export_file(recipe, given.checkpoint, given.out, given.dtype))
         return
     if given.set:
         raise ValueError("--set goes with --recipe; what a run was trained with cannot be set")

@@ -105,7 +105,7 @@ def shardings_beside(recipe: Recipe) -> tuple[list[Sharding], list[str]]:
     for path in own.parent.glob("*.json"):
         try:
             found += [read_sharding(path)] if path.name != own.name else []
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             problems.append(str(error))
     return sorted(found, key=lambda s: s.name), sorted(problems)
 

@@ -1,9 +1,9 @@
 """What a DeepSpeed configuration says about sharding, with DeepSpeed's defaults for what it does not say."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from dsmemvp.planning.deepspeed_file import HPZ, read_settings
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,13 @@ _KEYS = {
 
 
 def read_sharding(path: Path) -> Sharding:
-    """Raises FileNotFoundError or ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"training.deepspeed: {path} does not exist")
-    try:
-        zero: dict[str, Any] = json.loads(path.read_bytes()).get("zero_optimization", {})
-        numbers = {field: int(zero[key]) for field, key in _KEYS.items() if zero.get(key, "auto") != "auto"}
-        stage = int(zero.get("stage", 0))
-        hpz = zero.get("zero_hpz_partition_size", 1)
-        offload = (zero.get("offload_param") or {}).get("device", "none") != "none"
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"training.deepspeed: {path} is not a DeepSpeed configuration: {error}") from None
-    if stage not in (1, 3):
-        raise ValueError(f"training.deepspeed: {path}: ZeRO stage {stage} cannot be planned, only 1 and 3")
-    return Sharding(path.stem, stage, **numbers, hpz=hpz == "auto" or hpz > 1, offload=offload)
+    """Raises FileNotFoundError, OSError or ValueError naming the file."""
+    settings = read_settings(path)
+    zero, sent = settings["zero_optimization"], settings.get("communication_data_type", "fp32")
+    if zero["stage"] == 2:
+        raise ValueError(f"training.deepspeed: {path}: ZeRO stage 2 cannot be planned, only 1 and 3")
+    if sent != "fp32":
+        raise ValueError(f"training.deepspeed: {path}: communication_data_type {sent} cannot be planned, only fp32")
+    numbers = {field: zero[key] for field, key in _KEYS.items() if zero.get(key, "auto") != "auto"}
+    offload = zero.get("offload_param", {}).get("device", "auto") == "cpu"
+    return Sharding(path.stem, zero["stage"], **numbers, hpz=zero.get(HPZ, 1) != 1, offload=offload)

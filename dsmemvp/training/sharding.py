@@ -1,25 +1,22 @@
 """How DeepSpeed shards a run: the recipe's file of ds_configs/, filled in with what recipe and launch decide.
 
-To allow another setting of DeepSpeed's, write it into such a file; what the recipe decides stays "auto" there.
+planning/deepspeed_file.py says what may stand in such a file; what the recipe decides stays "auto" there.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.planning.deepspeed_file import HPZ, read_settings
 from dsmemvp.recipe import Recipe
-
-STAGES = (1, 2, 3)
-HPZ = "zero_hpz_partition_size"
 
 
 def deepspeed_settings(recipe: Recipe, world: int, training: bool = True) -> dict[str, Any]:
     """The DeepSpeed configuration with every "auto" that the recipe decides filled in; without `training` the batch is
     whatever the ranks make it. Raises FileNotFoundError or ValueError naming the key."""
     path = Path(recipe.training.deepspeed)
-    settings = _read(path)
-    _check_stage(settings["zero_optimization"], path, world)
+    settings = read_settings(path)
+    _cut_inside_nodes(settings["zero_optimization"], path, world)
     micro_batch = recipe.training.micro_batch
     micro_steps = recipe.training.micro_steps(world) if training else 1
     decided = {
@@ -45,28 +42,13 @@ def partitioned(settings: dict[str, Any]) -> bool:
     return settings["zero_optimization"]["stage"] == 3
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"training.deepspeed: {path} does not exist")
-    try:
-        settings = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"training.deepspeed: {path} is not JSON: {error}") from None
-    if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization"), dict):
-        raise ValueError(f"training.deepspeed: {path} has no zero_optimization")
-    return settings
-
-
-def _check_stage(zero: dict[str, Any], path: Path, world: int) -> None:
-    """Fills hpZ's "auto", too: the ranks on a node, so that frozen weights are gathered inside it."""
-    if zero.get("stage") not in STAGES:
-        raise ValueError(f"training.deepspeed: {path}: zero_optimization.stage must be 1, 2 or 3")
+def _cut_inside_nodes(zero: dict[str, Any], path: Path, world: int) -> None:
+    """Fills in hpZ's "auto": the ranks on a node, so that frozen weights are gathered inside it."""
     if HPZ not in zero:
         return
-    on_node = int(os.environ.get("LOCAL_WORLD_SIZE") or world)
     if zero[HPZ] == "auto":
-        zero[HPZ] = on_node
-    if world % int(zero[HPZ]):
+        zero[HPZ] = int(os.environ.get("LOCAL_WORLD_SIZE") or world)
+    if world % zero[HPZ]:
         raise ValueError(
             f"training.deepspeed: {path}: {HPZ} {zero[HPZ]} does not divide {world} ranks; every node must run as many"
             " ranks as the others, or take zero3.json"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from dsmemvp.cli import main
 from dsmemvp.models.joined import count
 from dsmemvp.models.shapes import LANGUAGE, language_config
 from dsmemvp.models.weights import configs_of_shapes
@@ -21,6 +22,27 @@ RECIPES = Path(__file__).parent.parent.parent / "recipes"
 def test_the_recipes_have_the_published_numbers_of_parameters(name, trainable, frozen):
     recipe = read_recipe(RECIPES / f"{name}.yaml")
     assert count(recipe, configs_of_shapes(recipe)) == (trainable, frozen)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"),
+    [
+        # as the model cards and Hugging Face's index files (total_size / 2) of these models say
+        ("llama-7b", 6_738_415_616),
+        ("llama-13b", 13_015_864_320),
+        ("llama-30b", 32_528_943_616),
+        ("llama-65b", 65_285_660_672),
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-2-13b", 13_015_864_320),
+        ("llama-2-70b", 68_976_648_192),
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3-70b", 70_553_706_496),
+    ],
+)
+def test_the_named_shapes_have_the_published_numbers_of_parameters(shape, parameters, capsys):
+    given = [str(RECIPES / "scienceqa-7b.yaml"), f"model.language_shape={shape}", "model.language_model="]
+    assert main(["count", *given]) == 0
+    assert f"\n{parameters:,} frozen parameters in the language model" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shape", LANGUAGE)
