@@ -87,13 +87,16 @@ def _overridden(overrides: Sequence[str]) -> Values:
             root = compose_yaml(text)
         except ValueError as error:
             raise ValueError(f"{where}: the value {error}") from None
-        given: Values = {}
-        if root is None:  # `data.test=`
-            given[key.strip()] = None, where
-        else:
-            _flatten(root, key.strip(), lambda line, where=where: where, given)
-        values |= given
+        values |= _of_override(root, key.strip(), where)
     return values
+
+
+def _of_override(root: yaml.Node | None, key: str, where: str) -> Values:
+    if root is None:  # `data.test=`
+        return {key: (None, where)}
+    given: Values = {}
+    _flatten(root, key, lambda line: where, given)
+    return given
 
 
 def _leaves(values: dict[str, Any], where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:

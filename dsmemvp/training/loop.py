@@ -45,12 +45,7 @@ def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, examination: E
 
 
 def _train(
-    recipe: Recipe,
-    ranks: Ranks,
-    stop: Stop,
-    watch: Watch,
-    examination: Examination | None,
-    guard: Guard,
+    recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, examination: Examination | None, guard: Guard
 ) -> None:
     run = Path(recipe.output) / recipe.name
     data, validation = open_training_data(recipe), open_validation_data(recipe)
