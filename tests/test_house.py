@@ -9,6 +9,7 @@ ROOT = Path(dsmemvp.__file__).parent
 ORDER = [
     "json_text",
     "yaml_text",
+    "counting",
     "launchers",
     "stopping",
     "orphans",

@@ -8,6 +8,7 @@ released after it unless the next `max_reuse` elements have them again, or fetch
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from dsmemvp.planning.sharding import Sharding
 from dsmemvp.planning.trace import Event, Trace
@@ -33,12 +34,11 @@ def simulate(trace: Trace, sharding: Sharding, micro_steps: int) -> Gathers:
     coordinator = _Coordinator(trace, sharding, persistent)
     # the first micro-step records the order; what is released where is decided for good in the second
     coordinator.micro_step(recording=True)
-    for _ in range(micro_steps - 1):
-        coordinator.micro_step()
+    coordinator.micro_steps(micro_steps - 1)
     per_step: list[tuple[int, ...]] = []
     for _ in range(2):
         coordinator.update()
-        per_step = [coordinator.micro_step() for _ in range(micro_steps)]
+        per_step = coordinator.micro_steps(micro_steps)
     return Gathers(tuple(per_step), coordinator.peak, coordinator.largest)
 
 
@@ -65,6 +65,20 @@ class _Coordinator:
         self.live = self.peak = self.largest = 0
         for holders in self.holders.values():
             holders.clear()
+
+    def micro_steps(self, number: int) -> list[tuple[int, ...]]:
+        """What each gathers. Once one leaves behind what it has found, all that follow are like it."""
+        gathered: list[tuple[int, ...]] = []
+        while len(gathered) < number:
+            before = self._state()
+            gathered.append(self.micro_step())
+            if before == self._state():
+                gathered += gathered[-1:] * (number - len(gathered))
+        return gathered
+
+    def _state(self) -> tuple[Any, ...]:
+        """What one micro-step leaves to the next."""
+        return self.available.copy(), self.live, len(self.decided), [h.copy() for h in self.holders.values()]
 
     def micro_step(self, recording: bool = False) -> tuple[int, ...]:
         self.recording = recording

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dsmemvp.counting import counted
 from dsmemvp.models.weights import configs_of_shapes, read_configs
 from dsmemvp.planning.cluster import Cluster
 from dsmemvp.planning.duration import Duration, duration
@@ -16,6 +17,11 @@ from dsmemvp.recipe import Recipe
 
 RESERVE = 4 * 2**30
 """Bytes of a GPU that CUDA, NCCL and gaps between allocations take."""
+SAME, SAME_SECONDS = 0.05, 1e-3
+"""Steps whose estimates differ by less than this share of the fastest, or by less than this time, count as equally
+fast: starting the kernels and collectives of a step, which is not estimated, takes about as long."""
+MOST_PLACES, MOST_MICRO_STEPS = 2**22, 10_000
+"""Text tokens of a micro-batch and micro-steps of a step that are planned for; both are gone through one by one."""
 POLICIES: tuple[Policy, ...] = ("none", "full")
 
 
@@ -43,7 +49,7 @@ class Plan:
     activations: dict[Policy, int]
     """Bytes by recompute policy."""
     best: Choice | None
-    """The fastest that fits."""
+    """The simplest of the fastest that fit."""
     notes: tuple[str, ...]
     """What had to be changed or left out."""
 
@@ -62,10 +68,25 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
     for cluster in clusters:
         fitted, notes = with_batch_for(recipe, cluster.gpus)
         micro_batch = fitted.training.micro_batch
+        _check_work(fitted, cluster.gpus, tokens)
         if micro_batch not in traces:
             traces[micro_batch] = {policy: trace(fitted, configs, tokens, policy) for policy in POLICIES}
         plans.append(_plan(fitted, traces[micro_batch], cluster, shardings, (*notes, *problems)))
     return plans
+
+
+def _check_work(recipe: Recipe, gpus: int, tokens: int) -> None:
+    training = recipe.training
+    if training.micro_batch * tokens > MOST_PLACES:
+        raise ValueError(
+            f"--tokens: {tokens} x training.micro_batch = {training.micro_batch} are over {MOST_PLACES:,} tokens"
+        )
+    micro_steps = training.global_batch // (training.micro_batch * gpus)
+    if micro_steps > MOST_MICRO_STEPS:
+        raise ValueError(
+            f"training.global_batch: {training.global_batch} makes {micro_steps} micro-steps on {counted(gpus, 'GPU')}"
+            f" with training.micro_batch = {training.micro_batch}, at most {MOST_MICRO_STEPS:,} are planned"
+        )
 
 
 def _plan(
@@ -84,9 +105,17 @@ def _plan(
             choice = weigh(traces["full"], sharding, "full", cluster, micro_steps)
         choices.append(choice)
     fitting = [c for c in choices if c.fits(cluster)]
-    best = min(fitting, key=lambda c: (c.duration.step, c.memory.gpu), default=None)
+    fastest = min((c.duration.step for c in fitting), default=0.0)
+    enough = max(fastest * (1 + SAME), fastest + SAME_SECONDS)
+    best = min((c for c in fitting if c.duration.step <= enough), key=_complexity, default=None)
     activations = {policy: found.peak for policy, found in traces.items()}
     return Plan(cluster, recipe, tuple(choices), activations, best, notes)
+
+
+def _complexity(choice: Choice) -> tuple[bool, bool, bool, float]:
+    """Whole weights on every GPU come first, then flat ZeRO-3, its second partition, and host memory."""
+    sharding = choice.sharding
+    return sharding.offload, sharding.hpz, sharding.stage == 3, choice.duration.step
 
 
 def weigh(found: Trace, sharding: Sharding, recompute: Policy, cluster: Cluster, micro_steps: int) -> Choice:
@@ -120,14 +149,14 @@ def with_batch_for(recipe: Recipe, gpus: int) -> tuple[Recipe, list[str]]:
     if global_batch != training.global_batch:
         rate = training.learning_rate * global_batch / training.global_batch
         notes.append(
-            f"{gpus} GPUs cannot share a global batch of {training.global_batch}; planned with"
+            f"{counted(gpus, 'GPU')} cannot share a global batch of {training.global_batch}; planned with"
             f" training.global_batch={global_batch} training.micro_batch={micro_batch}, which wants"
             f" training.learning_rate={rate:g} where the rate goes with the batch"
         )
     elif micro_batch != training.micro_batch:
         notes.append(
-            f"{gpus} GPUs have {share} of {global_batch} samples each, which is no multiple of training.micro_batch"
-            f" {training.micro_batch}; planned with training.micro_batch={micro_batch}"
+            f"{counted(gpus, 'GPU')}: {share} of {global_batch} samples each, which is no multiple of"
+            f" training.micro_batch {training.micro_batch}; planned with training.micro_batch={micro_batch}"
         )
     changed = replace(training, global_batch=global_batch, micro_batch=micro_batch)
     return replace(recipe, training=changed), notes

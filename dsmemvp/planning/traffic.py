@@ -10,6 +10,7 @@ In a ring of n ranks, node after node, every rank sends (n-1)/n of the buffer to
 all-reduce), and one rank of each node sends to the next node.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from dsmemvp.planning.cluster import Cluster
@@ -94,9 +95,10 @@ def traffic(trace: Trace, sharding: Sharding, cluster: Cluster, gathers: Gathers
 
 def _weights(trace: Trace, sharding: Sharding, gathers: Gathers, whole: list[int]) -> tuple[int, int]:
     """Elements gathered in a step's micro-steps: (over all GPUs, inside nodes)."""
-    fetched = [p for micro_step in gathers.micro_steps for p in micro_step]
+    times = Counter(gathers.micro_steps)
+    fetched = sum(n * whole[p] for micro_step, n in times.items() for p in micro_step)
     if not sharding.hpz:
-        return sum(whole[p] for p in fetched), 0
+        return fetched, 0
     # the node's copy of a trained parameter is dropped with every update, and made again at its first release
-    first = sum(whole[p] for p in set(fetched) if trace.parameters[p].trained)
-    return first, sum(whole[p] for p in fetched) - first
+    first = sum(whole[p] for p in {p for micro_step in times for p in micro_step} if trace.parameters[p].trained)
+    return first, fetched - first

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from dsmemvp.cli import main
+from dsmemvp.models.weights import configs_of_shapes
 from dsmemvp.planning.cluster import Cluster, clusters, quantity
+from dsmemvp.planning.gathers import simulate
 from dsmemvp.planning.plan import RESERVE, compare, with_batch_for
-from dsmemvp.planning.sharding import read_sharding
+from dsmemvp.planning.sharding import Sharding, read_sharding
 from dsmemvp.planning.table import lines, recommendation
+from dsmemvp.planning.trace import trace
 from dsmemvp.recipe_file import read_recipe
 
 ROOT = Path(__file__).parent.parent.parent
@@ -102,9 +105,69 @@ def test_the_command_prints_a_row_per_cluster_and_sharding(shardings, capsys):
         assert part in out
 
 
+def _table(text: str) -> list[dict[str, str]]:
+    head, _, *rows = (line.strip("| ").split("|") for line in text.splitlines() if line.startswith("|"))
+    return [{name.strip(): cell.strip() for name, cell in zip(head, row, strict=True)} for row in rows]
+
+
+def test_a_small_recipe_is_planned_in_units_that_suit_it(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", str(RECIPE), *TINY, "--gpus", "2"]) == 0
+    out = capsys.readouterr().out
+    rows = _table(out)
+    assert {"weights MiB", "trained MiB", "activations MiB", "GPU MiB", "sent/GPU MB"} <= rows[0].keys()
+    for row in rows:
+        none = {name for name, cell in row.items() if name not in ("GPUs", "sharding", "recompute") and cell == "0"}
+        assert {name.split()[0] for name in none} <= {"host/node", "out/node"}, row
+        assert not any(part in ("0.0", "0.00", "0.000") for cell in row.values() for part in cell.split(" / "))
+    step = next(name for name in rows[0] if name.startswith("step "))
+    best = next(row for row in rows if row["sharding"] == "replicated")
+    assert (
+        f"with {best['GPU MiB']} MiB and a reserve of 4.00 GiB of 80.0 GiB and about {best[step]} {step[5:]} per" in out
+    )
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 8])
+def test_the_simplest_of_equally_fast_ways_is_recommended(gpus, monkeypatch):
+    """On one node a second partition gains nothing that an estimate could tell."""
+    monkeypatch.chdir(ROOT)
+    (plan,) = compare(read_recipe(RECIPE, TINY), [Cluster(gpus, 8)], 200)
+    assert plan.best.sharding.name == "replicated"
+    fastest = min(choice.duration.step for choice in plan.choices)
+    assert plan.best.duration.step <= max(1.05 * fastest, fastest + 1e-3)
+
+
+def test_one_gpu_is_written_as_one(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", str(RECIPE), *TINY, "--gpus", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "\n1 GPU: take" in out and "1 GPUs" not in out
+
+
+def test_thousands_of_micro_steps_are_counted_in_bounded_time():
+    """All but the first few are the same."""
+    recipe = read_recipe(RECIPE, [*TINY, f"training.deepspeed={ROOT}/ds_configs/zero3.json", "training.micro_batch=1"])
+    found = trace(recipe, configs_of_shapes(recipe), 50, "none")
+    sharding = Sharding("x", 3, persistence=0, prefetch=10_000, max_live=100_000, max_reuse=100_000)
+    few, many = simulate(found, sharding, 8), simulate(found, sharding, 9_000)
+    assert len(many.micro_steps) == 9_000 and set(many.micro_steps) == set(few.micro_steps)
+    assert many.micro_steps[:7] == few.micro_steps[:7] and (many.live, many.coalesced) == (few.live, few.coalesced)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (["--gpus", "9" * 5000], "--gpus: a number, or up to 32"),
+        (["--gpus", ",".join(["8"] * 100)], "--gpus: a number, or up to 32"),
+        (["--gpus", "9999999"], "--gpus: 9999999 GPUs are more than 1,000,000"),
+        (["--gpus", "8", "--gpu-memory", "0GiB"], "--gpu-memory: '0GiB' must be above 0"),
+        (["--gpus", "8", "--interconnect", "0Gb"], "--interconnect: '0Gb' must be above 0"),
+        (["--gpus", "8", "--gpu-flops", "9" * 400 + "T"], "must be above 0 and below 1e+21"),
+        (["--gpus", "8", "--tokens", "1000000000"], "--tokens: 1000000000 x training.micro_batch = 4 are over"),
+        (
+            ["--gpus", "1", "training.global_batch=1000000", "training.micro_batch=1"],
+            "1000000 micro-steps on 1 GPU with",
+        ),
         (["--gpus", "many"], "--gpus: a number"),
         (["--gpus", "8", "--gpu-memory", "large"], "'large' is no size"),
         (["--gpus", "8", "--tokens", "8"], "--tokens: 8"),

@@ -1,0 +1,6 @@
+"""How many of something, in words."""
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """ "1 shard", "2 shards"; `several` where an s is not enough."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
