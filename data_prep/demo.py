@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from data_prep.shards import Row, write_shards
+from dsmemvp.counting import counted
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -49,7 +50,7 @@ def main() -> None:
     for split, number in (("train", given.train), ("test", given.test)):
         rng = random.Random(f"demo {given.seed} {split}")
         rows = (sample(rng, f"{split}-{i:06d}", with_picture=i % 2 == 0) for i in range(number))
-        print(f"{split}: {write_shards(rows, given.out / split, split, per_shard=200).samples} samples")
+        print(f"{split}: {counted(write_shards(rows, given.out / split, split, per_shard=200).samples, 'sample')}")
     rng = random.Random(f"demo {given.seed} text")
     texts = (_as_text(sample(rng, f"text-{i:06d}", with_picture=i % 2 == 0, draw=False)) for i in range(given.text))
     print(f"text: {write_shards(texts, given.out / 'text', 'text', per_shard=2000).samples} samples")

@@ -19,6 +19,7 @@ from data_prep.plan import WORK, Planned, made_by, naming, plan_of, read_plan, r
 from data_prep.progress import Progress, say
 from data_prep.ranks import Ranks
 from data_prep.shards import Row, shard_name, write_shard
+from dsmemvp.counting import counted
 from dsmemvp.data.manifest import FILE, Manifest, write_manifest
 from dsmemvp.data.sample import SampleError
 
@@ -99,7 +100,7 @@ def _begin(job: Job) -> tuple[list[int], int]:
         shards = old[1]
         found = find_finished(given.out, work)
         done = {number for number, finished in found if given.on_bad_row == "skip" or not finished.left_out}
-        say(job.converter, f"going on in {given.out}: {len(done)} of {shards} shards are finished")
+        say(job.converter, f"going on in {given.out}: {len(done)} of {counted(shards, 'shard')} finished")
     else:
         if old is not None:
             changed = ", ".join(sorted(k for k in known.keys() | old[0].keys() if known.get(k) != old[0].get(k)))
@@ -168,7 +169,7 @@ def _finish(job: Job, shards: int) -> None:
     with naming(given.out / FILE):
         write_manifest(manifest)
     remove_plan(job.work)
-    print(f"{manifest.samples} samples in {len(written)} shards -> {given.out}")
+    print(f"{counted(manifest.samples, 'sample')} in {counted(len(written), 'shard')} -> {given.out}")
     for message in left_out:
         print(f"left out: {message}")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep.finished import count_finished
+from dsmemvp.counting import counted
 
 LOOK_S = 1.0
 LINE_S = 60.0
@@ -35,7 +36,7 @@ class Progress:
             self._bar.update(self._done() - self._bar.n)
         elif now - self._told >= LINE_S:
             self._told = now
-            say(self._converter, f"{self._done()} of {self._shards} shards")
+            say(self._converter, f"{self._done()} of {counted(self._shards, 'shard')}")
 
     def _done(self) -> int:
         return count_finished(self._work)

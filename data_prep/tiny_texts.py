@@ -5,6 +5,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+from dsmemvp.counting import counted
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.sample import BadSample, Sample, read_sample
 from dsmemvp.data.stream import read_all
@@ -61,13 +62,16 @@ def check_words(words: Words, folder: Path) -> None:
         )
     told = sum(map(bool, words.values()))
     if told < LEAST:
-        raise ValueError(f"{folder}: only {told} different pictures have words; at least {LEAST} are needed")
+        raise ValueError(
+            f"{folder}: only {counted(told, 'different picture has', 'different pictures have')} words; at"
+            f" least {LEAST} are needed"
+        )
 
 
 def check_texts(texts: list[Sample], folder: Path) -> None:
     """Raises ValueError where a language model could not be trained on them."""
     if len(texts) < LEAST:
-        raise ValueError(f"{folder}: only {len(texts)} samples; at least {LEAST} are needed")
+        raise ValueError(f"{folder}: only {counted(len(texts), 'sample')}; at least {LEAST} are needed")
 
 
 def texts_of(data: Path) -> list[Sample]:

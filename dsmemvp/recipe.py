@@ -7,6 +7,8 @@ Add a setting by adding a field with its range and its sentence; add a rule betw
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from dsmemvp.counting import counted
+
 PILLOW_PIXELS = 178_956_970
 """Twice Pillow's Image.MAX_IMAGE_PIXELS, where it raises DecompressionBombError."""
 NAME_BYTES = 100
@@ -191,7 +193,7 @@ class Training:
         if self.global_batch % (self.micro_batch * ranks):
             raise ValueError(
                 f"training.global_batch: {self.global_batch} is not a multiple of training.micro_batch"
-                f" {self.micro_batch} x {ranks} ranks"
+                f" {self.micro_batch} x {counted(ranks, 'rank')}"
             )
         return self.global_batch // (self.micro_batch * ranks)
 
@@ -250,7 +252,8 @@ class Recipe:
             )
         if self.data.passes and len(self.data.passes) != len(self.data.train):
             raise ValueError(
-                f"data.passes: {len(self.data.passes)} numbers for the {len(self.data.train)} folders of data.train"
+                f"data.passes: {counted(len(self.data.passes), 'number')} for the"
+                f" {counted(len(self.data.train), 'folder')} of data.train"
             )
         if self.training.keep_best and not self.data.validation:
             raise ValueError("training.keep_best: give data.validation, on which is measured which is best")

@@ -161,3 +161,11 @@ def test_overrides_are_checked_without_the_recipe():
         check_overrides(["training.epoch=3"])
     with pytest.raises(ValueError, match=r"override 'training\.epochs=0': training\.epochs: must be at least 1"):
         check_overrides(["training.epochs=0"])
+
+
+@pytest.mark.parametrize("text", ["just words", "- name: r", "3"])
+def test_yaml_that_is_no_mapping_is_refused(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"r\.yaml, line 1: a recipe is a mapping"):
+        read_recipe(path)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmemvp.commands.recipe_command import given_recipe, recipe_command
+from dsmemvp.counting import counted
 
 
 def add(commands: Any) -> None:
@@ -53,4 +54,6 @@ def _check(given: argparse.Namespace) -> None:
     lines, bad = check(recipe, given.ranks, given.processes)
     print(*lines, sep="\n", flush=True)
     if bad and recipe.data.on_bad_sample == "fail":
-        raise ValueError(f"{bad} samples cannot be used; mend them, or leave them out with data.on_bad_sample=skip")
+        raise ValueError(
+            f"{counted(bad, 'sample')} cannot be used; mend them, or leave them out with data.on_bad_sample=skip"
+        )

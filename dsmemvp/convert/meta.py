@@ -16,6 +16,7 @@ from dsmemvp.convert.files import tensors_in
 from dsmemvp.convert.lazy import LazyTensor, Tensors, joined
 from dsmemvp.convert.llama import LAYER, WHOLE, language_tensors, layer_and_part
 from dsmemvp.convert.meta_config import language_config, read_params
+from dsmemvp.counting import counted
 
 ROWS = ("wq", "wk", "wv", "w1", "w3", "output")
 COLUMNS = ("wo", "w2")
@@ -52,7 +53,7 @@ def _piece_files(folder: Path) -> list[Path]:
     wanted = [folder / f"consolidated.{i:02d}.pth" for i in range(max(1, len(files)))]
     for path in wanted:
         if path not in files:
-            raise FileNotFoundError(f"{path} does not exist; the folder holds {len(files)} pieces")
+            raise FileNotFoundError(f"{path} does not exist; the folder holds {counted(len(files), 'piece')}")
     return files
 
 

@@ -18,6 +18,7 @@ from dsmemvp.convert.llama import language_model
 from dsmemvp.convert.memvp import DEAD, OPTIONS, trained_tensors
 from dsmemvp.convert.meta import is_meta_folder, meta_language_model, tokenizer_of
 from dsmemvp.convert.writing import check_folder, write_model
+from dsmemvp.counting import counted
 from dsmemvp.data.durable import replace_file
 from dsmemvp.models.safetensors_file import some
 from dsmemvp.models.weights import check_config
@@ -70,12 +71,12 @@ def convert(source: Path, out: Path, options: Options = Options()) -> list[str]:
         folder = folders[name]
         tensors = {n: t.to(DTYPES[options.dtype]) for n, t in tensors.items()}
         write_model(folder, tensors, config, options.shard_bytes, found.beside)
-        found.said.insert(0, f"{len(tensors)} tensors of the {name.replace('_', ' ')} -> {folder}")
+        found.said.insert(0, f"{counted(len(tensors), 'tensor')} of the {name.replace('_', ' ')} -> {folder}")
     if found.trained:
         out.mkdir(parents=True, exist_ok=True)
         trained = {name: t.read().contiguous() for name, t in found.trained.items()}
         replace_file(out / TRAINED, save(trained, metadata=found.settings))
-        found.said.append(f"{len(trained)} trained tensors -> {out / TRAINED}")
+        found.said.append(f"{counted(len(trained), 'trained tensor')} -> {out / TRAINED}")
         if found.settings:
             found.said.append(f"trained with {', '.join(f'{k}={v}' for k, v in found.settings.items())}")
     return found.said
@@ -151,7 +152,8 @@ def check_tensors(source: Path, tensors: Tensors, config: PretrainedConfig) -> N
     layers: int = config.num_hidden_layers
     if layers > len(tensors):
         raise ValueError(
-            f"{source} is not whole or not of the sizes it claims: {layers} layers, {len(tensors)} tensors"
+            f"{source} is not whole or not of the sizes it claims: {counted(layers, 'layer')},"
+            f" {counted(len(tensors), 'tensor')}"
         )
     try:
         check_config(config)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.counting import counted
 from dsmemvp.data.cache import Cache
 from dsmemvp.data.location import is_remote, masked
 from dsmemvp.data.manifest import Manifest, open_manifest
@@ -34,14 +35,16 @@ def open_training_data(recipe: Recipe) -> TrainingData:
     for manifest, source in zip(manifests, sources, strict=True):
         if source.per_epoch == 0:
             raise ValueError(
-                f"data.passes: {source.passes} of the {source.samples} samples of {manifest.location} is not one sample"
+                f"data.passes: {source.passes} of the {counted(source.samples, 'sample')} of"
+                f" {manifest.location} is not one sample"
             )
     _check_cache(manifests, data.block_shards)
     _check_blocks(manifests, data.block_shards)
     order = Order(sources, recipe.seed, data.block_shards, training.global_batch, data.last_batch)
     if order.steps == 0:
         raise ValueError(
-            f"training.global_batch: {training.global_batch} is more than the {order.samples} samples of an epoch of"
+            f"training.global_batch: {training.global_batch} is more than the"
+            f" {counted(order.samples, 'sample')} of an epoch of"
             f" {', '.join(manifest.location for manifest in manifests)}; take a smaller one, or data.last_batch=repeat"
         )
     identity = {
@@ -87,7 +90,8 @@ def _check_cache(manifests: Sequence[Manifest], block_shards: int) -> None:
     if limits and blocks > limits[0]:
         where = ", ".join(manifest.location for manifest in manifests if manifest.remote)
         raise ValueError(
-            f"data.cache_gib: {limits[0] / 2**30:.3g} GiB do not hold two blocks of {block_shards} shards of {where},"
+            f"data.cache_gib: {limits[0] / 2**30:.3g} GiB do not hold two blocks of"
+            f" {counted(block_shards, 'shard')} of {where},"
             f" up to {blocks / 2**30:.3g} GiB; raise it, or lower data.block_shards"
         )
 
@@ -98,7 +102,8 @@ def _check_blocks(manifests: Sequence[Manifest], block_shards: int) -> None:
         most = sum(sorted(manifest.counts, reverse=True)[:block_shards])
         if most > MOST_IN_BLOCK:
             raise ValueError(
-                f"data.block_shards: a block of {block_shards} shards of {manifest.location} has up to {most} samples,"
+                f"data.block_shards: a block of {counted(block_shards, 'shard')} of {manifest.location} has"
+                f" up to {counted(most, 'sample')},"
                 f" at most {MOST_IN_BLOCK} are shuffled at once; lower it, or prepare smaller shards"
             )
 

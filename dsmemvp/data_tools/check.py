@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from dsmemvp.counting import counted
 from dsmemvp.data.dealing import Weight, deal
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.loader import weigh
@@ -48,7 +49,7 @@ def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], in
         lines += found.lines(recipe.evaluation)
         bad += found.bad
     if bad:
-        lines.append(f"{len(bad)} samples cannot be used:")
+        lines.append(f"{counted(len(bad), 'sample')} cannot be used:")
         lines += [f"  {message}" for message in bad[:LISTED]]
         lines += [f"  and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
     return lines, len(bad)
@@ -66,7 +67,9 @@ def _training(
         lines += found.lines(recipe.evaluation)
         if len(data.manifests) > 1:
             share = source.per_epoch / data.order.samples
-            lines.append(f"  {source.per_epoch} samples of it in an epoch ({source.passes} passes), {share:.1%}")
+            lines.append(
+                f"  {counted(source.per_epoch, 'sample')} of it in an epoch ({source.passes} passes), {share:.1%}"
+            )
         bad += found.bad
         unusable.append(len(found.bad))
     return lines, bad, unusable if any(unusable) else []
@@ -85,8 +88,15 @@ def _skipped(order: Order, unusable: Sequence[int]) -> str:
 def _epoch(recipe: Recipe, order: Order, manifests: Sequence[Manifest], encoder: Encoder, ranks: int) -> Iterable[str]:
     """What an epoch is made of, and how evenly its batches can be dealt."""
     rest = order.samples - order.steps * order.global_batch
-    last = f"{order.repeats} samples are repeated to complete the last one" if order.repeats else f"{rest} left out"
-    yield f"epoch: {order.samples} samples, {order.steps} global batches of {order.global_batch}; {last}"
+    last = (
+        f"{counted(order.repeats, 'sample is', 'samples are')} repeated to complete the last one"
+        if order.repeats
+        else f"{rest} left out"
+    )
+    yield (
+        f"epoch: {counted(order.samples, 'sample')}, {counted(order.steps, 'global batch', 'global batches')} of"
+        f" {order.global_batch}; {last}"
+    )
     micro_batch = recipe.training.micro_batch
     recipe.training.micro_steps(ranks)
     reader = Reader(manifests, order.near_shards)
@@ -100,8 +110,9 @@ def _epoch(recipe: Recipe, order: Order, manifests: Sequence[Manifest], encoder:
         in_turn += _busy(weights, [[t[i : i + micro_batch] for i in range(0, len(t), micro_batch)] for t in turns])
     if dealt:
         yield (
-            f"  dealt by length to {ranks} ranks, {dealt / in_turn:.2f} x the padded places of dealing in turn"
-            f" (from text lengths of the first {len(steps)} batches)"
+            f"  dealt by length to {counted(ranks, 'rank')}, {dealt / in_turn:.2f} x the padded places of"
+            " dealing in turn"
+            f" (from text lengths of the first {counted(len(steps), 'batch', 'batches')})"
         )
 
 

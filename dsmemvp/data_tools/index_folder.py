@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from dsmemvp.counting import counted
 from dsmemvp.data.index import SUFFIX, index_path, index_shard
 from dsmemvp.data.manifest import FILE, Manifest, Shard, open_manifest, write_manifest
 from dsmemvp.data.remote import Cache
@@ -36,7 +37,10 @@ def index_folder(folder: Path, split: str, processes: int = 0) -> list[str]:
     write_manifest(manifest)
     _drop_leftovers(folder, paths)
     ignored = sum((counter for _, counter in found), Counter[str]())
-    return [f"{manifest.samples} samples in {len(shards)} shards -> {folder / FILE}", *_about(ignored)]
+    return [
+        f"{counted(manifest.samples, 'sample')} in {counted(len(shards), 'shard')} -> {folder / FILE}",
+        *_about(ignored),
+    ]
 
 
 def check_folder(folder: Path, processes: int = 0) -> list[str]:
@@ -51,7 +55,10 @@ def check_folder(folder: Path, processes: int = 0) -> list[str]:
         raise ValueError(f"{folder}: {_first(wrong + new)}. Fetch or prepare these shards again, with their indexes")
     if new:
         raise ValueError(f"{folder}: {_first(new)}. Take it away, or take it in with `dsmemvp index {folder}`")
-    return [f"{manifest.samples} samples in {len(manifest.shards)} shards are as {folder / FILE} says"]
+    return [
+        f"{counted(manifest.samples, 'sample')} in {counted(len(manifest.shards), 'shard')}: all as"
+        f" {folder / FILE} says"
+    ]
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from dsmemvp.counting import counted
+
 S = TypeVar("S")
 T = TypeVar("T")
 SECONDS = 30
@@ -29,7 +31,7 @@ def over_shards(work: Callable[[S], T], shards: Sequence[S], about: str, process
                 bar.update()
                 if bar.disable and time.monotonic() - said > SECONDS:
                     said = time.monotonic()
-                    print(f"{about}: {number} of {len(shards)} shards", file=sys.stderr, flush=True)
+                    print(f"{about}: {number} of {counted(len(shards), 'shard')}", file=sys.stderr, flush=True)
         finally:
             for future in futures:
                 future.cancel()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from dsmemvp.counting import counted
 from dsmemvp.data.batch import Item
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.images import STATISTICS
@@ -62,7 +63,7 @@ def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet
             pictures.append((sample, item.image))
     if pictures:
         _sheet(pictures, encoder.image.statistics).save(sheet)
-        lines.append(f"{len(pictures)} pictures -> {sheet}")
+        lines.append(f"{counted(len(pictures), 'picture')} -> {sheet}")
     return lines
 
 
@@ -80,14 +81,14 @@ def _about(item: Item) -> str:
     supervised = len(item.text.tokens) - item.text.prompt
     cut = ", context cut" if item.text.cut else ""
     image = ", with a picture" if item.image is not None else ""
-    return f"{len(item.text.tokens)} tokens, {supervised} of them supervised{cut}{image}"
+    return f"{counted(len(item.text.tokens), 'token')}, {supervised} of them supervised{cut}{image}"
 
 
 def _text(item: Item, encoder: Encoder, tokenizer: Tokenizer) -> str:
     """<s> and </s> are written out; [[ ]] encloses what is supervised."""
     tokens, prompt = item.text.tokens, item.text.prompt
     whole, head = tokenizer.decode(tokens), tokenizer.decode(tokens[:prompt])
-    places = f"[{encoder.slots} places of the picture]" if encoder.slots and item.image is not None else ""
+    places = f"[{counted(encoder.slots, 'place')} of the picture]" if encoder.slots and item.image is not None else ""
     end = "</s>" if tokens[-1] == tokenizer.eos else ""
     return f"<s>{places}{head}[[{whole[len(head) :]}{end}]]"
 

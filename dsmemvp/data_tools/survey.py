@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from dsmemvp.counting import counted
 from dsmemvp.data.encoder import Encoder
 from dsmemvp.data.letters import longest_letter
 from dsmemvp.data.manifest import Manifest
@@ -59,10 +60,13 @@ class Survey:
         kinds = ", ".join(f"{number} {task}" for task, number in tasks.most_common())
         images = sum(shard.images for shard in self.shards)
         yield (
-            f"{self.about}: {manifest.location}: {manifest.samples} samples, {images} with a picture"
+            f"{self.about}: {manifest.location}: {counted(manifest.samples, 'sample')}, {images} with a picture"
             f"{f' ({kinds})' if kinds else ''}"
         )
-        yield f"  {len(counts)} shards of {min(counts)} to {max(counts)} samples, {min(mib):.1f} to {max(mib):.1f} MiB"
+        yield (
+            f"  {counted(len(counts), 'shard')} of {min(counts)} to {counted(max(counts), 'sample')},"
+            f" {min(mib):.1f} to {max(mib):.1f} MiB"
+        )
         yield from self._texts()
         yield from self._answers(evaluation)
 
@@ -71,10 +75,13 @@ class Survey:
         if lengths := sorted(length for shard in self.shards for length in shard.lengths):
             middle, cut = lengths[len(lengths) // 2], sum(shard.cut for shard in self.shards)
             asked = ", up to where the answer begins" if self.encoder.answers else ""
-            yield f"  tokens{asked}: {_range(lengths, f'median {middle}, ')}; {cut} contexts are cut to {limit}"
+            yield (
+                f"  tokens{asked}: {_range(lengths, f'median {middle}, ')};"
+                f" {counted(cut, 'context is', 'contexts are')} cut to {limit}"
+            )
         if needed := [least for shard in self.shards for least in shard.needed]:
             yield (
-                f"  {len(needed)} samples are longer than {limit} without any context;"
+                f"  {counted(len(needed), 'sample is', 'samples are')} longer than {limit} without any context;"
                 f" data.max_length={max(needed)} would take all of them"
             )
 
@@ -95,7 +102,7 @@ class Survey:
         try:
             choices = max(shard.choices for shard in self.shards)
             if choices and (tokens := longest_letter(Tokenizer(self.encoder.tokenizer_path), choices)) > 1:
-                yield f"  letters of {choices} choices: up to {tokens} tokens"
+                yield f"  letters of {counted(choices, 'choice')}: up to {counted(tokens, 'token')}"
         except ValueError as error:
             yield f"  warning: {error}"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from dsmemvp.counting import counted
 from dsmemvp.doctor.finding import Finding, Here, fail, gib, ok, warning
 
 BUFFER = 66 * 2**20
@@ -21,7 +22,9 @@ PER_WORKER = 64 * 2**20
 def devices(here: Here) -> list[Finding]:
     if not here.on_gpus:
         memory = psutil.virtual_memory()
-        text = f"none; {here.local_world} CPU ranks, {gib(memory.available)} of {gib(memory.total)} memory free"
+        text = (
+            f"none; {counted(here.local_world, 'CPU rank')}, {gib(memory.available)} of {gib(memory.total)} memory free"
+        )
         if shutil.which("nvidia-smi") and os.environ.get("DS_ACCELERATOR") != "cpu":
             return [
                 warning("GPUs", text, "there is an nvidia-smi, but torch sees no GPU; look at driver and torch build")
@@ -42,7 +45,7 @@ def gpus(memories: list[tuple[str, int, int]], local_world: int) -> list[Finding
     names = ", ".join(sorted({name for name, _, _ in memories}))
     text = f"{len(memories)} x {names}, {gib(min(total for _, _, total in memories))} each"
     if local_world > len(memories):
-        what = f"{text}, but {local_world} ranks on this node"
+        what = f"{text}, but {counted(local_world, 'rank')} on this node"
         todo = "start one rank per GPU, each seeing all of them: --gpus-per-node, not --gpus-per-task or --gpu-bind"
         return [fail("GPUs", what, todo)]
     used = [str(n) for n, (_, free, total) in enumerate(memories) if free < 0.9 * total]
@@ -67,7 +70,7 @@ def cores(here: Here, workers: int, environment: Mapping[str, str]) -> list[Find
         return [warning("CPU cores", f"{text}, the job asked for {asked} per task", todo)]
     if share < 1 + workers:
         todo = f"{1 + workers} per rank are wanted: for itself and data.workers={workers}"
-        return [warning("CPU cores", f"{text} and {here.local_world} ranks", todo)]
+        return [warning("CPU cores", f"{text} and {counted(here.local_world, 'rank')}", todo)]
     return [ok("CPU cores", text)]
 
 
@@ -81,7 +84,9 @@ def shared_memory(here: Here, workers: int, folder: Path = Path("/dev/shm")) -> 
     wanted = needed + here.local_world * workers * PER_WORKER
     text, todo = f"{gib(free)} of {gib(total)} free in {folder}", "remove what is left there, or enlarge it"
     if free < needed:
-        return [fail("shared memory", f"{text}, {here.local_world} CPU ranks need {gib(needed)}", todo)]
+        return [
+            fail("shared memory", f"{text}, {counted(here.local_world, 'CPU rank')}, which want {gib(needed)}", todo)
+        ]
     if free < wanted:
         return [warning("shared memory", f"{text}, ranks and loaders may need {gib(wanted)}", todo)]
     return [ok("shared memory", text)]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dsmemvp.counting import counted
 from dsmemvp.data.encoder import Encoder, recipe_encoder
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.sets import open_test_data, open_training_data, open_validation_data
@@ -60,20 +61,20 @@ def _tokenizer(recipe: Recipe, configs: Configs, into: list[Encoder]) -> str:
 def _training(recipe: Recipe, encoders: list[Encoder]) -> Finding:
     data = open_training_data(recipe)
     where = ", ".join(manifest.location for manifest in data.manifests)
-    text = f"{data.order.samples} samples and {data.order.steps} steps per epoch in {where}"
+    text = f"{counted(data.order.samples, 'sample')} and {counted(data.order.steps, 'step')} per epoch in {where}"
     return _texts("training data", text, data.manifests, encoders)
 
 
 def _validation(recipe: Recipe, encoders: list[Encoder]) -> Finding:
     data = open_validation_data(recipe)
     assert data is not None
-    return _texts("validation data", f"{data.samples} samples in {data.location}", [data], encoders)
+    return _texts("validation data", f"{counted(data.samples, 'sample')} in {data.location}", [data], encoders)
 
 
 def _test(recipe: Recipe, encoders: list[Encoder]) -> Finding:
     data = open_test_data(recipe)
     answers = [replace(encoder, answers=True) for encoder in encoders]
-    return _texts("test data", f"{data.samples} samples in {data.location}", [data], answers)
+    return _texts("test data", f"{counted(data.samples, 'sample')} in {data.location}", [data], answers)
 
 
 def _texts(what: str, text: str, manifests: Sequence[Manifest], encoders: list[Encoder]) -> Finding:
@@ -90,7 +91,9 @@ def _texts(what: str, text: str, manifests: Sequence[Manifest], encoders: list[E
         wrong += problems
     if not wrong:
         return ok(what, f"{text}; {', '.join(dict.fromkeys(looked))}")
-    found = f"{text}; {wrong[0].message}" + (f" (and {len(wrong) - 1} more samples)" if len(wrong) > 1 else "")
+    found = f"{text}; {wrong[0].message}" + (
+        f" (and {counted(len(wrong) - 1, 'more sample')})" if len(wrong) > 1 else ""
+    )
     needed = max(problem.needed for problem in wrong)
     longer = f"data.max_length={needed} takes those that are too long; " if needed else ""
     if encoder.skip_bad:
@@ -104,6 +107,7 @@ def _batch(recipe: Recipe, here: Here) -> str:
     most = training.global_batch // training.micro_batch
     numbers = ", ".join(str(n) for n in range(1, most + 1) if most % n == 0)
     text = (
-        f"{settings['gradient_accumulation_steps']} micro-steps of {training.micro_batch} samples on {here.world} ranks"
+        f"{counted(settings['gradient_accumulation_steps'], 'micro-step')} of"
+        f" {counted(training.micro_batch, 'sample')} on {counted(here.world, 'rank')}"
     )
-    return f"{text}; {training.global_batch} samples can be dealt over {numbers} ranks"
+    return f"{text}; {counted(training.global_batch, 'sample')} can be dealt over {numbers} rank{'s' * (most > 1)}"

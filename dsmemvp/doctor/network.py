@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from dsmemvp.counting import counted
 from dsmemvp.doctor.finding import Finding, Here, fail, ok, warning
 
 TOPOLOGY = ["nvidia-smi", "topo", "-m"]
@@ -32,7 +33,7 @@ def links_of(topology: str) -> list[Finding]:
     links = {link for row in table for link in row[1 : 1 + len(table)] if link != "X"}
     if not links:
         return [ok("GPU links", "one GPU")] if len(table) == 1 else []
-    text = f"{', '.join(sorted(links))} between {len(table)} GPUs"
+    text = f"{', '.join(sorted(links))} between {counted(len(table), 'GPU')}"
     if all(link.startswith("NV") for link in links):
         return [ok("GPU links", f"NVLink: {text}")]
     if links & set(SLOW):

@@ -46,11 +46,17 @@ def slurm(environment: Mapping[str, str]) -> list[Finding]:
     if not job:
         return [ok("Slurm", "not in a job")]
     nodes = environment.get("SLURM_JOB_NUM_NODES") or environment.get("SLURM_NNODES") or "?"
-    text = f"job {job} on {nodes} nodes ({environment.get('SLURM_JOB_NODELIST', '?')})"
+    text = f"job {job} on {nodes} node{'s' * (nodes != '1')} ({environment.get('SLURM_JOB_NODELIST', '?')})"
     if "SLURM_STEP_NUM_TASKS" not in environment:
         return [
             warning("Slurm", f"{text}, outside of srun", "start it with srun to look at every node as ranks see it")
         ]
     tasks, per_node = environment["SLURM_STEP_NUM_TASKS"], environment.get("SLURM_STEP_TASKS_PER_NODE", "?")
     cpus = environment.get("SLURM_CPUS_PER_TASK", "1")
-    return [ok("Slurm", f"{text}, {tasks} tasks ({per_node} per node), {cpus} CPUs per task")]
+    return [
+        ok(
+            "Slurm",
+            f"{text}, {tasks} task{'s' * (tasks != '1')} ({per_node} per node), {cpus}"
+            f" CPU{'s' * (cpus != '1')} per task",
+        )
+    ]

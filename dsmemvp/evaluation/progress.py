@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from dsmemvp.counting import counted
+
 EVERY = 30.0
 """Seconds between two lines."""
 
@@ -26,7 +28,7 @@ class Progress:
             rate = (self._done - self._before) / (now - self._start)
             left = time.strftime("%H:%M:%S", time.gmtime((self._total - self._done) / rate)) if rate else "?"
             print(
-                f"{time.strftime('%H:%M:%S')}  {self._name}: {self._done} of {self._total} samples,"
+                f"{time.strftime('%H:%M:%S')}  {self._name}: {self._done} of {counted(self._total, 'sample')},"
                 f" {rate:.1f} samples/s, {left} left",
                 flush=True,
             )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.counting import counted
 from dsmemvp.data.durable import replace_file
 from dsmemvp.data.text import options
 from dsmemvp.evaluation import captions
@@ -61,13 +62,23 @@ class Report:
         content = json.dumps({**about, **as_json(scores)}, indent=1, ensure_ascii=False) + "\n"
         replace_file(self.run / names[0], content.encode())
         self._show(predicted, scores)
-        said = [f"{self.run.name}, epoch {self.state.epoch}, {used} samples of {self.location}", table(scores)]
+        said = [
+            f"{self.run.name}, epoch {self.state.epoch}, {counted(used, 'sample')} of {self.location}",
+            table(scores),
+        ]
         said += [remark for name, own in predictions.items() for remark in remarks(name, own)]
-        said += [f"{n}: {f.cut} contexts were cut to data.max_length tokens" for n, f in predicted.items() if f.cut]
+        said += [
+            f"{n}: {counted(f.cut, 'context was', 'contexts were')} cut to data.max_length tokens"
+            for n, f in predicted.items()
+            if f.cut
+        ]
         if any(line["kind"] == "caption" for line in lines):
             said += captions.missing()
         if left_out := {message for found in predicted.values() for message in found.skipped}:
-            said += [f"{self.samples - used} samples left out:", *(f"  {message}" for message in sorted(left_out))]
+            said += [
+                f"{counted(self.samples - used, 'sample')} left out:",
+                *(f"  {message}" for message in sorted(left_out)),
+            ]
         print(*said, f"written: {' and '.join(names)} in {self.run}", sep="\n", flush=True)
 
     def _show(self, predicted: dict[str, Predicted], scores: dict[str, dict[str, Score]]) -> None:

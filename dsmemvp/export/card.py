@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.counting import counted
 from dsmemvp.evaluation.scores import scores_of, table
 from dsmemvp.recipe import Recipe
 
@@ -67,14 +68,17 @@ def _progress(content: dict[str, Any], recipe: Recipe) -> str:
         return "Trained elsewhere; the settings below are those it is used with."
     loss = content["validation_loss"]
     validation = "" if loss is None else f"; loss on the validation samples {loss:.4f}"
-    steps = f"steps of {recipe.training.global_batch} samples: {content['step']}"
+    steps = f"steps of {counted(recipe.training.global_batch, 'sample')}: {content['step']}"
     return f"Finished epochs: {content['epoch']}; {steps}{validation}."
 
 
 def _settings(recipe: Recipe) -> list[tuple[str, str]]:
     training, method = recipe.training, recipe.method
     rows = [
-        ("learning rate", f"{training.learning_rate}, {training.warmup_epochs} epochs of warm-up, half a cosine"),
+        (
+            "learning rate",
+            f"{training.learning_rate}, {training.warmup_epochs} epochs of warm-up, half a cosine",
+        ),
         ("AdamW", f"betas {training.betas}, weight decay {training.weight_decay}"),
         ("compute type", recipe.model.dtype),
         ("images", f"squashed, {recipe.vision.statistics}'s mean and deviation"),
@@ -84,7 +88,7 @@ def _settings(recipe: Recipe) -> list[tuple[str, str]]:
     ]
     if method.name == "memvp":
         scales = f"scales {method.visual_scale} and {method.output_scale}"
-        rows.append(("memory", f"{method.slots} slots, projector of width {method.hidden}, {scales}"))
+        rows.append(("memory", f"{counted(method.slots, 'slot')}, projector of width {method.hidden}, {scales}"))
     elif method.name == "input_space":
         rows.append(
             ("LoRA", f"rank {method.lora_rank}, alpha {method.lora_alpha}, on {', '.join(method.lora_targets)}")
@@ -110,7 +114,7 @@ def _about(content: dict[str, Any]) -> str:
     left_out = f", {content['left_out']} of them left out" if content["left_out"] else ""
     data, protocol = Path(content["data"]).name, content["protocol"]
     intervals = "± half of a 95 % bootstrap interval"
-    return f"On the {content['samples']} samples{left_out} of `{data}`, protocol {protocol}; {intervals}."
+    return f"On the {counted(content['samples'], 'sample')}{left_out} of `{data}`, protocol {protocol}; {intervals}."
 
 
 def _table(columns: list[str], rows: Any) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 
+from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.models.joined import VisualLanguageModel
 from dsmemvp.models.vision import image_tokens
@@ -40,7 +41,7 @@ class Memory:
 
     def mean(self) -> "Memory":
         """Of all samples: [1, N, d]."""
-        of = f"the mean memory of {len(self.key)} pictures"
+        of = f"the mean memory of {counted(len(self.key), 'picture')}"
         return Memory(self.key.mean(0, keepdim=True), self.value.mean(0, keepdim=True), of)
 
 

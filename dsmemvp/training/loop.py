@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.data.encoder import Encoder, recipe_encoder
 from dsmemvp.data.loader import Share, training_steps
@@ -105,13 +106,12 @@ def _introduce(
 ) -> None:
     trained = sum(math.prod(shape) for shape in trainer.masters.shapes().values())
     order = data.order
-    monitor.say(
-        f"{recipe.name}: {trained:,} trained parameters, {order.samples} samples and {order.steps} steps per epoch,"
-        f" {recipe.training.epochs} epochs, {ranks.world} ranks on {ranks.device.type}"
-        + (f", going on after step {first}" if first else "")
-    )
+    epoch = f"{counted(order.samples, 'sample')} and {counted(order.steps, 'step')} per epoch"
+    whole = f"{counted(recipe.training.epochs, 'epoch')}, {counted(ranks.world, 'rank')} on {ranks.device.type}"
+    after = f", going on after step {first}" if first else ""
+    monitor.say(f"{recipe.name}: {trained:,} trained parameters, {epoch}, {whole}{after}")
     if order.repeats:
-        monitor.say(f"the last batch of every epoch is completed with its first {order.repeats} samples")
+        monitor.say(f"the last batch of every epoch is completed with its first {counted(order.repeats, 'sample')}")
 
 
 class _Run:
@@ -165,7 +165,8 @@ class _Run:
         self.watch.at("saving", until)
         self.saver.finish()
         if self.cut:
-            self.monitor.say(f"{self.cut} contexts were cut to data.max_length = {self.recipe.data.max_length} tokens")
+            cut = counted(self.cut, "context was", "contexts were")
+            self.monitor.say(f"{cut} cut to data.max_length = {self.recipe.data.max_length} tokens")
         self.skips.report()
 
     def _step(self, step: int, batches: list[Batch], window: Window) -> None:

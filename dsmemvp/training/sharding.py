@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.counting import counted
 from dsmemvp.planning.deepspeed_file import HPZ, read_settings
 from dsmemvp.recipe import Recipe
 
@@ -50,6 +51,7 @@ def _cut_inside_nodes(zero: dict[str, Any], path: Path, world: int) -> None:
         zero[HPZ] = int(os.environ.get("LOCAL_WORLD_SIZE") or world)
     if world % zero[HPZ]:
         raise ValueError(
-            f"training.deepspeed: {path}: {HPZ} {zero[HPZ]} does not divide {world} ranks; every node must run as many"
+            f"training.deepspeed: {path}: {HPZ} {zero[HPZ]} does not divide {counted(world, 'rank')}; every"
+            " node must run as many"
             " ranks as the others, or take zero3.json"
         )

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 
+from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch, Skip
 from dsmemvp.training.monitor import Monitor
 from dsmemvp.training.ranks import Ranks
@@ -42,7 +43,7 @@ class Skips:
                 self._monitor.say(f"step {step}: left out, the {self.total}. so far: {skip.message}")
             if self._in_a_row >= self._most:
                 raise ValueError(
-                    f"step {step}: {self._in_a_row} samples one after another could not be used, as many as"
+                    f"step {step}: {counted(self._in_a_row, 'sample')} one after another could not be used, as many as"
                     f" data.most_bad_in_a_row allows; the last: {skip.message}"
                 )
 
@@ -52,7 +53,7 @@ class Skips:
         often, times = _first_of(message for message in messages if isinstance(message, str))
         if not often:
             return
-        self._monitor.say(f"{times} times a sample was left out (all in {FILE}.jsonl):")
+        self._monitor.say(f"{counted(times, 'time')} a sample was left out (all in {FILE}.jsonl):")
         for message, own in sorted(often.items()):
             self._monitor.say(f"  {message}" + (f" ({own} times)" if own > 1 else ""))
         if times > often.total():

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from dsmemvp.counting import counted
 from dsmemvp.json_text import parse_json
 
 FILE = "starts.jsonl"
@@ -32,7 +33,8 @@ def note_start(run: Path, step: int, environment: Mapping[str, str], most_fruitl
             fruitless += 1
         if job and restart and fruitless >= most_fruitless:
             raise ValueError(
-                f"job {job} was started {fruitless} times from step {step} and got no further; the log says why. It is"
+                f"job {job} was started {counted(fruitless, 'time')} from step {step} and got no further; the"
+                " log says why. It is"
                 " not requeued any more; submit it again when that is mended"
             )
         row = {"from": step, "job": job, "restart": restart, "time": time.strftime("%Y-%m-%d %H:%M:%S")}

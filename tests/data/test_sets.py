@@ -143,7 +143,7 @@ def test_a_cache_smaller_than_two_blocks_is_refused(folders, tmp_path, block_sha
         assert open_training_data(asked).order.steps == 3
         return
     with pytest.raises(
-        ValueError, match=rf"data\.cache_gib: .* not hold two blocks of {block_shards} shards of"
+        ValueError, match=rf"data\.cache_gib: .* not hold two blocks of {block_shards} shards? of"
     ) as caught:
         open_training_data(asked)
     assert "raise it, or lower data.block_shards" in str(caught.value)

@@ -222,4 +222,4 @@ def test_a_bad_conversation_is_named_or_left_out(convert, tmp_path, entry, part)
     code, _, err = convert(llava, "--conversations", path)
     assert code == 1 and f"{path}, conversation 1" in err and part in err and err.count("\n") == 1
     code, out, _ = convert(llava, "--conversations", path, "--on-bad-row", "skip")
-    assert code == 0 and "1 samples in 1 shards" in out and part in out
+    assert code == 0 and "1 sample in 1 shard" in out and part in out

@@ -32,7 +32,7 @@ def change(path, function) -> None:
 
 def test_problems_become_samples_in_the_order_of_the_split(convert, raw, tmp_path):
     code, out, err = convert()
-    assert (code, err) == (0, "") and out.startswith("12 samples in 1 shards")
+    assert (code, err) == (0, "") and out.startswith("12 samples in 1 shard")
     assert keys(tmp_path / "train") == [str(n) for n in range(1, 13)]
     first, _, third, fourth = samples(tmp_path / "train")[:4]
     assert (first.question, first.choices, first.answer) == ("Which number is 1?", ("none", "1", "all"), 1)

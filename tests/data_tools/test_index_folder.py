@@ -98,7 +98,7 @@ def test_a_folder_without_samples_is_refused(tmp_path, index, make, message):
 def test_check_says_that_all_is_as_it_was(tmp_path, index):
     good_shards(tmp_path, 5, 3)
     code, out, _ = index(tmp_path, "--check")
-    assert code == 0 and "5 samples in 2 shards are as" in out
+    assert code == 0 and "5 samples in 2 shards: all as" in out
 
 
 def _contents(folder):

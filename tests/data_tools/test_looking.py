@@ -59,7 +59,7 @@ def test_the_sheet_shows_the_picture_as_the_tower_gets_it(data, tmp_path):
     _, out, _ = data(
         "show", "--sheet", tmp_path / "sheet.png", f"data.train={tmp_path / 's'}", "data.last_batch=repeat"
     )
-    assert "1 pictures" in out
+    assert "1 picture ->" in out
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.getpixel((100, 120)) == (250, 20, 90)
 
@@ -150,7 +150,7 @@ def test_check_names_the_length_that_a_sample_needs(data, too_long):
     code, out, _ = data("check", *settings)
     assert code == 1 and "question and options alone are longer than data.max_length = 160 tokens; it needs" in out
     needed = int(re.search(r"000000\.tar, sample s1: .* it needs data\.max_length=(\d+)", out)[1])
-    assert f"1 samples are longer than data.max_length = 160 without any context; data.max_length={needed} would" in out
+    assert f"1 sample is longer than data.max_length = 160 without any context; data.max_length={needed} would" in out
     assert data("check", *settings, f"data.max_length={needed - 1}")[0] == 1
     code, out, _ = data("check", *settings, f"data.max_length={needed}")
     assert code == 0 and "longer than" not in out and "skipped" not in out
@@ -202,4 +202,4 @@ def test_multiple_choice_of_anybody_is_called_so(data, tmp_path):
 
 def test_check_looks_at_the_validation_data(data, demo_shards, too_long):
     code, out, _ = data("check", "data.test=", f"data.validation={too_long}")
-    assert code == 1 and f"validation: {too_long}: 4 samples" in out and "1 samples cannot be used" in out
+    assert code == 1 and f"validation: {too_long}: 4 samples" in out and "1 sample cannot be used" in out

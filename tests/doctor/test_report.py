@@ -46,7 +46,7 @@ def test_a_recipe_that_would_run_here(repository, recipe_path):
     for what in ("weights", "tokenizer", "training data", "test data", "batch", "run folder"):
         assert found[what] in ("ok", "warning"), done.stdout
     assert "48 samples and 6 steps per epoch" in done.stdout
-    assert "4 micro-steps of 2 samples on 1 ranks; 8 samples can be dealt over 1, 2, 4 ranks" in done.stdout
+    assert "4 micro-steps of 2 samples on 1 rank; 8 samples can be dealt over 1, 2, 4 ranks" in done.stdout
 
 
 def test_the_machine_alone(repository):
@@ -105,7 +105,7 @@ def test_under_srun_the_first_rank_of_a_node_speaks(repository, tmp_path):
     path = f"{tmp_path}:{os.environ['PATH']}"
     first = doctor(repository, **STEP, PATH=path)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "job 4321 on 1 nodes" in first.stdout and "2 CPU ranks" in first.stdout
+    assert "job 4321 on 1 node" in first.stdout and "2 CPU ranks" in first.stdout
     second = doctor(repository, **{**STEP, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}, PATH=path)
     assert (second.returncode, second.stdout) == (0, "")
 
@@ -139,7 +139,7 @@ def test_samples_that_a_run_would_die_on_are_found(recipe_path, too_long, which)
 
     failed = found()
     assert failed.level == "FAIL" and "0.tar, sample s4: is longer than data.max_length = 160" in failed.found
-    assert "(and 1 more samples)" in failed.found
+    assert "(and 1 more sample)" in failed.found
     needed = int(re.search(r"data\.max_length=(\d+) takes those that are too long", failed.todo)[1])
     assert f"it needs data.max_length={needed}" in failed.found  # the first is the longest
     assert found(f"data.max_length={needed}").level == "ok" and found(f"data.max_length={needed - 1}").level == "FAIL"

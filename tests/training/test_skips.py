@@ -103,7 +103,7 @@ def test_a_step_without_skips_begins_a_new_count(run):
 
 def test_a_limit_of_one_ends_the_run_at_the_first(tmp_path):
     run = Run(tmp_path, most=1)
-    with pytest.raises(ValueError, match=r"1 samples one after another.*s3: is odd"):
+    with pytest.raises(ValueError, match=r"1 sample one after another.*s3: is odd"):
         run.step(own=(3,))
     run.monitor.close()
 
