@@ -138,7 +138,12 @@ def _spoil_an_image(folder: Path) -> str:
 
 @pytest.mark.ranks
 def test_a_loss_that_is_not_finite_stops_both_ranks_before_the_update(recipe_path, tmp_path):
-    settings = ["training.learning_rate=1e30", "training.epochs=1", "training.warmup_epochs=0"]
+    settings = [
+        "training.learning_rate=1000",
+        "method.output_scale=1000",
+        "training.epochs=1",
+        "training.warmup_epochs=0",
+    ]
     settings += ["training.most_not_finite=0"]
     done = launch(MODULE, 2, "train", str(recipe_path), f"output={tmp_path}", "name=run", *settings)
     assert done.returncode != 0
