@@ -60,17 +60,18 @@ def ended_with_launcher(stop: Stop, grace: float = GRACE) -> Iterator[None]:
     is not known."""
     launchers, over = own_launchers(), threading.Event()
     if launchers:
-        threading.Thread(target=_follow, args=(launchers, stop, over, grace), name="orphans", daemon=True).start()
+        # named now: of a process that has gone, its command line has gone as well
+        named = [(process, f"{_program(process)} (process {process.pid})") for process in launchers]
+        threading.Thread(target=_follow, args=(named, stop, over, grace), name="orphans", daemon=True).start()
     try:
         yield
     finally:
         over.set()
 
 
-def _follow(launchers: list[psutil.Process], stop: Stop, over: threading.Event, grace: float) -> None:
-    names = [f"{_program(process)} (process {process.pid})" for process in launchers]
+def _follow(launchers: list[tuple[psutil.Process, str]], stop: Stop, over: threading.Event, grace: float) -> None:
     while not over.wait(POLL):
-        for name in [name for process, name in zip(launchers, names, strict=True) if _gone(process)]:
+        for name in [name for process, name in launchers if _gone(process)]:
             _silence()
             _say(f"{name}, which started this process, has gone: saving, then ending, within {grace:g} s")
             if not stop.asked:

@@ -18,6 +18,17 @@ from dsmemvp.data.tokenizer import Tokenizer
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def _same_environment():
+    """A command that joins ranks in this process leaves where they met in the environment; those that a later test
+    starts must not read it."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY

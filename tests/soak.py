@@ -76,6 +76,12 @@ def _half_a_line(run: Path, rng: random.Random) -> bool:
     return True
 
 
+def _foreign_lines(run: Path, rng: random.Random) -> bool:
+    with (run / "starts.jsonl").open("a") as file:
+        file.write(rng.choice(["somebody else's\n", "[" * 100_000 + "\n", '{"from": null}\n', "7\n"]))
+    return True
+
+
 def _unfinished_save(run: Path, rng: random.Random) -> bool:
     folder = run / "checkpoints" / f"partial-step-{rng.randrange(99):08d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +93,7 @@ DAMAGE: dict[str, Callable[[Path, random.Random], bool]] = {
     "a byte of the newest checkpoint": _flip,
     "the end of a file of the newest checkpoint": _cut,
     "half a line at the end of a record": _half_a_line,
+    "lines of somebody else's among those of starts": _foreign_lines,
     "a save that was cut off": _unfinished_save,
 }
 """What is done to a run's folder; whether there was anything to do it to."""

@@ -72,6 +72,10 @@ def test_a_folder_that_others_can_write_is_refused(server, cache, filled, room):
     assert len(read(server, cache)) == 9
 
 
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+
+
+@ROOT
 @pytest.mark.parametrize("room", ["", *ROOMS])
 def test_another_user_s_folder_is_refused(server, cache, filled, room):
     found(filled, "shards", TAR).unlink()
@@ -120,6 +124,7 @@ def test_a_hard_link_in_the_place_of_a_partial_file_is_not_written_through(serve
     assert read(server, cache) == members(read_manifest(there))
 
 
+@ROOT
 @pytest.mark.parametrize(("room", "name"), [("lists", INDEX), ("shards", TAR), ("stamps", TAR), ("locks", TAR)])
 def test_a_file_that_is_another_user_s_or_that_others_can_write_is_refused(server, cache, filled, room, name):
     path = found(filled, room, name)

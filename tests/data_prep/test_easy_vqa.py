@@ -39,4 +39,4 @@ def test_the_test_split_goes_through_the_converter_and_scores_as_published(unpac
     best = {question: answers.most_common(1)[0][0] for question, answers in per_question.items()}
     found = scored([predict(s, f" {best[s.question]}.") for s in samples])
     assert found["Avg"].value == pytest.approx(67.0, abs=0.05)
-    assert found["IMG"] == found["Avg"]
+    assert list(found) == ["Avg"]  # these samples carry none of ScienceQA's fields

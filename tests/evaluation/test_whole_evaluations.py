@@ -29,7 +29,7 @@ def evaluate(tmp_path, recipe_path, repository, monkeypatch, capfd):
     """Evaluates, in this process, a language model that writes `text`; returns what is printed."""
     from dsmemvp.training import ranks
 
-    monkeypatch.setattr(ranks, "join_ranks", lambda seconds: ranks.Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
     monkeypatch.delenv("RANK", raising=False)
 
     def evaluate(tokenizer, text, rows, *more):

@@ -1,7 +1,6 @@
 """Whole runs through the command line and the deepspeed launcher, on one and two ranks."""
 
 import json
-import math
 import shutil
 import tarfile
 from dataclasses import replace
@@ -139,14 +138,17 @@ def _spoil_an_image(folder: Path) -> str:
 
 @pytest.mark.ranks
 def test_a_loss_that_is_not_finite_stops_both_ranks_before_the_update(recipe_path, tiny_models, tmp_path):
-    language = shutil.copytree(tiny_models / "language_model", tmp_path / "language")
-    tensors = load_file(language / "model.safetensors")
-    tensors["model.norm.weight"][0] = math.nan
-    save_file(tensors, language / "model.safetensors")
-    settings = ["training.most_not_finite=0", f"model.language_model={language}"]
-    done = launch(MODULE, 2, "train", str(recipe_path), f"output={tmp_path}", "name=run", *settings)
+    base = tmp_path / "base"
+    shutil.copytree(tiny_models / "language_model", base)
+    (path,) = base.glob("*.safetensors")
+    tensors = load_file(path)
+    tensors["model.norm.weight"] *= 3e38  # logits beyond float32
+    save_file(tensors, path, metadata={"format": "pt"})
+    settings = [f"output={tmp_path}", "name=run", f"model.language_model={base}", "training.most_not_finite=0"]
+    done = launch(MODULE, 2, "train", str(recipe_path), *settings)
     assert done.returncode != 0
     assert "step 1: the loss is nan; nothing was updated" in done.stdout
     assert done.stdout.count("nothing was updated") == 1  # one rank speaks for both
     assert "Traceback" not in done.stdout
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert not (tmp_path / "run" / "checkpoints").exists()
