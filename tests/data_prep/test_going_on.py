@@ -115,7 +115,7 @@ def test_bad_rows_may_be_left_out_of_the_rest_without_beginning_anew_and_not_the
     first = (out / "000000.tar").stat().st_mtime_ns
     lost.unlink()
     code, told, _ = prepare(*options(raw, out), "--on-bad-row", "skip")
-    assert code == 0 and "1 of 3 shards are finished" in told and "6 samples in 3 shards" in told
+    assert code == 0 and "1 of 3 shards finished" in told and "6 samples in 3 shards" in told
     assert (out / "000000.tar").stat().st_mtime_ns == first
 
     (raw / "images" / "6.png").write_bytes(b"")
@@ -181,7 +181,7 @@ def test_a_finished_shard_whose_file_is_gone_or_shorter_is_written_again(raw, tm
     _interrupt(raw, tmp_path / "out", prepare)
     change(tmp_path / "out" / "000000.tar")
     code, out, _ = prepare(*options(raw, tmp_path / "out"))
-    assert code == 0 and "0 of 3 shards are finished" in out and len(samples(tmp_path / "out")) == ROWS
+    assert code == 0 and "0 of 3 shards finished" in out and len(samples(tmp_path / "out")) == ROWS
 
 
 def test_shards_of_others_are_not_touched(raw, tmp_path, prepare):
@@ -221,7 +221,7 @@ def test_on_a_full_disk_it_ends_in_one_line_and_goes_on_when_there_is_room(tmp_p
     assert not list(out.glob("*.partial")) and len(list(out.glob("preparing/done-*"))) == 2
     filler.unlink()
     code, told, err = run("folder", *options(raw, out, 8))
-    assert (code, err) == (0, "") and "2 of 5 shards are finished" in told
+    assert (code, err) == (0, "") and "2 of 5 shards finished" in told
     run("folder", *options(raw, tmp_path / "train", 8))
     assert contents(out) == contents(tmp_path / "train")
 
