@@ -38,7 +38,7 @@ def test_asked_while_a_rank_loads_for_long_all_end_soon(small_run, tmp_path, ask
         os.kill(ranks.processes[asked].pid, signal.SIGTERM)
         began = time.monotonic()
         ended = ranks.ended()
-    assert ended.codes == [75, 75] and time.monotonic() - began < 10, ended.text
+    assert ended.codes == [75, 75] and time.monotonic() - began < 30, ended.text
     assert "TERM: nothing to save yet, ending all ranks" in ended.said[asked]
     for said in ended.said:
         assert re.search(rf"rank {asked} on \S+ was asked to end, with nothing to save yet", said)

@@ -182,8 +182,8 @@ def test_an_evaluation_is_watched_and_stopped_like_training(small_run, uninterru
     for fault, on, codes, words in (
         ("evaluation:KILL:2", 1, [70, -9], died),
         ("evaluation:KILL:2", 0, [-9, 70], "rank 0 has died, or ended without a word\n  ending rank 1"),
-        ("evaluation:USR2:2", 1, [75, 75], "USR2: saving"),
-        ("loading:TERM:1", 0, [75, 75], "TERM: saving"),
+        ("evaluation:USR2:2", 1, [75, 75], "USR2: ending after this batch"),
+        ("loading:TERM:1", 0, [75, 75], "TERM: nothing to save yet"),
     ):
         ended = run(arguments, tmp_path / f"logs-{on}", fault, on)
         assert ended.codes == codes and re.search(words, ended.text), ended.text
