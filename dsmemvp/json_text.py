@@ -20,10 +20,11 @@ def parse_json(content: bytes | str, where: str, object_pairs_hook: Callable[[li
         raise ValueError(f"{where} is not JSON: {error}") from None
 
 
-def read_json(path: Path, most: int = MOST) -> Any:
-    """The value in a file of at most `most` bytes. Raises FileNotFoundError, OSError, or ValueError naming the file."""
+def read_json(path: Path, most: int = MOST, object_pairs_hook: Callable[[list], Any] | None = None) -> Any:
+    """The value in a file of at most `most` bytes, as parse_json gives it. Raises FileNotFoundError, OSError,
+    or ValueError naming the file."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file")
     if path.stat().st_size > most:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, at most {most} are read")
-    return parse_json(path.read_bytes(), str(path))
+    return parse_json(path.read_bytes(), str(path), object_pairs_hook)

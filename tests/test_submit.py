@@ -91,8 +91,8 @@ def test_the_start_file_as_it_stands_runs_the_published_recipes(repository, reci
 
 
 def test_the_batch_rule_is_that_of_training():
+    from dsmemvp.planning.deepspeed_settings import deepspeed_settings
     from dsmemvp.recipe import Recipe, Training
-    from dsmemvp.training.sharding import deepspeed_settings
 
     for ranks in range(1, 13):
         recipe = Recipe(name="r", training=Training(global_batch=48, micro_batch=4))

@@ -67,6 +67,7 @@ def _plan(given: argparse.Namespace) -> None:
 
 
 def _submit(given: argparse.Namespace) -> None:
+    from dsmemvp.planning.deepspeed_settings import deepspeed_settings
     from dsmemvp.submit import Allocation, sbatch_text, submit
 
     recipe = recipe_to_run(given)
@@ -82,7 +83,7 @@ def _submit(given: argparse.Namespace) -> None:
     )
     asked.check()
     if not given.evaluate_only:
-        recipe.training.micro_steps(asked.ranks)
+        deepspeed_settings(recipe, asked.ranks)  # what a run would refuse, before it waits in a queue
     text = sbatch_text(recipe.name, [str(given.recipe), *given.overrides], asked, given.evaluate_only)
     print(text if given.print else submit(text), end="" if given.print else "\n")
 

@@ -43,7 +43,9 @@ def scan(shard: Path, ignored: Counter[str]) -> list[Entry]:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             members = _members(tar, shard)
             _check_end(file, tar.offset, shard)
-            return [_entry(file, key, group, ignored) for key, group in _grouped(members)]
+            groups = list(_grouped(members))
+            scattered = _scattered(groups)
+            return [_entry(file, key, group, ignored, key in scattered) for key, group in groups]
     except tarfile.TarError as error:
         why = "it is empty" if shard.stat().st_size == 0 else str(error)
         head = _head(shard)
@@ -102,7 +104,23 @@ def _grouped(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, list[tup
         yield key, group
 
 
-def _entry(file: BinaryIO, key: str, group: list[tuple[str, tarfile.TarInfo]], ignored: Counter[str]) -> Entry:
+def _scattered(groups: list[tuple[str, list[tuple[str, tarfile.TarInfo]]]]) -> set[str]:
+    """Keys of samples whose members do not stand together: each part would be taken for a sample of its own."""
+    endings: dict[str, set[str]] = {}
+    found = set()
+    for key, group in groups:
+        here = {ending for ending, _ in group}
+        if key in endings and endings[key].isdisjoint(here):  # otherwise another sample of this name, as for webdataset
+            found.add(key)
+        endings[key] = endings.get(key, set()) | here
+    return found
+
+
+def _entry(
+    file: BinaryIO, key: str, group: list[tuple[str, tarfile.TarInfo]], ignored: Counter[str], scattered: bool
+) -> Entry:
+    if scattered:
+        return Entry(key, (), 0, 0, "its members do not stand together; pack the shard with `tar --sort=name`")
     parts = PurePosixPath(key).parts
     if ".." in parts or key.startswith("/"):
         return Entry(key, (), 0, 0, "its name leads out of the folder")

@@ -12,8 +12,8 @@ from dsmemvp.doctor.finding import Finding, Here, fail, ok, warning
 from dsmemvp.doctor.texts import Problem, longest_texts
 from dsmemvp.models.joined import Configs
 from dsmemvp.models.weights import read_configs, tensor_files
+from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.recipe import Recipe
-from dsmemvp.training.sharding import deepspeed_settings
 
 
 def of_recipe(recipe: Recipe, here: Here) -> list[Finding]:

@@ -77,7 +77,7 @@ DECIDED_ELSEWHERE = {
     "the recipe's training.learning_rate, betas and weight_decay make the optimizer": ("optimizer",),
     "the learning rate follows training.warmup_epochs and training.min_learning_rate": ("scheduler",),
     "the recipe's model.dtype is bf16 or fp32": ("fp16", "amp", "torch_autocast"),
-    "a run writes tensorboard/ and metrics.jsonl by itself": ("tensorboard", "wandb", "comet", "csv_monitor"),
+    "a run writes TensorBoard's events and metrics.jsonl by itself": ("tensorboard", "wandb", "comet", "csv_monitor"),
     "the log of a run counts FLOPs by itself": ("flops_profiler",),
     "the recipe's training.global_batch stays the same on any number of ranks": ("elasticity",),
     "no gradient here is sparse": ("sparse_gradients",),
@@ -89,7 +89,9 @@ DECIDED_ELSEWHERE = {
     ),
     "`dsmemvp plan` compares the ways of sharding": ("autotuning",),
     "ZeRO alone cuts the model": ("pipeline", "tensor_parallel", "sequence_parallel_size", "hybrid_engine", "compile"),
-    "a run has checkpoints of its own (training.checkpoint_steps)": ("checkpoint", "nebula", "load_universal"),
+    "a run has checkpoints of its own (training.checkpoint_steps)": (
+        *("checkpoint", "nebula", "load_universal", "stage3_gather_16bit_weights_on_model_save"),
+    ),
     "weights are offloaded to memory, not to disks": ("aio", "nvme_path"),
     "what is trained is small, and its optimizer stays with the rank": ("offload_optimizer", "zenflow"),
 }
@@ -102,7 +104,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"training.deepspeed: {path} does not exist")
     try:
-        settings = read_json(path, MOST)
+        settings = read_json(path, MOST, _no_duplicates)
     except ValueError as error:
         raise ValueError(f"training.deepspeed: {error}") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization"), dict):
@@ -118,10 +120,26 @@ def read_settings(path: Path) -> dict[str, Any]:
     return checked
 
 
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """DeepSpeed itself refuses them, too: the last one would count."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{shown(key)} is given twice")
+    return dict(pairs)
+
+
+def _off(value: Any) -> bool:
+    """Whether a group of keys asks for nothing."""
+    return isinstance(value, dict) and (value.get("enabled") is False or value.get("device") == "none")
+
+
 def _group(given: Mapping[str, Any], known: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for key, value in given.items():
         name = f"{prefix}{key}"
+        if key in WHY and _off(value):
+            continue
         if key in WHY:
             raise ValueError(f"{where}: {name}: {WHY[key]}; leave it out")
         if key not in known:

@@ -7,6 +7,7 @@ from pathlib import Path
 from dsmemvp.counting import counted
 from dsmemvp.models.weights import configs_of_shapes, read_configs
 from dsmemvp.planning.cluster import Cluster
+from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.planning.duration import Duration, duration
 from dsmemvp.planning.gathers import simulate
 from dsmemvp.planning.memory import Memory, memory
@@ -69,6 +70,7 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
         fitted, notes = with_batch_for(recipe, cluster.gpus)
         micro_batch = fitted.training.micro_batch
         _check_work(fitted, cluster.gpus, tokens)
+        deepspeed_settings(fitted, cluster.gpus)  # what a run would refuse
         if micro_batch not in traces:
             traces[micro_batch] = {policy: trace(fitted, configs, tokens, policy) for policy in POLICIES}
         plans.append(_plan(fitted, traces[micro_batch], cluster, shardings, (*notes, *problems)))

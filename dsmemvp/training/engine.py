@@ -14,11 +14,11 @@ from dsmemvp.data.batch import Batch
 from dsmemvp.models.joined import Configs, VisualLanguageModel, add_trainables, build_empty, loss_sum
 from dsmemvp.models.partitioned import give_memory
 from dsmemvp.models.weights import load_frozen
+from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
 from dsmemvp.recipe import Recipe
 from dsmemvp.training.checkpoint import Checkpoint
 from dsmemvp.training.masters import Masters, PartitionedMasters, ReplicatedMasters
 from dsmemvp.training.ranks import Ranks
-from dsmemvp.training.sharding import deepspeed_settings, partitioned
 
 WHOLE: dict[str, Any] = {"zero_optimization": {"stage": 0}}
 """Settings of a model that DeepSpeed has no part in."""

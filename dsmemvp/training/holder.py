@@ -31,6 +31,8 @@ class Holder:
     restart: int
     """How often Slurm had requeued the job."""
     since: str
+    folder: int = 0
+    """The run folder's inode: a copy of the folder has another one, and brings its holder's file along."""
     ending: bool = False
     """Whether it was asked to save and end."""
 

@@ -10,12 +10,13 @@ Only exclusive creation and renaming are asked of the file system: locks are not
 
 import json
 import os
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from dsmemvp.stopping import USER_ERROR, Stop, Stopped, leave_word
@@ -61,6 +62,7 @@ class Lease:
         """Try to get it, once; whether this process has it now. Where another may live, or has been given up, the next
         attempt tells: call again POLL seconds later. Raises ValueError naming a holder that lives, and OSError."""
         self._run.mkdir(parents=True, exist_ok=True)
+        self._own = replace(self._own, folder=self._run.stat().st_ino)
         if self._create():
             return True
         try:
@@ -78,13 +80,24 @@ class Lease:
         return False
 
     def _read(self) -> bytes:
-        with self._path.open("rb", buffering=0) as file:
-            return file.read(SIZE)
+        descriptor = self._open(os.O_RDONLY)
+        try:
+            return os.read(descriptor, SIZE)
+        finally:
+            os.close(descriptor)
+
+    def _open(self, how: int) -> int:
+        """Its descriptor. Raises ValueError if something else stands in its place: a pipe would be waited for."""
+        descriptor = os.open(self._path, how | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise ValueError(f"{self._path} is not a regular file; remove it")
+        return descriptor
 
     def _alive(self, found: Holder | None, content: bytes) -> bool | None:
         """None while it is not known."""
         if found and found.processes == self._own.processes:
-            return lives(found)
+            return found.folder == self._own.folder and lives(found)
         self._moved = self._moved or self._seen not in (None, content)
         self._unchanged = self._unchanged + 1 if self._seen == content else 0
         self._seen = content
@@ -146,8 +159,8 @@ class Lease:
 
     def _look(self, ending: bool, write: bool) -> None:
         try:
-            descriptor = os.open(self._path, os.O_RDWR if write else os.O_RDONLY)
-        except FileNotFoundError:
+            descriptor = self._open(os.O_RDWR if write else os.O_RDONLY)
+        except (FileNotFoundError, ValueError):
             self._lost(f"{self._path} was taken away, so that another training may have begun: this one ends")
             return
         try:
@@ -163,7 +176,7 @@ class Lease:
 
     def release(self) -> None:
         """Let go of it, if this process has it. A run without anything else in its folder has none."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             found = read_holder(self._read())
             if found and found.token == self._own.token:
                 self._path.unlink()

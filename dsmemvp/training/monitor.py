@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from tqdm import tqdm
 
+from dsmemvp.data.durable import replace_file
 from dsmemvp.training.event_file import EventFile
 from dsmemvp.training.record import count_rows, rows_of, wind_back
 
@@ -137,4 +138,4 @@ def peak_memory(device: torch.device) -> float:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())

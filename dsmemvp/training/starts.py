@@ -23,6 +23,8 @@ def note_start(run: Path, step: int, environment: Mapping[str, str], most_fruitl
     started from this step `most_fruitless` times already, and OSError."""
     job, restart = environment.get("SLURM_JOB_ID", ""), int(environment.get("SLURM_RESTART_COUNT") or 0)
     run.mkdir(parents=True, exist_ok=True)
+    if (run / FILE).exists() and not (run / FILE).is_file():
+        raise ValueError(f"{run / FILE} is not a regular file; the run writes its starts there, move it away")
     with (run / FILE).open("ab+") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LOOKED_AT))
         end = file.read()
@@ -33,9 +35,8 @@ def note_start(run: Path, step: int, environment: Mapping[str, str], most_fruitl
             fruitless += 1
         if job and restart and fruitless >= most_fruitless:
             raise ValueError(
-                f"job {job} was started {counted(fruitless, 'time')} from step {step} and got no further; the"
-                " log says why. It is"
-                " not requeued any more; submit it again when that is mended"
+                f"job {job} was started {counted(fruitless, 'time')} from step {step} and got no further; the log says"
+                " why. It is not requeued any more; submit it again when that is mended"
             )
         row = {"from": step, "job": job, "restart": restart, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
         file.write(b"\n" * (not end.endswith(b"\n") and bool(end)) + json.dumps(row).encode() + b"\n")

@@ -95,6 +95,13 @@ def test_a_key_that_comes_again_later_is_another_sample_as_for_webdataset(tmp_pa
     assert [[m.ending for m in e.members] for e in entries] == [["json"], ["json"], ["json", "png"]]
 
 
+def test_a_sample_whose_members_do_not_stand_together_is_named_and_not_taken_for_two(tmp_path):
+    """As `tar` packs a folder without --sort=name."""
+    members = [("a.json", as_json(fields(1))), ("b.json", as_json(fields(2))), ("b.png", b"p"), ("a.png", b"p")]
+    entries = scan(write_tar(tmp_path / "x.tar", members), Counter())
+    assert [(entry.key, "tar --sort=name" in entry.problem) for entry in entries] == [("a", 1), ("b", 0), ("a", 1)]
+
+
 def test_a_member_that_stands_twice_spoils_only_its_sample(tmp_path):
     members = [("a.json", b"{}"), ("b.json", b"{}"), ("b.JSON", b"{}"), ("b.png", b"x"), ("c.json", b"{}")]
     entries = scan(write_tar(tmp_path / "x.tar", members), Counter())

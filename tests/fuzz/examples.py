@@ -35,12 +35,12 @@ from dsmemvp.export.run import export
 from dsmemvp.models.fingerprint import base_fingerprint
 from dsmemvp.models.joined import add_trainables, build_frozen, count
 from dsmemvp.models.weights import load_frozen, read_configs
+from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.recipe import Recipe
 from dsmemvp.recipe_file import as_dict, read_recipe
 from dsmemvp.training.adapter import open_adapter
 from dsmemvp.training.checkpoint import State, newest_checkpoint, save_checkpoint
 from dsmemvp.training.monitor import Monitor
-from dsmemvp.training.sharding import deepspeed_settings
 from dsmemvp.training.starts import note_start
 
 TEXT = "Question: What colour is the circle? 42 Ünïcode"

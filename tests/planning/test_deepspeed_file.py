@@ -37,7 +37,7 @@ def test_every_shipped_file_is_read_as_it_is(path):
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler: the learning rate follows training.warmup_epochs"),
         ({"amp": {"enabled": True}}, "amp: the recipe's model.dtype"),
         ({"fp16": {"enabled": "auto"}}, "fp16: the recipe's model.dtype"),
-        ({"wandb": {"enabled": True}}, "wandb: a run writes tensorboard/"),
+        ({"wandb": {"enabled": True}}, "wandb: a run writes TensorBoard's events"),
         ({"elasticity": {"enabled": True}}, "elasticity: the recipe's training.global_batch"),
         ({"sparse_gradients": True}, "sparse_gradients: no gradient here is sparse"),
         ({"zero": {"offload_optimizer": {"device": "cpu"}}}, "zero_optimization.offload_optimizer: what is trained"),
@@ -76,6 +76,39 @@ def test_what_is_decided_elsewhere_or_makes_no_sense_is_refused_by_all_alike(fil
         assert main([command[0], recipe, given, *command[1:]]) == 1
         out, err = capsys.readouterr()
         assert (out, err) == ("", f"dsmemvp {command[0]}: error: {caught.value}\n")
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"gradient_clipping": 2.5}, "sets gradient_clipping to 2.5, the recipe decides 1.0; write auto"),
+        ({"bf16": {"enabled": True}}, "sets bf16 to {'enabled': True}, the recipe decides {'enabled': False}"),
+        ({"zero": {"zero_hpz_partition_size": 3}}, "zero_hpz_partition_size 3 does not divide 2 ranks"),
+    ],
+)
+def test_what_contradicts_the_recipe_is_refused_before_a_job_waits(file, settings, part, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = [f"training.deepspeed={file(**settings)}", "training.gradient_clipping=1", "model.dtype=fp32"]
+    given += ["model.language_shape=llama-tiny", "model.vision_shape=clip-tiny"]
+    for command in (["plan", "--gpus", "2"], ["submit", "--cpu-ranks-per-node", "2", "--print"]):
+        assert main([command[0], "recipes/demo.yaml", *given, *command[1:]]) == 1
+        out, err = capsys.readouterr()
+        assert out == "" and part in err and err.count("\n") == 1
+
+
+def test_what_is_off_needs_no_leaving_out(file):
+    path = file({"offload_optimizer": {"device": "none"}}, fp16={"enabled": False})
+    assert read_settings(path) == ZERO3
+    with pytest.raises(
+        ValueError, match=r"stage3_gather_16bit_weights_on_model_save: a run has checkpoints of its own"
+    ):
+        read_settings(file({"stage3_gather_16bit_weights_on_model_save": True}))
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path):
+    (tmp_path / "s.json").write_text('{"zero_optimization": {"stage": 3}, "zero_optimization": {"stage": 1}}')
+    with pytest.raises(ValueError, match=r"s\.json is not JSON: 'zero_optimization' is given twice"):
+        read_settings(tmp_path / "s.json")
 
 
 def test_whole_numbers_may_be_written_with_an_exponent(file):

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsmemvp.models.weights import load_frozen, read_configs
+from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.recipe_file import read_recipe
 from dsmemvp.training.engine import TYPES, build_model
 from dsmemvp.training.ranks import join_ranks, leave_ranks
-from dsmemvp.training.sharding import deepspeed_settings
 
 
 def main(given: str, out: str) -> None:

@@ -1,6 +1,7 @@
 """One training of a run at a time, whoever starts it and however the one before has ended."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -69,6 +70,21 @@ def test_a_second_start_on_the_host_is_told_who_trains_and_changes_nothing(tmp_p
         _start(tmp_path / "run").attempt()
     assert "\n" not in str(refused.value)
     assert _content(tmp_path) == before
+
+
+def test_a_copy_of_a_folder_that_is_trained_is_free(tmp_path, process):
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    start = _start(tmp_path / "copy")
+    assert not start.attempt() and start.attempt()
+    with pytest.raises(ValueError, match="run is being trained by process"):
+        _start(tmp_path / "run").attempt()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_something_else_in_the_place_of_the_file_is_named_and_not_waited_for(tmp_path, make):
+    make(tmp_path / FILE)
+    with pytest.raises(ValueError, match=r"lease\.json is not a regular file; remove it"):
+        _start(tmp_path).attempt()
 
 
 def test_after_a_kill_the_next_start_on_the_host_goes_on_at_once(tmp_path, process):

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import os
 
 import pytest
 from mounting import tmpfs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dsmemvp.training.monitor import Monitor
+from dsmemvp.training.monitor import Monitor, write_json
 
 WHOLE = '{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n'
 
@@ -122,3 +123,9 @@ def test_tensorboard_calls_a_run_by_its_folder_and_forgets_later_steps_where_it_
     assert [(point.step, point.value) for point in board.Scalars("loss/train")] == [(1, 1), (2, 1), (3, 2), (4, 2)]
     texts = [event.tensor_proto.string_val[0].decode() for event in board.Tensors("recipe/text_summary")]
     assert texts == ["    name: demo\n    seed: 0\n"] * 2
+
+
+def test_a_recipe_is_written_in_the_place_of_whatever_stood_there(tmp_path):
+    os.mkfifo(tmp_path / "recipe.json")  # to open it for writing would wait for ever
+    write_json(tmp_path / "recipe.json", {"name": "x"})
+    assert json.loads((tmp_path / "recipe.json").read_text()) == {"name": "x"}

@@ -1,6 +1,7 @@
 """A requeued job that gets no further is not requeued for ever."""
 
 import json
+import os
 
 import pytest
 
@@ -21,6 +22,12 @@ def test_the_start_after_so_many_fruitless_ones_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^job 7 was started 3 times from step 40 and got no further"):
         note_start(tmp_path, 40, _job(restart=3), 3)
     assert [(row["from"], row["job"], row["restart"]) for row in _rows(tmp_path)] == [(40, "7", i) for i in range(3)]
+
+
+def test_a_pipe_in_the_place_of_the_file_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / FILE)
+    with pytest.raises(ValueError, match=r"starts\.jsonl is not a regular file"):
+        note_start(tmp_path, 0, {}, 3)
 
 
 def test_one_step_further_begins_a_new_count(tmp_path):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 
+from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
 from dsmemvp.recipe import Recipe
-from dsmemvp.training.sharding import deepspeed_settings, partitioned
 
 CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
 ZERO3 = CONFIGS / "zero3.json"

@@ -51,7 +51,6 @@ def _cut_inside_nodes(zero: dict[str, Any], path: Path, world: int) -> None:
         zero[HPZ] = int(os.environ.get("LOCAL_WORLD_SIZE") or world)
     if world % zero[HPZ]:
         raise ValueError(
-            f"training.deepspeed: {path}: {HPZ} {zero[HPZ]} does not divide {counted(world, 'rank')}; every"
-            " node must run as many"
-            " ranks as the others, or take zero3.json"
+            f"training.deepspeed: {path}: {HPZ} {zero[HPZ]} does not divide {counted(world, 'rank')}; every node must"
+            " run as many ranks as the others, or take zero3.json"
         )
