@@ -8,10 +8,12 @@ from dsmemvp.recipe_file import read_recipe
 
 
 def add(commands: Any) -> None:
-    about = "LLaMA of Meta's, OpenAI's CLIP or a published MemVP checkpoint -> folders that a recipe can name"
+    about = "weights in the layouts of Meta, OpenAI, Hugging Face (pytorch_model.bin), MemVP -> what a recipe can name"
     command = commands.add_parser("convert", help=about, description=about)
     command.set_defaults(run=_convert)
-    command.add_argument("source", type=Path, help="a folder of Meta's, or a .pth, .pt, .safetensors file")
+    command.add_argument(
+        "source", type=Path, help="a folder of Meta's or with pytorch_model.bin, or a .pth, .pt, .safetensors file"
+    )
     command.add_argument("--out", type=Path, required=True, help="folder to write to")
     command.add_argument("--dtype", choices=("keep", "bf16", "fp16", "fp32"), default="keep")
     command.add_argument("--shard-size", default="5GB", help="largest safetensors file (default: 5GB)")

@@ -9,6 +9,7 @@ from dsmemvp.convert.files import tensors_in
 from dsmemvp.convert.lazy import Tensors
 from dsmemvp.json_text import read_json
 from dsmemvp.models.weights import folder_config
+from dsmemvp.yaml_text import shown
 
 WEIGHTS = "pytorch_model*.bin"
 BESIDE = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -28,7 +29,10 @@ def torch_folder_model(folder: Path) -> tuple[str, Tensors, PretrainedConfig, li
     for path in sorted(folder.glob(WEIGHTS)):
         tensors |= tensors_in(path)
     beside = [folder / name for name in BESIDE if (folder / name).is_file()]
-    language = _model_type(folder) == LlamaConfig.model_type
+    kind = _model_type(folder)
+    if kind is not None and kind != LlamaConfig.model_type and "clip" not in kind:
+        raise ValueError(f"source: {folder / 'config.json'} is of a {shown(kind)} model, neither LLaMA nor CLIP")
+    language = kind == LlamaConfig.model_type
     config = folder_config(str(folder), "source", LlamaConfig if language else CLIPVisionConfig)
     if language:
         kept = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
@@ -46,4 +50,5 @@ def _model_type(folder: Path) -> str | None:
         content = read_json(folder / "config.json")
     except ValueError:
         return None
-    return content.get("model_type") if isinstance(content, dict) else None
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    return kind if isinstance(kind, str) else None

@@ -1,6 +1,8 @@
 """Names of an evaluation's files. All by which two evaluations of one run may differ stands in them, so that none
-overwrites another's: the checkpoint, the split, captions, the protocol, and whether it was blind."""
+overwrites another's: the checkpoint, the split, captions, the protocol, whether it was blind, and other data than those
+that the file without it is of."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,3 +29,14 @@ def checkpoint_name(run: Path, checkpoint: Path | None, best: bool, digest: str)
     if path.parent == (run / "checkpoints").resolve():
         return path.name
     return f"{path.stem if path.is_file() else path.name}-{digest[:8]}"
+
+
+def data_name(file: Path, fingerprint: str) -> str:
+    """ "data-1a2b3c4d" if `file`, an evaluation.json, is of other data than those of this fingerprint; nothing if it is
+    not there, or does not tell. Raises OSError."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return ""
+    before = content.get("data_fingerprint") if isinstance(content, dict) else None
+    return f"data-{fingerprint[:8]}" if before not in (None, fingerprint) else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from dsmemvp.counting import counted
 from dsmemvp.data.durable import replace_file
+from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.text import options
 from dsmemvp.evaluation import captions
 from dsmemvp.evaluation.confidence import Score
@@ -30,16 +31,13 @@ class Report:
     state: State
     digest: str
     """Of the checkpoint's trained tensors; empty without one."""
-    location: str
-    """Of the data."""
-    samples: int
-    """In the data."""
+    data: Manifest
     protocol: str
 
     def write(self, predicted: dict[str, Predicted]) -> None:
         """`predicted` by the evaluation's name. Raises OSError, and ValueError where no sample could be used."""
         if not any(found.rows for found in predicted.values()):
-            raise ValueError(f"no sample of {self.location} could be used; see data.on_bad_sample")
+            raise ValueError(f"no sample of {self.data.location} could be used; see data.on_bad_sample")
         predictions = {name: found.predictions for name, found in predicted.items()}
         scores = {name: scored(own) for name, own in predictions.items()}
         used = len(next(iter(predicted.values())).rows)
@@ -47,10 +45,11 @@ class Report:
             "epoch": self.state.epoch,
             "step": self.state.step,
             "checkpoint": self.digest,
-            "data": self.location,
+            "data": self.data.location,
+            "data_fingerprint": self.data.fingerprint,
             "protocol": self.protocol,
-            "samples": self.samples,
-            "left_out": self.samples - used,
+            "samples": self.data.samples,
+            "left_out": self.data.samples - used,
             "cut": {name: cut_answers(own) for name, own in predictions.items()},
             "unread": {name: unread_choices(own) for name, own in predictions.items()},
         }
@@ -63,7 +62,7 @@ class Report:
         replace_file(self.run / names[0], content.encode())
         self._show(predicted, scores)
         said = [
-            f"{self.run.name}, epoch {self.state.epoch}, {counted(used, 'sample')} of {self.location}",
+            f"{self.run.name}, epoch {self.state.epoch}, {counted(used, 'sample')} of {self.data.location}",
             table(scores),
         ]
         said += [remark for name, own in predictions.items() for remark in remarks(name, own)]
@@ -76,7 +75,7 @@ class Report:
             said += captions.missing()
         if left_out := {message for found in predicted.values() for message in found.skipped}:
             said += [
-                f"{counted(self.samples - used, 'sample')} left out:",
+                f"{counted(self.data.samples - used, 'sample')} left out:",
                 *(f"  {message}" for message in sorted(left_out)),
             ]
         print(*said, f"written: {' and '.join(names)} in {self.run}", sep="\n", flush=True)

@@ -22,7 +22,7 @@ from dsmemvp.data.sets import open_test_data, open_validation_data
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.evaluation.answering import Answering, Over
 from dsmemvp.evaluation.looking import show_memory
-from dsmemvp.evaluation.naming import checkpoint_name, file_suffix
+from dsmemvp.evaluation.naming import checkpoint_name, data_name, file_suffix
 from dsmemvp.evaluation.partial import Partial
 from dsmemvp.evaluation.predictions import Predicted, predict_all
 from dsmemvp.evaluation.remarks import remarks
@@ -84,6 +84,9 @@ def evaluate(
     encoder = replace(encoder, slots=model.method.slots, answers=True, blind=blind)
     digest = ranks.together(lambda: found.digest() if found and ranks.first else "")
     which, protocol = checkpoint_name(run, checkpoint, best, digest), recipe.evaluation.protocol
+    file = run / f"evaluation{file_suffix(which, split, recipe.evaluation.captions, protocol, blind)}.json"
+    own_data = ranks.together(lambda: data_name(file, data.fingerprint) if ranks.first else "")
+    which = "-".join(filter(None, (which, *ranks.gather([own_data]))))
     about = {"answers": ANSWERS, "checkpoint": [state.step, digest], "base": base, "data": data.fingerprint}
     about |= _what_counts(recipe)
     predicted: dict[str, Predicted] = {}
@@ -91,14 +94,14 @@ def evaluate(
     for captions in recipe.evaluation.captions:
         name, own = _name(recipe, captions, blind), replace(encoder, captions=captions)
         belongs = {"evaluation": name, "encoder": asdict(own), **about}
-        file = file_suffix(which, split, [captions], protocol, blind).removeprefix("-")
-        partials.append(ranks.together(bound(_open_partial, ranks, run / "evaluation" / f"{file}.jsonl", belongs)))
+        part = file_suffix(which, split, [captions], protocol, blind).removeprefix("-")
+        partials.append(ranks.together(bound(_open_partial, ranks, run / "evaluation" / f"{part}.jsonl", belongs)))
         predicted[name] = predict_all(recipe, ranks, data, own, answering, name, between, partials[-1])
     watch.at("scoring", state.step)
     suffix = file_suffix(which, split, recipe.evaluation.captions, protocol, blind)
     # names of evaluations say the rest
     group = f"evaluation{file_suffix(which, split, [False, True], 'generate', blind)}"
-    report = Report(run, suffix, group, state, digest, data.location, data.samples, protocol)
+    report = Report(run, suffix, group, state, digest, data, protocol)
     ranks.together(lambda: report.write(predicted) if ranks.first else None)
     for partial in partials:
         ranks.together(partial.remove if partial else lambda: None)

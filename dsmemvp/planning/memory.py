@@ -39,14 +39,15 @@ def memory(trace: Trace, sharding: Sharding, cluster: Cluster, gathers: Gathers)
     n, item, parameters = cluster.gpus, trace.item, trace.parameters
     share = sum(partition(p, n) for p in parameters) * item
     frozen_share = sum(partition(p, n) for p in parameters if not p.trained) * item
-    # with one GPU the whole parameter is the partition itself
-    persistent = sum(partition(p, n) * n for p in parameters if p.numel <= sharding.persistence) * item if n > 1 else 0
+    # with one GPU the whole parameter is the partition itself, unless that lies in host memory
+    apart = n > 1 or sharding.offload
+    persistent = sum(partition(p, n) * n for p in parameters if p.numel <= sharding.persistence) * item if apart else 0
     secondary = frozen_share * n // cluster.on_node if sharding.hpz else 0
     host = share if sharding.offload else 0
     return Memory(
         weights=share - host + persistent + secondary,
         trained=4 * FLOAT32 * sum(partition(p, n) for p in parameters if p.trained),
-        buffers=FLOAT32 * sharding.reduce_bucket + ((gathers.live + gathers.coalesced) * item if n > 1 else 0),
+        buffers=FLOAT32 * sharding.reduce_bucket + ((gathers.live + gathers.coalesced) * item if apart else 0),
         activations=trace.peak,
         host_per_node=host * cluster.on_node,
     )

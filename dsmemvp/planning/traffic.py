@@ -68,7 +68,7 @@ class Traffic:
 
 def traffic(trace: Trace, sharding: Sharding, cluster: Cluster, gathers: Gathers) -> Traffic:
     n = cluster.gpus
-    if n == 1:
+    if n == 1 and not sharding.offload:
         return Traffic((), cluster)
     if sharding.stage == 1:
         flat = optimizer_groups(trace.parameters, n)

@@ -55,7 +55,7 @@ def test_a_folder_that_is_none_is_told(tmp_path):
     (tmp_path / "old").mkdir()
     torch.save({}, tmp_path / "old" / "pytorch_model.bin")
     (tmp_path / "old" / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(ValueError, match="is a 't5' model"):
+    with pytest.raises(ValueError, match="is of a 't5' model, neither LLaMA nor CLIP"):
         convert(tmp_path / "old", tmp_path / "new")
     (tmp_path / "old" / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"source: .*config\.json is a None model"):

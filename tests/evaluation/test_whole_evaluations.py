@@ -103,3 +103,16 @@ def test_libraries_do_not_print_into_what_is_said(evaluate, small_letters):
     finally:
         logging.getLogger("transformers").removeHandler(handler)
     assert said == [] and err == "" and "captions off, blind" in out
+
+
+def test_other_data_do_not_take_the_place_of_what_was_scored(evaluate, tokenizer_path):
+    rows = [fields(i, choices=["x", "y"], answer=1) for i in range(6)]
+    evaluate(tokenizer_path, " B.", rows)
+    (evaluate.run.parent.parent / "test" / "dataset.json").unlink()
+    before = {path.name: path.read_bytes() for path in evaluate.run.glob("*.json*")}
+    out, _ = evaluate(tokenizer_path, " B.", rows[:3])
+    assert {name: (evaluate.run / name).read_bytes() for name in before} == before
+    (other,) = evaluate.run.glob("evaluation-data-*.json")
+    assert json.loads(other.read_text())["samples"] == 3 and f"written: {other.name}" in out
+    evaluate(tokenizer_path, " B.", rows[:3])  # the same again, in the same files
+    assert len(list(evaluate.run.glob("evaluation*.json"))) == 2

@@ -48,15 +48,18 @@ def main() -> int:
     parser.add_argument("--reader", help="this one alone")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    failed = 0
+    failed, names = 0, []
     with tempfile.TemporaryDirectory() as folder:
         for reader in readers(Path(folder)):
+            names.append(reader.name)
             if given.reader in (None, reader.name):
                 began = time.monotonic()
                 complaints = fuzzed(reader, given.cases, given.seed)
                 failed += bool(complaints)
                 row = {"reader": reader.name, "seed": given.seed, "seconds": round(time.monotonic() - began, 1)}
                 print(json.dumps({**row, "complaints": complaints}), flush=True)
+    if given.reader not in (None, *names):
+        parser.error(f"--reader: there is none called {given.reader!r}, only {', '.join(names)}")
     return int(failed > 0)
 
 

@@ -82,6 +82,14 @@ def test_one_gpu_holds_everything_once_and_sends_nothing():
     assert traffic(_trace(), _sharding(), one, GATHERS).sent_per_gpu() == 0
 
 
+def test_one_gpu_that_offloads_copies_from_the_host_what_others_gather(tmp_path):
+    one = Cluster(1, 8)
+    sent = traffic(_trace(), _sharding(offload=True), one, GATHERS)
+    assert (sent.sent_per_gpu(), sent.from_host) == (0, (3 * 100 + 10) * 2)
+    held = memory(_trace(), _sharding(offload=True), one, GATHERS)
+    assert (held.weights, held.host_per_node, held.buffers) == (10 * 2, 210 * 2, 5 * 4 + 200 * 2)
+
+
 def test_traffic_of_zero3_by_hand():
     found = traffic(_trace(), _sharding(), Cluster(4, 2), GATHERS)
     assert {what: found.size(what) for what in ("weights", "gradients", "persistent")} == {
