@@ -48,7 +48,7 @@ fuzz: .venv/ready
 	$(ON_CPU) OMP_NUM_THREADS=1 python tests/fuzz/run.py --cases $(N) --seed $(or $(SEED),1) $(if $(READER),--reader "$(READER)")
 
 soak: .venv/ready
-	SOAK_HOURS=$(HOURS) SOAK_SEED=$(SEED) python -m pytest -s tests/training/test_soak.py
+	SOAK_HOURS=$(HOURS) SOAK_SEED=$(SEED) python -m pytest -s tests/fault_tolerance/test_soak.py
 
 check: .venv/ready
 	ruff check .

@@ -12,15 +12,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from dsmemvp.models.joined import count
-from dsmemvp.models.partitioned import fill_randomly
-from dsmemvp.models.weights import configs_of_shapes
-from dsmemvp.recipe_file import read_recipe
-from dsmemvp.training.checkpoint import State
+from dsmemvp.backbones.joined import count
+from dsmemvp.backbones.partitioned import fill_randomly
+from dsmemvp.backbones.weights import configs_of_shapes
+from dsmemvp.checkpoints.checkpoint import State
+from dsmemvp.config.reading import read_recipe
+from dsmemvp.distributed.ranks import join_ranks, leave_ranks
+from dsmemvp.training.checkpoint_manager import CheckpointManager
 from dsmemvp.training.engine import build_trainer
 from dsmemvp.training.monitor import Monitor
-from dsmemvp.training.ranks import join_ranks, leave_ranks
-from dsmemvp.training.saver import Saver
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,7 +41,7 @@ def main() -> None:
     configs.language.num_hidden_layers = 1
     trainer = build_trainer(recipe, configs, ranks, load=fill_randomly)
     with tempfile.TemporaryDirectory(dir=given.out) if ranks.first else contextlib.nullcontext("") as folder:
-        waits, whole = _save(given.saves, Path(folder), ranks, trainer.masters)
+        waits, whole = _save(given.saves, Path(folder), ranks, trainer.master_weights)
     if ranks.first:
         trained, _ = count(recipe, configs)
         print(f"{trained:,} trained parameters, {ranks.world} ranks on {ranks.device.type}, {given.sharding}")
@@ -51,15 +51,15 @@ def main() -> None:
     leave_ranks()
 
 
-def _save(saves: int, run: Path, ranks, masters) -> tuple[list[float], list[float]]:
+def _save(saves: int, run: Path, ranks, master_weights) -> tuple[list[float], list[float]]:
     """Seconds of each save: training waited, and whole."""
     monitor = Monitor(run, False, saves, 0)
-    saver = Saver(run, ranks, monitor, keep_last=2, keep_best=0)
+    saver = CheckpointManager(run, ranks, monitor, keep_last=2, keep_best=0)
     waits, whole = [], []
     for step in range(1, saves + 1):
         ranks.any(False)  # start together
         began = time.monotonic()
-        saver.begin(State(step=step), masters)
+        saver.begin(State(step=step), master_weights)
         waits.append(time.monotonic() - began)
         saver.finish()
         whole.append(time.monotonic() - began)

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 import torch
 
+from dsmemvp.backbones.partitioned import fill_randomly
+from dsmemvp.backbones.weights import configs_of_shapes
+from dsmemvp.config.recipe import Method, Model, Recipe
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
-from dsmemvp.models.partitioned import fill_randomly
-from dsmemvp.models.weights import configs_of_shapes
-from dsmemvp.recipe import Method, Model, Recipe
 
 METHODS = ("memvp", "input_space")
 
@@ -77,9 +77,9 @@ def _in_own_process(method: str) -> dict:
 
 
 def measure(method, given: argparse.Namespace) -> dict:
+    from dsmemvp.distributed.ranks import Ranks, own_device
     from dsmemvp.training.engine import TYPES, WHOLE, build_model
     from dsmemvp.training.monitor import peak_memory
-    from dsmemvp.training.ranks import Ranks, own_device
 
     shape, ranks = SHAPES[given.shape], Ranks(0, 1, own_device())
     recipe = Recipe("benchmark", method=Method(method, slots=shape.slots))

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from dsmemvp.checkpoints.loading import load_run
 from dsmemvp.data.sample import Sample
 from dsmemvp.inspection.heat_map import MARGIN as GAP
 from dsmemvp.inspection.heat_map import Scale, fitted, heat_map, legend
 from dsmemvp.inspection.look import Look, Opened, alone, open_model
 from dsmemvp.inspection.page import UNITS
 from dsmemvp.inspection.words import ANSWER
-from dsmemvp.training.opening import open_run
 
 COVERED = 0.25
 """Share of a patch's pixels that lies on the object at least, where the patch counts as a hit."""
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=600, help="samples to go through, with and without picture")
     parser.add_argument("--draw", type=Path, metavar="PNG", help=f"also draw the first {SHOWN} maps")
     given = parser.parse_args()
-    opened = open_model(*open_run(given.run, ["training.deepspeed=ds_configs/replicated.json"]), alone())
+    opened = open_model(*load_run(given.run, ["training.deepspeed=ds_configs/replicated.json"]), alone())
     average = opened.average()
     shown: list[tuple[Sample, Look]] = []
     hits, chances, touched = [], [], []

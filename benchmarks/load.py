@@ -102,7 +102,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     """Bytes, memory and seconds of one loading on this rank; imports and joining the ranks come before."""
     import transformers  # noqa: F401
 
-    from dsmemvp.training.ranks import join_ranks
+    from dsmemvp.distributed.ranks import join_ranks
 
     ranks = join_ranks(seconds=1800)
     load = {"ours": _ours, "transformers": _transformers}[name](folder, ranks)
@@ -122,8 +122,8 @@ def _settings(world: int) -> dict[str, Any]:
 
 
 def _ours(folder: Path, ranks):
-    from dsmemvp.models.weights import load_frozen, read_configs
-    from dsmemvp.recipe import Method, Model, Recipe
+    from dsmemvp.backbones.weights import load_frozen, read_configs
+    from dsmemvp.config.recipe import Method, Model, Recipe
     from dsmemvp.training.engine import build_model
 
     model = Model(language_model=str(folder), vision_shape="clip-tiny", dtype="bf16")

@@ -14,7 +14,7 @@ packages, so install them without their dependencies, into an environment that h
 Prints Markdown tables:
 - Throughput over one epoch, the opening of the data counted and the imports not, in the process itself (no workers),
   pinned to one core, batches of 32 in shuffled order. `raw` hands out the encoded bytes; `jpeg` gives them to this
-  project's own encoder, whichever loader they come from: tokens, pixels of 224 x 224, one batch of tensors.
+  project's own collator, whichever loader they come from: tokens, pixels of 224 x 224, one batch of tensors.
 - Memory: how much the peak resident memory of such a process grows over an epoch, for a data set and for one four times
   as large. Pages of mapped files are counted, although the system can take them back.
 - Resuming: seconds from opening the data to the first batch, somewhere in an epoch. Plain webdataset cannot resume: it

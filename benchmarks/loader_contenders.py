@@ -45,12 +45,12 @@ class Job:
 
 
 Opened = Callable[[], Iterator]
-"""Opens the data and gives batches: lists of samples' encoded members, or the encoder's batches of tensors."""
+"""Opens the data and gives batches: lists of samples' encoded members, or the collator's batches of tensors."""
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """An encoder that hands out what it is given."""
+    """A collator that hands out what it is given."""
 
     tokenizer_path: str
     endings: tuple[str, ...]
@@ -61,22 +61,22 @@ class Bytes:
         return [tuple(entry.members[ending] for ending in self.endings) for _, entry in entries]
 
 
-def _encoder(job: Job):
-    from dsmemvp.data.encoder import Encoder
+def _collator(job: Job):
+    from dsmemvp.data.collator import Collator
     from dsmemvp.data.images import ImageTransform
 
     if job.kind != "jpeg":
         return Bytes(str(job.tokenizer), job.chosen.members)
     image = ImageTransform(224, "clip", 50_000_000)
-    return Encoder(str(job.tokenizer), image, captions=False, max_length=512, skip_bad=False)
+    return Collator(str(job.tokenizer), image, captions=False, max_length=512, skip_bad=False)
 
 
 def _encoded(job: Job, batches: Callable[[], Iterator[list[tuple[bytes, ...]]]]) -> Opened:
-    """Batches of another loader, through this project's encoder where the job asks for it."""
+    """Batches of another loader, through this project's collator where the job asks for it."""
     from dsmemvp.data.sample import EncodedSample
     from dsmemvp.data.tokenizer import Tokenizer
 
-    encoder, tokenizer = _encoder(job), Tokenizer(job.tokenizer)
+    collator, tokenizer = _collator(job), Tokenizer(job.tokenizer)
 
     def encoded() -> Iterator:
         for batch in batches():
@@ -84,7 +84,7 @@ def _encoded(job: Job, batches: Callable[[], Iterator[list[tuple[bytes, ...]]]])
                 EncodedSample(dict(zip(job.chosen.members, sample, strict=True)), "", int(sample[0][8:16]))
                 for sample in batch
             ]
-            yield encoder.batch(tokenizer, list(enumerate(samples)))
+            yield collator.batch(tokenizer, list(enumerate(samples)))
 
     return encoded if job.kind == "jpeg" else batches
 
@@ -94,13 +94,13 @@ def _open_this(job: Job) -> Opened:
     from dsmemvp.data.manifest import read_manifest
     from dsmemvp.data.order import Order, Source
 
-    encoder = _encoder(job)
+    collator = _collator(job)
 
     def batches() -> Iterator:
         manifest = read_manifest(job.path)
         order = Order([Source(manifest.counts)], 0, BLOCK_SHARDS, BATCH, "repeat")
         steps = training_steps(
-            [manifest], order, encoder, Share(0, 1, BATCH), range(job.first, order.steps), job.workers
+            [manifest], order, collator, Share(0, 1, BATCH), range(job.first, order.steps), job.workers
         )
         return (batch for step in steps for batch in step)
 

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
+from dsmemvp.backbones.partitioned import fill_randomly, whole_shape
+from dsmemvp.backbones.weights import configs_of_shapes
+from dsmemvp.config.recipe import Method, Model, Recipe, Training
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
-from dsmemvp.models.partitioned import fill_randomly, whole_shape
-from dsmemvp.models.weights import configs_of_shapes
-from dsmemvp.recipe import Method, Model, Recipe, Training
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("memvp", "input_space")
@@ -83,9 +83,9 @@ def _in_own_process(method: str) -> dict:
 
 
 def measure(method: str, given: argparse.Namespace) -> dict:
+    from dsmemvp.distributed.ranks import join_ranks, leave_ranks
     from dsmemvp.training.engine import TYPES, build_trainer
     from dsmemvp.training.monitor import peak_memory
-    from dsmemvp.training.ranks import join_ranks, leave_ranks
 
     shape, ranks = SHAPES[given.shape], join_ranks(seconds=1800)
     micro_batch = given.micro_batch or shape.micro_batch

@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from dsmemvp.data.sample import SampleError
+from dsmemvp.errors import UserError
 
 KINDS = {str: "text", int: "a number", list: "a list", dict: "an object"}
 
 
 def load_json(path: Path, expected: type, layout: str = "") -> Any:
-    """The content of a JSON file. Raises FileNotFoundError or ValueError, which says what was expected: `layout`."""
+    """The content of a JSON file. Raises UserError, which says what was expected: `layout`."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise UserError(f"{path} does not exist")
     try:
         content = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
+        raise UserError(f"{path} is not JSON ({error})") from None
     if not isinstance(content, expected):
-        raise ValueError(f"{path} is not {KINDS[expected]}{layout and f' of {layout}'}")
+        raise UserError(f"{path} is not {KINDS[expected]}{layout and f' of {layout}'}")
     return content
 
 

@@ -23,6 +23,7 @@ from data_prep.annotations import load_json, part
 from data_prep.command import convert, converter_parser
 from data_prep.plan import Planned, key_of
 from dsmemvp.data.sample import DESCRIBE, SampleError
+from dsmemvp.errors import UserError
 
 
 class Picture(NamedTuple):
@@ -95,7 +96,7 @@ def _karpathy(content: dict, path: Path, wanted: list[str] | None) -> Iterator[P
     images = part(content, "images", list, str(path))
     found = {image.get("split") for image in images if isinstance(image, dict)} - {None}
     if wanted is None or set(wanted) - found:
-        raise ValueError(f"--karpathy: name one or more of the splits of {path}: {', '.join(sorted(map(str, found)))}")
+        raise UserError(f"--karpathy: name one or more of the splits of {path}: {', '.join(sorted(map(str, found)))}")
     for number, image in enumerate(images):
         where = f"{path}, image entry {number}"
         try:

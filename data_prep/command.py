@@ -15,8 +15,9 @@ from data_prep.plan import Planned
 from data_prep.prepare import Job, run
 from data_prep.progress import say
 from data_prep.ranks import find_ranks, speaks_for_all
+from dsmemvp.config.recipe import Vision
 from dsmemvp.data.sample import SampleError
-from dsmemvp.recipe import Vision
+from dsmemvp.errors import UserError
 
 RANKS = """
 Runs in one process or in several: `mpirun -n 16 python -m data_prep.NAME ...` or `srun --mpi=pmix ...`; the same bytes
@@ -86,8 +87,8 @@ def convert(
 def _check(given: argparse.Namespace) -> None:
     for name in ("per_shard", "resize", "max_pixels"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: must be positive, is {getattr(given, name)}")
+            raise UserError(f"--{name.replace('_', '-')}: must be positive, is {getattr(given, name)}")
     if not 1 <= given.quality <= 100:
-        raise ValueError(f"--quality: must be 1 to 100, is {given.quality}")
+        raise UserError(f"--quality: must be 1 to 100, is {given.quality}")
     if given.out.exists() and not given.out.is_dir():
-        raise ValueError(f"--out: {given.out} is not a folder")
+        raise UserError(f"--out: {given.out} is not a folder")

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_prep.shards import shard_name
-from dsmemvp.data.durable import replace_file
+from dsmemvp.atomic_files import replace_file
 from dsmemvp.data.index import index_path
 from dsmemvp.data.manifest import Shard
 

@@ -9,6 +9,7 @@ import io
 from pathlib import Path
 
 from dsmemvp.data.sample import IMAGE_ENDINGS, SampleError
+from dsmemvp.errors import UserError
 
 
 class Pictures:
@@ -28,7 +29,7 @@ class Pictures:
             raise SampleError(where, f"image {name!r} lies outside {self._folder}")
         if not path.is_file():
             if not self._folder.is_dir():  # a slip on the command line, not in a row
-                raise FileNotFoundError(f"{self._folder}, the folder of images, does not exist")
+                raise UserError(f"{self._folder}, the folder of images, does not exist")
             raise SampleError(where, f"image {path} does not exist")
         ending = path.suffix.removeprefix(".").lower()
         if self._given.resize is None and ending not in IMAGE_ENDINGS:

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsmemvp.data.durable import flush, replace_file
+from dsmemvp.atomic_files import flush, replace_file
 from dsmemvp.data.manifest import SCHEMA
 from dsmemvp.data.sample import SampleError, sample_from_row
+from dsmemvp.errors import UserError
 
 FORMAT = 1
 WORK = "preparing"
@@ -49,7 +50,7 @@ def made_by(converter: str, options: dict[str, Any], inputs: Iterable[Path]) -> 
     known |= {name: json.loads(json.dumps(value, default=_absolute)) for name, value in options.items()}
     for path in inputs:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist")
+            raise UserError(f"{path} does not exist")
         status = path.stat()
         known[str(path.resolve())] = [status.st_size, status.st_mtime_ns]
     return known
@@ -105,7 +106,7 @@ def _write_rows(rows: Iterable[Planned | SampleError], work: Path, per_shard: in
     finally:
         _close(file)
     if not keys:
-        raise ValueError(f"there is no row to write{first_problem}")
+        raise UserError(f"there is no row to write{first_problem}")
     return shards
 
 

@@ -22,6 +22,7 @@ from data_prep.shards import Row, shard_name, write_shard
 from dsmemvp.counting import counted
 from dsmemvp.data.manifest import FILE, Manifest, write_manifest
 from dsmemvp.data.sample import SampleError
+from dsmemvp.errors import UserError
 
 HARMLESS = ("out", "on_bad_row")
 """Options with which finished shards stay the same."""
@@ -164,7 +165,7 @@ def _finish(job: Job, shards: int) -> None:
     written = tuple(result.shard for result in results if result.shard)
     left_out = [message for result in results for message in result.left_out]
     if not written:
-        raise ValueError(f"there is no row to write: all {len(left_out)} were left out, the first: {left_out[0]}")
+        raise UserError(f"there is no row to write: all {len(left_out)} were left out, the first: {left_out[0]}")
     manifest = Manifest(given.out, given.split or given.out.resolve().name, written)
     with naming(given.out / FILE):
         write_manifest(manifest)

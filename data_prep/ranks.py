@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dsmemvp.launchers import launched
+from dsmemvp.distributed.launchers import launched
+from dsmemvp.errors import UserError
 
 POLL_S = 0.02
 
@@ -51,18 +52,18 @@ class Ranks:
 
 
 def find_ranks() -> Ranks:
-    """Raises ValueError where MPI cannot be had, or does not see the processes that were started."""
+    """Raises UserError where MPI cannot be had, or does not see the processes that were started."""
     launcher, size, _ = launched(os.environ)
     if size == 1:
         return Ranks()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise ValueError(f"{launcher} started {size} processes, but MPI cannot be loaded ({error})") from None
+        raise UserError(f"{launcher} started {size} processes, but MPI cannot be loaded ({error})") from None
     comm = MPI.COMM_WORLD
     if comm.size != size:
         # each would take itself for the only one and write everything
-        raise ValueError(
+        raise UserError(
             f"{launcher} started {size} processes, but MPI sees {comm.size}; with Slurm use `srun --mpi=pmix`, else the"
             " mpirun of the MPI library that mpi4py loads"
         )

@@ -19,6 +19,7 @@ from data_prep.annotations import load_json, part, texts
 from data_prep.command import convert, converter_parser
 from data_prep.plan import Planned, key_of
 from dsmemvp.data.sample import SampleError
+from dsmemvp.errors import UserError
 
 CLASSES = ("subject", "topic", "category", "skill", "split")
 
@@ -39,7 +40,7 @@ def main() -> int:
 def plan_rows(data: Path, split: str, captions: Path | None) -> Iterator[Planned | SampleError]:
     splits = load_json(data / "pid_splits.json", dict)
     if split not in splits:
-        raise ValueError(f"--split: {data / 'pid_splits.json'} has {', '.join(splits)}, not {split!r}")
+        raise UserError(f"--split: {data / 'pid_splits.json'} has {', '.join(splits)}, not {split!r}")
     problems = load_json(data / "problems.json", dict)
     said = part(load_json(captions, dict), "captions", dict, str(captions)) if captions else {}
     for name in part(splits, split, list, str(data / "pid_splits.json")):

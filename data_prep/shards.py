@@ -13,10 +13,11 @@ from typing import Any
 
 from webdataset import TarWriter
 
-from dsmemvp.data.durable import flush
+from dsmemvp.atomic_files import flush
 from dsmemvp.data.index import index_shard
 from dsmemvp.data.manifest import FILE, Manifest, Shard, write_manifest
 from dsmemvp.data.sample import IMAGE_ENDINGS, SampleError, sample_from_row
+from dsmemvp.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Row:
 def write_shards(rows: Iterable[Row], folder: Path, split: str, per_shard: int = 512) -> Manifest:
     """Write all rows below `folder` from this process. Raises SampleError for a row that would not be readable."""
     if per_shard < 1:
-        raise ValueError(f"samples per shard: must be positive, is {per_shard}")
+        raise UserError(f"samples per shard: must be positive, is {per_shard}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).unlink(missing_ok=True)
     shards: list[Shard] = []
@@ -40,7 +41,7 @@ def write_shards(rows: Iterable[Row], folder: Path, split: str, per_shard: int =
     while chunk := list(itertools.islice(remaining, per_shard)):
         shards.append(write_shard(chunk, folder / shard_name(len(shards))))
     if not shards:
-        raise ValueError(f"{folder}: there is no row to write")
+        raise UserError(f"{folder}: there is no row to write")
     manifest = Manifest(folder, split, tuple(shards))
     write_manifest(manifest)
     return manifest

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 
 from data_prep.tiny_score import Report, Score
+from dsmemvp.backbones.language import LanguageModel
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_training, prompt_text
 from dsmemvp.data.tokenizer import Tokenizer
-from dsmemvp.models.language import LanguageModel
 from dsmemvp.prompts import VisualPrompt
 from dsmemvp.prompts.interface import State
 

@@ -28,6 +28,7 @@ from data_prep.tokenizer import VocabularyTooLarge, train_tokenizer
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import prompt_text, target_text
 from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.errors import UserError
 
 VOCABULARY = 512
 """Pieces of the tokenizer, where the texts give so many."""
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _make(given: argparse.Namespace, report: Report) -> None:
-    """Everything that can be refused is looked at before the minutes of work. Raises ValueError or OSError."""
+    """Everything that can be refused is looked at before the minutes of work. Raises UserError or OSError."""
     _check(given)
     check_words(picture_words(read_split(given.data / "train")), given.data / "train")
     texts = texts_of(given.data)
@@ -98,10 +99,10 @@ def _check(given: argparse.Namespace) -> None:
     for name in ("tokenizer_vocabulary", "language_layers", "language_steps", "vision_layers", "vision_steps"):
         value = getattr(given, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: must be at least 1, is {value}")
+            raise UserError(f"--{name.replace('_', '-')}: must be at least 1, is {value}")
     for name in ("language_width", "vision_width"):
         if (value := getattr(given, name)) < 1 or value % HEAD_DIM:
-            raise ValueError(f"--{name.replace('_', '-')}: must be a multiple of {HEAD_DIM}, is {value}")
+            raise UserError(f"--{name.replace('_', '-')}: must be a multiple of {HEAD_DIM}, is {value}")
 
 
 def make_language_model(given: argparse.Namespace) -> Score:

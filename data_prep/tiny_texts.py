@@ -9,6 +9,7 @@ from dsmemvp.counting import counted
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.sample import BadSample, Sample, read_sample
 from dsmemvp.data.stream import read_all
+from dsmemvp.errors import UserError
 
 TELLS_NOTHING = frozenset({"yes", "no", "true", "false"})
 """Answers that say something of a question, not of a picture."""
@@ -48,30 +49,30 @@ def picture_words(samples: list[Sample]) -> Words:
 
 
 def check_words(words: Words, folder: Path) -> None:
-    """Raises ValueError where a vision tower could learn nothing from them."""
+    """Raises UserError where a vision tower could learn nothing from them."""
     if not words:
-        raise ValueError(f"{folder}: none of its samples has a picture, so that no vision tower can be made")
+        raise UserError(f"{folder}: none of its samples has a picture, so that no vision tower can be made")
     number = _counted(words)
     shared = sorted(word for word in number if number[word] > 1)
     if len(shared) < 2:
         found = f"only {shared[0]!r}" if shared else "none"
-        raise ValueError(
+        raise UserError(
             f"{folder}: the captions, or else the right answers, of its {len(words)} pictures tell nothing of what they"
             f" show. At least two words must each be said of several pictures, but not of all ({found} is; yes, no,"
             " true and false do not count)"
         )
     told = sum(map(bool, words.values()))
     if told < LEAST:
-        raise ValueError(
+        raise UserError(
             f"{folder}: only {counted(told, 'different picture has', 'different pictures have')} words; at"
             f" least {LEAST} are needed"
         )
 
 
 def check_texts(texts: list[Sample], folder: Path) -> None:
-    """Raises ValueError where a language model could not be trained on them."""
+    """Raises UserError where a language model could not be trained on them."""
     if len(texts) < LEAST:
-        raise ValueError(f"{folder}: only {counted(len(texts), 'sample')}; at least {LEAST} are needed")
+        raise UserError(f"{folder}: only {counted(len(texts), 'sample')}; at least {LEAST} are needed")
 
 
 def texts_of(data: Path) -> list[Sample]:

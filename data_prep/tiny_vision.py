@@ -16,8 +16,8 @@ from transformers import CLIPVisionConfig
 
 from data_prep.tiny_score import Report, Score
 from data_prep.tiny_texts import Words
+from dsmemvp.backbones.vision import Block, VisionTower
 from dsmemvp.data.images import ImageTransform
-from dsmemvp.models.vision import Block, VisionTower
 
 RESOLUTION, PATCH = 64, 16
 HEAD_DIM = 16

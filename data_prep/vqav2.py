@@ -20,6 +20,7 @@ from data_prep.annotations import part, table
 from data_prep.command import convert, converter_parser
 from data_prep.plan import Planned, key_of
 from dsmemvp.data.sample import SampleError
+from dsmemvp.errors import UserError
 
 
 def main() -> int:
@@ -74,7 +75,7 @@ def _check(image_name: str) -> None:
             return
     except (ValueError, LookupError):
         pass
-    raise ValueError(f"--image-name: {image_name!r} does not hold a place for the image_id, such as {{:012d}}")
+    raise UserError(f"--image-name: {image_name!r} does not hold a place for the image_id, such as {{:012d}}")
 
 
 if __name__ == "__main__":

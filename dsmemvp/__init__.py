@@ -33,7 +33,7 @@ def load(
     """The trained model of a run's folder, or of one that `dsmemvp export` has written, to answer questions with
     (generation/answers.py): whole, on this process's own device. An exported folder wants to know where the base is;
     for a run that stands in its recipe, of which `overrides` are other keys, such as **{"evaluation.batch": 4}. Raises
-    FileNotFoundError or ValueError that say what is wrong and where."""
+    UserError that say what is wrong and where."""
     from dsmemvp.generation.answers import load
 
     base = {"language_model": language_model, "vision_tower": vision_tower, "tokenizer": tokenizer}

@@ -4,7 +4,7 @@ import atexit
 import os
 import sys
 
-from dsmemvp.stopping import take_charge
+from dsmemvp.distributed.stopping import take_charge
 
 
 def run() -> None:
@@ -12,7 +12,7 @@ def run() -> None:
     C++ threads of torch now and then abort there ("terminate called without an active exception"), and a launcher
     takes a finished run for a failed one."""
     take_charge()
-    from dsmemvp.cli import main  # signals that come meanwhile are held
+    from dsmemvp.cli.main import main  # signals that come meanwhile are held
 
     try:
         code = main()

@@ -10,6 +10,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dsmemvp.errors import UserError
+
 START_FILES = Path(__file__).with_name("slurm")
 
 
@@ -37,18 +39,18 @@ class Allocation:
         return self.nodes * self.ranks_per_node
 
     def check(self) -> None:
-        """Raises ValueError naming the option."""
+        """Raises UserError naming the option."""
         if self.nodes < 1:
-            raise ValueError(f"--nodes: must be positive, is {self.nodes}")
+            raise UserError(f"--nodes: must be positive, is {self.nodes}")
         if min(self.gpus_per_node, self.cpu_ranks_per_node) < 0 or self.ranks_per_node < 1:
-            raise ValueError("--gpus-per-node: give a positive number, or --cpu-ranks-per-node for nodes without GPUs")
+            raise UserError("--gpus-per-node: give a positive number, or --cpu-ranks-per-node for nodes without GPUs")
         if self.gpus_per_node and self.cpu_ranks_per_node:
-            raise ValueError("--cpu-ranks-per-node: is for nodes without GPUs; leave out --gpus-per-node")
+            raise UserError("--cpu-ranks-per-node: is for nodes without GPUs; leave out --gpus-per-node")
         if self.cpus_per_rank is not None and self.cpus_per_rank < 1:
-            raise ValueError(f"--cpus-per-gpu: must be positive, is {self.cpus_per_rank}")
+            raise UserError(f"--cpus-per-gpu: must be positive, is {self.cpus_per_rank}")
         for option in self.more:
             if not option.startswith("-") or not option.isprintable():
-                raise ValueError(f"--sbatch: {option!r} is not an option of sbatch; write --sbatch=--mail-type=END")
+                raise UserError(f"--sbatch: {option!r} is not an option of sbatch; write --sbatch=--mail-type=END")
 
 
 def sbatch_text(name: str, arguments: list[str], asked: Allocation, evaluate_only: bool = False) -> str:
@@ -77,18 +79,18 @@ def sbatch_text(name: str, arguments: list[str], asked: Allocation, evaluate_onl
 
 
 def submit(text: str) -> str:
-    """Give it to sbatch; returns what sbatch says. Raises ValueError with sbatch's own words."""
+    """Give it to sbatch; returns what sbatch says. Raises UserError with sbatch's own words."""
     try:
         done = subprocess.run(["sbatch"], input=text, capture_output=True, text=True)
     except FileNotFoundError:
-        raise ValueError("there is no sbatch here; `--print` shows what would be submitted") from None
+        raise UserError("there is no sbatch here; `--print` shows what would be submitted") from None
     if done.returncode:
-        raise ValueError(f"sbatch refuses the job: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+        raise UserError(f"sbatch refuses the job: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
     return done.stdout.strip()
 
 
 def _one_line(key: str, value: object) -> str:
     text = str(value)
     if not text.isprintable() or " " in text:
-        raise ValueError(f"--{key}: {text!r} cannot stand in a line of #SBATCH")
+        raise UserError(f"--{key}: {text!r} cannot stand in a line of #SBATCH")
     return text

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.convert.convert import Options, convert
 from dsmemvp.convert.files import tensors_in
 from dsmemvp.convert.memvp import trained_tensors
-from dsmemvp.convert.run import Options, convert
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
-from dsmemvp.recipe import Recipe
 
 FILE = Path("reference") / "memvp_tiny.safetensors"
 OPTIONS = Options(language_heads=3, vision_heads=2, eps=1e-5)

@@ -3,11 +3,11 @@
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
+from dsmemvp.backbones.joined import Configs, VisualLanguageModel, add_trainables, build_frozen
+from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.generation.decoder import Decoder
-from dsmemvp.models.joined import Configs, VisualLanguageModel, add_trainables, build_frozen
-from dsmemvp.recipe import Recipe
 
 VOCABULARY, RESOLUTION, EOS = 60, 16, 2
 METHODS = ("memvp", "input_space", "none")

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import asdict
 
-from dsmemvp.training.heartbeat import Heartbeat
+from dsmemvp.fault_tolerance.heartbeat_protocol import RankStatus
 
 HEX = b"0123456789abcdef"
 CHUNK = bytes(1 << 20)
@@ -25,7 +25,7 @@ def _reset(connection: socket.socket) -> None:
 
 
 def _line(**news) -> bytes:
-    return Heartbeat(**{"rank": 0, "host": "x", **news}).line()
+    return RankStatus(**{"rank": 0, "host": "x", **news}).line()
 
 
 KINDS: dict[str, Callable[[socket.socket], object]] = {
@@ -41,7 +41,7 @@ KINDS: dict[str, Callable[[socket.socket], object]] = {
     "error of the user's": lambda c: c.sendall(_line(error="give up", code=1)),
     "lone error word": lambda c: c.sendall(json.dumps({"error": "give up", "code": 1}).encode() + b"\n"),
     "goodbyes": lambda c: c.sendall((_line(bye=True) + _line(rank=1, bye=True)) * 100),
-    "of no rank": lambda c: c.sendall(json.dumps(asdict(Heartbeat(0, "x")) | {"rank": -1}).encode() + b"\n"),
+    "of no rank": lambda c: c.sendall(json.dumps(asdict(RankStatus(0, "x")) | {"rank": -1}).encode() + b"\n"),
     "guessed proof": lambda c: c.sendall(b"1 " + HEX * 2 + b" " + HEX * 4 + b"\n"),
     "proof of no rank": lambda c: c.sendall(b"9999999 " + HEX * 2 + b" " + HEX * 4 + b"\n"),
     "echo": lambda c: c.sendall(b"0 " + c.recv(33).strip() + b" " + HEX * 4 + b"\n"),

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from dsmemvp.errors import UserError
 from dsmemvp.json_text import parse_json, read_json
 
 
@@ -18,7 +19,7 @@ from dsmemvp.json_text import parse_json, read_json
     ],
 )
 def test_faults_are_one_line(content, why):
-    with pytest.raises(ValueError, match=why) as caught:
+    with pytest.raises(UserError, match=why) as caught:
         parse_json(content, "file.json")
     assert str(caught.value).startswith("file.json is not") and "\n" not in str(caught.value)
 
@@ -27,9 +28,9 @@ def test_what_is_not_a_small_regular_file_is_refused(tmp_path):
     fifo, large = tmp_path / "fifo.json", tmp_path / "large.json"
     os.mkfifo(fifo)
     large.write_bytes(b" " * 11)
-    with pytest.raises(ValueError, match="regular file"):
+    with pytest.raises(UserError, match="regular file"):
         read_json(fifo)
-    with pytest.raises(ValueError, match="11 bytes, at most 10"):
+    with pytest.raises(UserError, match="11 bytes, at most 10"):
         read_json(large, most=10)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError):
         read_json(tmp_path / "none.json")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dsmemvp import cli
-from dsmemvp.recipe_file import read_recipe
+from dsmemvp.cli import main as cli
+from dsmemvp.config.reading import read_recipe
 from dsmemvp.submit import START_FILES, Allocation, sbatch_text
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -91,8 +91,8 @@ def test_the_start_file_as_it_stands_runs_the_published_recipes(repository, reci
 
 
 def test_the_batch_rule_is_that_of_training():
+    from dsmemvp.config.recipe import Recipe, Training
     from dsmemvp.planning.deepspeed_settings import deepspeed_settings
-    from dsmemvp.recipe import Recipe, Training
 
     for ranks in range(1, 13):
         recipe = Recipe(name="r", training=Training(global_batch=48, micro_batch=4))

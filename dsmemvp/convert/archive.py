@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from dsmemvp.errors import UserError
+
 LOCAL_HEADER, END = 30, 22
 """Bytes of a record's own header before its name, and of the end of the directory (PKWARE's APPNOTE, 4.3.7, 4.3.16)."""
 DESCRIBED_LATER = 0x08
@@ -37,7 +39,7 @@ class Record:
 
 class Archive:
     def __init__(self, path: Path):
-        """Raises ValueError for what is no whole zip file, OSError."""
+        """Raises UserError for what is no whole zip file, OSError."""
         self.path = path
         self._intact: set[str] = set()
         """Names of records whose checksum was compared."""
@@ -45,12 +47,12 @@ class Archive:
             with zipfile.ZipFile(path) as directory, path.open("rb") as file:
                 self.records = _records(directory, file, path.stat().st_size)
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} cannot be read as weights: it is cut off, or not a file that torch (1.6 or later) has written"
                 f" ({error})"
             ) from None
         except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}; get the file again") from None
+            raise UserError(f"{path} is damaged: {error}; get the file again") from None
         self._checksums = any(record.crc32 for record in self.records.values())
         if not self._checksums:
             warnings.warn(
@@ -60,10 +62,10 @@ class Archive:
             )
 
     def read(self, record: Record, start: int = 0, size: int | None = None) -> bytearray:
-        """`size` bytes of a record's content from `start` on; None: all that follow. Raises ValueError where the
+        """`size` bytes of a record's content from `start` on; None: all that follow. Raises UserError where the
         record is compressed or does not have its checksum, OSError."""
         if not record.plain:
-            raise ValueError(f"{self.path}: its record {record.name!r} is compressed, as torch does not write it")
+            raise UserError(f"{self.path}: its record {record.name!r} is compressed, as torch does not write it")
         wanted = bytearray(record.size - start if size is None else size)
         view = memoryview(wanted)
         with self.path.open("rb", buffering=0) as file:
@@ -76,7 +78,7 @@ class Archive:
             crc32 = self._through(file, view, crc32)
             crc32 = self._past(file, record.size - start - len(wanted), crc32)
         if crc32 != record.crc32:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is damaged: the content of {record.name!r} does not have its checksum; get the file again"
             )
         self._intact.add(record.name)
@@ -98,23 +100,23 @@ class Archive:
             while rest:
                 read = file.readinto(rest)
                 if not read:
-                    raise ValueError(f"{self.path} ends within its tensors; get the file again")
+                    raise UserError(f"{self.path} ends within its tensors; get the file again")
                 rest = rest[read:]
             crc32 = zlib.crc32(part, crc32)
         return crc32
 
 
 def _records(directory: zipfile.ZipFile, file: BinaryIO, whole: int) -> dict[str, Record]:
-    """The records by name, compared with the bytes around them. Raises ValueError."""
+    """The records by name, compared with the bytes around them. Raises UserError."""
     found: dict[str, Record] = {}
     end = 0
     for info in sorted(directory.infolist(), key=lambda info: info.header_offset):
         if info.header_offset != end:
-            raise ValueError(
+            raise UserError(
                 f"{info.filename!r} begins at byte {info.header_offset}, the record before it ends at {end}"
             )
         if info.filename in found:
-            raise ValueError(f"{info.filename!r} stands in it twice")
+            raise UserError(f"{info.filename!r} stands in it twice")
         start = end + _local_header(file, info)
         end = start + info.compress_size
         if info.flag_bits & DESCRIBED_LATER:
@@ -122,15 +124,15 @@ def _records(directory: zipfile.ZipFile, file: BinaryIO, whole: int) -> dict[str
         plain = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
         found[info.filename] = Record(info.filename, start, info.file_size, info.CRC, plain)
     if end != directory.start_dir:
-        raise ValueError(f"its last record ends at byte {end}, its directory begins at {directory.start_dir}")
+        raise UserError(f"its last record ends at byte {end}, its directory begins at {directory.start_dir}")
     file.seek(max(0, whole - END))
     if directory.comment or not file.read(END).startswith(b"PK\x05\x06"):
-        raise ValueError("bytes follow the end of its directory")
+        raise UserError("bytes follow the end of its directory")
     return found
 
 
 def _local_header(file: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Bytes of a record's own header, which must say what the directory says. Raises ValueError."""
+    """Bytes of a record's own header, which must say what the directory says. Raises UserError."""
     file.seek(info.header_offset)
     header = file.read(LOCAL_HEADER)
     flags, method, name_size, extra_size = (int.from_bytes(header[i : i + 2], "little") for i in (6, 8, 26, 28))
@@ -143,7 +145,7 @@ def _local_header(file: BinaryIO, info: zipfile.ZipInfo) -> int:
     sizes = (0, 0, 0) if later else (info.CRC, min(info.compress_size, 0xFFFFFFFF), min(info.file_size, 0xFFFFFFFF))
     in_extra = not later and packed == size == 0xFFFFFFFF  # zip64, whose sizes the directory has
     if told != wanted or (not in_extra and (crc32, packed, size) != sizes) or info.flag_bits & ENCRYPTED:
-        raise ValueError(f"the header of {info.filename!r} is not what the directory says")
+        raise UserError(f"the header of {info.filename!r} is not what the directory says")
     return LOCAL_HEADER + name_size + extra_size
 
 
@@ -162,4 +164,4 @@ def _descriptor(file: BinaryIO, info: zipfile.ZipInfo, start: int) -> int:
             wanted = DESCRIPTOR + info.CRC.to_bytes(4, "little") + sizes
             if found.startswith(wanted):
                 return len(wanted)
-    raise ValueError(f"what stands behind {info.filename!r} is not what the directory says")
+    raise UserError(f"what stands behind {info.filename!r} is not what the directory says")

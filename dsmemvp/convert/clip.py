@@ -6,6 +6,7 @@ import re
 from transformers import CLIPVisionConfig
 
 from dsmemvp.convert.lazy import LazyTensor, Tensors
+from dsmemvp.errors import UserError
 
 HEAD_WIDTH = 64
 """OpenAI's towers have as many heads as this goes into their width (clip/model.py, build_model)."""
@@ -52,17 +53,17 @@ def _third(packed: LazyTensor, i: int) -> LazyTensor:
 
 def vision_tower(published: Tensors, heads: int) -> tuple[Tensors, CLIPVisionConfig] | None:
     """`heads` 0: as many as OpenAI's have. None where the file has no tower, as one with the trained adapters alone.
-    Raises ValueError for a tower that is no ViT."""
+    Raises UserError for a tower that is no ViT."""
     tensors = vision_tensors(published)
     if not tensors:
         return None
     patches, positions, inner = (tensors.get(name) for name in NEEDED)
     if not (patches and positions and inner and len(patches.shape) == 4):
-        raise ValueError(f"the vision tower is no CLIP ViT: {', '.join(NEEDED)} do not all follow from its names")
+        raise UserError(f"the vision tower is no CLIP ViT: {', '.join(NEEDED)} do not all follow from its names")
     width, _, patch, _ = patches.shape
     heads = heads or max(1, width // HEAD_WIDTH)
     if width % heads:
-        raise ValueError(f"--vision-heads: a width of {width} is no multiple of {heads} heads")
+        raise UserError(f"--vision-heads: a width of {width} is no multiple of {heads} heads")
     side = round((positions.shape[0] - 1) ** 0.5)
     config = CLIPVisionConfig(
         architectures=["CLIPVisionModel"],

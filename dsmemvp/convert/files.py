@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from dsmemvp.backbones.safetensors_file import read_header
 from dsmemvp.convert.lazy import Tensors, lazy_tensor
 from dsmemvp.convert.torch_file import TorchFile
-from dsmemvp.models.safetensors_file import read_header
+from dsmemvp.errors import UserError
 
 DTYPES = {
     "F64": torch.float64,
@@ -27,15 +28,15 @@ DTYPES = {
 
 
 def tensors_in(path: Path) -> Tensors:
-    """All tensors of a file by their names in it. Raises FileNotFoundError or ValueError."""
+    """All tensors of a file by their names in it. Raises UserError."""
     return open_weights(path)[0]
 
 
 def open_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """All tensors of a file, and the options of its command line where it is a published checkpoint that has them.
-    Raises FileNotFoundError or ValueError."""
+    Raises UserError."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+        raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
     if path.suffix == ".safetensors":
         return _safetensors(path), {}
     file = TorchFile(path)
@@ -49,7 +50,7 @@ def _safetensors(path: Path) -> Tensors:
             for name, stored in read_header(path, "source").items()
         }
     except LookupError as error:
-        raise ValueError(f"{path} holds tensors of the type {error.args[0]}, which is not read") from None
+        raise UserError(f"{path} holds tensors of the type {error.args[0]}, which is not read") from None
 
 
 def _bytes(path: Path, start: int, size: int) -> bytearray:
@@ -57,5 +58,5 @@ def _bytes(path: Path, start: int, size: int) -> bytearray:
     with path.open("rb") as file:
         file.seek(start)
         if file.readinto(content) != size:
-            raise ValueError(f"{path} ends within its tensors; get the file again")
+            raise UserError(f"{path} ends within its tensors; get the file again")
     return content

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig
 
+from dsmemvp.backbones.weights import folder_config
+from dsmemvp.config.yaml_text import shown
 from dsmemvp.convert.files import tensors_in
 from dsmemvp.convert.lazy import Tensors
+from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
-from dsmemvp.models.weights import folder_config
-from dsmemvp.yaml_text import shown
 
 WEIGHTS = "pytorch_model*.bin"
 BESIDE = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -24,14 +25,14 @@ def is_torch_folder(folder: Path) -> bool:
 
 def torch_folder_model(folder: Path) -> tuple[str, Tensors, PretrainedConfig, list[Path]]:
     """ "language_model" or "vision_tower", its tensors and configuration, and the files beside. Raises
-    FileNotFoundError or ValueError."""
+    UserError."""
     tensors: Tensors = {}
     for path in sorted(folder.glob(WEIGHTS)):
         tensors |= tensors_in(path)
     beside = [folder / name for name in BESIDE if (folder / name).is_file()]
     kind = _model_type(folder)
     if kind is not None and kind != LlamaConfig.model_type and "clip" not in kind:
-        raise ValueError(f"source: {folder / 'config.json'} is of a {shown(kind)} model, neither LLaMA nor CLIP")
+        raise UserError(f"source: {folder / 'config.json'} is of a {shown(kind)} model, neither LLaMA nor CLIP")
     language = kind == LlamaConfig.model_type
     config = folder_config(str(folder), "source", LlamaConfig if language else CLIPVisionConfig)
     if language:

@@ -13,7 +13,7 @@ class LazyTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], torch.Tensor]
-    """The tensor, in memory of its own; raises ValueError or OSError where its file does not hold it any more."""
+    """The tensor, in memory of its own; raises UserError or OSError where its file does not hold it any more."""
 
     @property
     def nbytes(self) -> int:

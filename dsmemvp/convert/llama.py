@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 from dsmemvp.convert.lazy import Tensors
+from dsmemvp.errors import UserError
 
 WHOLE = {
     "tok_embeddings.weight": "model.embed_tokens.weight",
@@ -57,17 +58,17 @@ def halves_from_pairs(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 
 def language_model(published: Tensors, heads: int, eps: float) -> tuple[Tensors, LlamaConfig] | None:
-    """The language model of a file that says nothing of its configuration; None where it holds none. Raises ValueError
+    """The language model of a file that says nothing of its configuration; None where it holds none. Raises UserError
     where `heads` cannot be, and for tensors in its layers that no LLaMA has."""
     if "tok_embeddings.weight" not in published:
         return None
     parts = {name: layer_and_part(name) for name in published}
     for name, (layer, part) in parts.items():
         if layer is not None and part not in LAYER and not part.endswith("rope.freqs"):
-            raise ValueError(f"{name} is no tensor of a LLaMA in Meta's layout")
+            raise UserError(f"{name} is no tensor of a LLaMA in Meta's layout")
     vocabulary, width = published["tok_embeddings.weight"].shape
     if width % heads or (width // heads) % 2:
-        raise ValueError(f"--language-heads: a width of {width} is no even number for each of {heads} heads")
+        raise UserError(f"--language-heads: a width of {width} is no even number for each of {heads} heads")
     tensors = language_tensors(published, width // heads)
     inner, keys = (
         tensors[f"model.layers.0.{part}.weight"].shape[0] if f"model.layers.0.{part}.weight" in tensors else 0

@@ -9,6 +9,7 @@ import re
 import torch
 
 from dsmemvp.convert.lazy import Tensors
+from dsmemvp.errors import UserError
 
 STARTS = {
     "adapter_emb1": "method.key_positions",
@@ -40,7 +41,7 @@ def trained_tensors(published: Tensors) -> Tensors:
 
 def published_names(trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The way back, with the "module." that the published code's own checkpoints have, and zeros for what no forward
-    pass uses. Raises ValueError for tensors that have no published name."""
+    pass uses. Raises UserError for tensors that have no published name."""
     published: dict[str, torch.Tensor] = {}
     adapters = {}
     for name, tensor in trained.items():
@@ -53,9 +54,9 @@ def published_names(trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
             start = next(theirs for theirs, s in STARTS.items() if s == ours)
             published[start + name[len(ours) :]] = tensor[None] if name.endswith("_positions") else tensor
         else:
-            raise ValueError(f"{name} has no place in the published layout, which is MemVP's alone")
+            raise UserError(f"{name} has no place in the published layout, which is MemVP's alone")
     if not adapters:
-        raise ValueError("vision.adapter_dim: is 0, but the published layout has an adapter in every vision block")
+        raise UserError("vision.adapter_dim: is 0, but the published layout has an adapter in every vision block")
     last = max(block for block, _ in adapters)
     for number in ENDS:
         adapters[last + 1, number] = torch.zeros_like(adapters[last, number])

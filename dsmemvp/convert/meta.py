@@ -17,6 +17,7 @@ from dsmemvp.convert.lazy import LazyTensor, Tensors, joined
 from dsmemvp.convert.llama import LAYER, WHOLE, language_tensors, layer_and_part
 from dsmemvp.convert.meta_config import language_config, read_params
 from dsmemvp.counting import counted
+from dsmemvp.errors import UserError
 
 ROWS = ("wq", "wk", "wv", "w1", "w3", "output")
 COLUMNS = ("wo", "w2")
@@ -28,19 +29,19 @@ def is_meta_folder(folder: Path) -> bool:
 
 
 def meta_language_model(folder: Path) -> tuple[Tensors, LlamaConfig]:
-    """Raises FileNotFoundError or ValueError where pieces are missing, or are not of one model."""
+    """Raises UserError where pieces are missing, or are not of one model."""
     params = read_params(folder / "params.json")
     files = _piece_files(folder)
     pieces = [_known(tensors_in(path), path) for path in files]
     for path, piece in zip(files, pieces, strict=True):
         if other := sorted(piece.keys() ^ pieces[0].keys()):
-            raise ValueError(f"{path} and {files[0].name} are not pieces of one model: only one has {other[0]}")
+            raise UserError(f"{path} and {files[0].name} are not pieces of one model: only one has {other[0]}")
     heads = params["n_heads"]
     head_dim = params["dim"] // heads
     kv_rows = (params.get("n_kv_heads") or heads) * head_dim
     whole = {name: _whole(name, [p[name] for p in pieces], params["dim"], kv_rows) for name in pieces[0]}
     if "tok_embeddings.weight" not in whole:
-        raise ValueError(f"{folder}: consolidated.*.pth hold no tok_embeddings.weight; is it a LLaMA of Meta's?")
+        raise UserError(f"{folder}: consolidated.*.pth hold no tok_embeddings.weight; is it a LLaMA of Meta's?")
     tied = _tied(whole)
     if tied:
         whole.pop("output.weight", None)
@@ -53,7 +54,7 @@ def _piece_files(folder: Path) -> list[Path]:
     wanted = [folder / f"consolidated.{i:02d}.pth" for i in range(max(1, len(files)))]
     for path in wanted:
         if path not in files:
-            raise FileNotFoundError(f"{path} does not exist; the folder holds {counted(len(files), 'piece')}")
+            raise UserError(f"{path} does not exist; the folder holds {counted(len(files), 'piece')}")
     return files
 
 
@@ -62,7 +63,7 @@ def _known(tensors: Tensors, path: Path) -> Tensors:
     for name in tensors:
         layer, part = layer_and_part(name)
         if part not in (WHOLE if layer is None else LAYER):
-            raise ValueError(f"{path} holds {name}, which is no tensor of a LLaMA in Meta's layout")
+            raise UserError(f"{path} holds {name}, which is no tensor of a LLaMA in Meta's layout")
     return tensors
 
 
@@ -71,7 +72,7 @@ def _whole(name: str, pieces: list[LazyTensor], dim: int, kv_rows: int) -> LazyT
     if part in NORMS:
         return pieces[0]
     if any(len(piece.shape) != 2 for piece in pieces):
-        raise ValueError(f"{name} has shapes {[piece.shape for piece in pieces]}, none of a matrix")
+        raise UserError(f"{name} has shapes {[piece.shape for piece in pieces]}, none of a matrix")
     if part == "tok_embeddings":
         # a piece that is as wide as the model holds some of the vocabulary
         return joined(pieces, 0 if pieces[0].shape[1] == dim else 1)
@@ -81,7 +82,7 @@ def _whole(name: str, pieces: list[LazyTensor], dim: int, kv_rows: int) -> LazyT
 
 
 def _without_repeats(name: str, pieces: list[LazyTensor], kv_rows: int) -> list[LazyTensor]:
-    """Each key/value head once. Raises ValueError where what should be copies is not."""
+    """Each key/value head once. Raises UserError where what should be copies is not."""
     rows = sum(piece.shape[0] for piece in pieces)
     times = rows // kv_rows
     if rows % kv_rows or times < 2 or len(pieces) % times:
@@ -91,7 +92,7 @@ def _without_repeats(name: str, pieces: list[LazyTensor], kv_rows: int) -> list[
         def read() -> torch.Tensor:
             tensor = first.read()
             if not all(torch.equal(tensor, other.read()) for other in others):
-                raise ValueError(f"{name}: {times} pieces in a row should hold copies of a key/value head, and do not")
+                raise UserError(f"{name}: {times} pieces in a row should hold copies of a key/value head, and do not")
             return tensor
 
         return LazyTensor(first.shape, first.dtype, read)

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import LlamaConfig
 
+from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
 
 NUMBER = (int, float)
@@ -14,21 +15,21 @@ OPTIONAL |= {"rope_scaling_factor": NUMBER, "use_scaled_rope": int}
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    """Raises FileNotFoundError or ValueError."""
+    """Raises UserError."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; it lies beside consolidated.00.pth in Meta's downloads")
+        raise UserError(f"{path} does not exist; it lies beside consolidated.00.pth in Meta's downloads")
     try:
         params = read_json(path)
         params = params.get("model", params)
         sizes = [params[key] for key in ("dim", "n_layers", "n_heads")]
         if not all(isinstance(n, int) and n > 0 for n in sizes) or params["dim"] % (2 * params["n_heads"]):
-            raise ValueError(f"dim, n_layers, n_heads = {sizes} are no sizes of a LLaMA")
+            raise UserError(f"dim, n_layers, n_heads = {sizes} are no sizes of a LLaMA")
         float(params["norm_eps"])
         for key, kind in OPTIONAL.items():
             if params.get(key) is not None and not isinstance(params[key], kind):
-                raise ValueError(f"{key} is {params[key]!r}")
+                raise UserError(f"{key} is {params[key]!r}")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not Meta's params.json ({error!r})") from None
+        raise UserError(f"{path} is not Meta's params.json ({error!r})") from None
     return params
 
 

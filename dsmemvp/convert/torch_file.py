@@ -15,6 +15,7 @@ import torch
 from dsmemvp.convert.archive import Archive, Record
 from dsmemvp.convert.lazy import LazyTensor, Tensors, lazy_tensor, span
 from dsmemvp.convert.pickled import MOST, Made, Object, PickleError, unpickled
+from dsmemvp.errors import UserError
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -62,25 +63,25 @@ KNOWN = {
 
 class TorchFile:
     def __init__(self, path: Path):
-        """Raises ValueError for what is no such file, is damaged or names other things than tensors, OSError."""
+        """Raises UserError for what is no such file, is damaged or names other things than tensors, OSError."""
         self._path = path
         self._archive = Archive(path)
         records = self._archive.records
         pickles = [name for name in records if name.split("/", 1)[-1] == "data.pkl"]
         if len(pickles) != 1:
-            raise ValueError(f"{path} cannot be read as weights: it holds {len(pickles)} records named data.pkl")
+            raise UserError(f"{path} cannot be read as weights: it holds {len(pickles)} records named data.pkl")
         self._folder = pickles[0].removesuffix("data.pkl")
         self._is_script = f"{self._folder}constants.pkl" in records
         order = records.get(f"{self._folder}byteorder")
         if order and (order.size != 6 or self._archive.read(order) != b"little"):
-            raise ValueError(f"{path} was written on a machine of another byte order; save it again on this one")
+            raise UserError(f"{path} was written on a machine of another byte order; save it again on this one")
         try:
             record = records[pickles[0]]
             if record.size > MOST:
                 raise PickleError(f"its list of tensors has {record.size} bytes, at most {MOST} are read")
             self._content = unpickled(bytes(self._archive.read(record)), self._named, self._stored)
         except PickleError as error:
-            raise ValueError(f"{path} is refused: {error}") from None
+            raise UserError(f"{path} is refused: {error}") from None
 
     @property
     def tensors(self) -> Tensors:
@@ -90,7 +91,7 @@ class TorchFile:
         claimed = sum(tensor.nbytes for tensor in found.values())
         whole = self._path.stat().st_size
         if claimed > MOST_SHARED * whole:
-            raise ValueError(f"{self._path} claims tensors of {claimed} bytes, and has {whole}")
+            raise UserError(f"{self._path} claims tensors of {claimed} bytes, and has {whole}")
         return found
 
     @property
@@ -105,7 +106,7 @@ class TorchFile:
             if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
                 content = content[wrapper]
         if not isinstance(content, dict):
-            raise ValueError(f"{self._path} holds a {type(content).__name__} instead of named tensors")
+            raise UserError(f"{self._path} holds a {type(content).__name__} instead of named tensors")
         return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, LazyTensor)}
 
     def _named(self, module: str, name: str) -> Any:
@@ -149,13 +150,13 @@ class TorchFile:
 
 
 def _attributes(root: Any, path: Path) -> Iterator[tuple[str, LazyTensor]]:
-    """Tensors of modules in modules, by dotted names. Raises ValueError."""
+    """Tensors of modules in modules, by dotted names. Raises UserError."""
     waiting, seen = [(root, "", 0)], 0
     while waiting:
         value, name, depth = waiting.pop()
         seen += 1
         if depth > DEEPEST or seen + len(waiting) > MOST_ATTRIBUTES or len(name) > LONGEST_NAME:
-            raise ValueError(f"{path} holds modules that are nested without an end")
+            raise UserError(f"{path} holds modules that are nested without an end")
         if isinstance(value, LazyTensor):
             yield name, value
         elif isinstance(value, Object):

@@ -15,11 +15,12 @@ import torch
 from tqdm import tqdm
 from transformers import PretrainedConfig
 
+from dsmemvp.atomic_files import flush
+from dsmemvp.backbones.safetensors_file import INDEX
 from dsmemvp.convert.files import DTYPES
 from dsmemvp.convert.lazy import Tensors
-from dsmemvp.data.durable import flush
+from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
-from dsmemvp.models.safetensors_file import INDEX
 
 PARTIAL = "partial-conversion"
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -50,14 +51,14 @@ def write_model(
 
 
 def check_folder(out: Path, config: PretrainedConfig) -> None:
-    """Only an earlier conversion of the same model is replaced. Raises ValueError where another one is there."""
+    """Only an earlier conversion of the same model is replaced. Raises UserError where another one is there."""
     try:
         there = read_json(out / "config.json")
     except (OSError, ValueError):
         return
     for name in ("model_type", "hidden_size", "num_hidden_layers"):
         if isinstance(there, dict) and there.get(name) != getattr(config, name):
-            raise ValueError(f"{out} holds another model ({name} {there.get(name)}); give another folder in --out")
+            raise UserError(f"{out} holds another model ({name} {there.get(name)}); give another folder in --out")
 
 
 def _write_shards(folder: Path, tensors: Tensors, shard_bytes: int, title: str) -> None:
@@ -102,7 +103,7 @@ def write_safetensors(path: Path, tensors: Tensors, bar: tqdm) -> None:
         for name, tensor in tensors.items():
             values = tensor.read()
             if values.dtype != tensor.dtype or tuple(values.shape) != tensor.shape:
-                raise ValueError(f"{name} became {values.dtype} {tuple(values.shape)}, announced as {tensor.shape}")
+                raise UserError(f"{name} became {values.dtype} {tuple(values.shape)}, announced as {tensor.shape}")
             file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             bar.update(tensor.nbytes)
 

@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsmemvp.errors import UserError
+
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | _SAFE
 
@@ -37,7 +39,7 @@ class Cache:
 
     @contextmanager
     def opened(self, *names: str) -> Iterator[int]:
-        """Descriptor of a folder inside the cache; missing ones are made. Raises ValueError if one of them is another
+        """Descriptor of a folder inside the cache; missing ones are made. Raises UserError if one of them is another
         user's or can be written by others."""
         shown = self.folder.resolve()  # the user's own path may hold links
         shown.parent.mkdir(parents=True, exist_ok=True)
@@ -90,11 +92,11 @@ def open_file(name: str, folder: int, shown: Path, flags: int = os.O_RDONLY) -> 
         descriptor = os.open(name, flags | _SAFE | os.O_NONBLOCK, 0o600, dir_fd=folder)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise ValueError(f"data.cache: {shown} is a symbolic link; remove it") from None
+            raise UserError(f"data.cache: {shown} is a symbolic link; remove it") from None
         raise
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError(f"data.cache: {shown} is not a regular file; remove it")
+            raise UserError(f"data.cache: {shown} is not a regular file; remove it")
         _check_owner(descriptor, shown)
     except ValueError:
         os.close(descriptor)
@@ -116,7 +118,7 @@ def _open_folder(name: str, parent: int | None, shown: Path) -> int:
         descriptor = os.open(name, _FOLDER, dir_fd=parent)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise ValueError(f"data.cache: {shown} is a symbolic link or a file, not a folder; remove it") from None
+            raise UserError(f"data.cache: {shown} is a symbolic link or a file, not a folder; remove it") from None
         raise
     try:
         _check_owner(descriptor, shown)
@@ -129,9 +131,9 @@ def _open_folder(name: str, parent: int | None, shown: Path) -> int:
 def _check_owner(descriptor: int, shown: Path) -> None:
     found = os.fstat(descriptor)
     if found.st_uid != os.geteuid():
-        raise ValueError(f"data.cache: {shown} belongs to another user; name a folder of your own")
+        raise UserError(f"data.cache: {shown} belongs to another user; name a folder of your own")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ValueError(f"data.cache: others may write {shown}; `chmod go-w` it, or name a folder of your own")
+        raise UserError(f"data.cache: others may write {shown}; `chmod go-w` it, or name a folder of your own")
 
 
 def _files(shards: int, stamps: int) -> Iterator[tuple[float, int, str]]:

@@ -23,7 +23,7 @@ SLOWEST = 1000
 
 def fetch(location: str, name: str, into: IO[bytes], most: int, sha256: str, timeout: float) -> None:
     """Write the file `name` at `location` into an open file, at most `most` bytes. `sha256` may be empty if it is not
-    known. `timeout` in seconds without a byte. Raises ValueError if it cannot be had, TimeoutError or ConnectionError
+    known. `timeout` in seconds without a byte. Raises UserError if it cannot be had, TimeoutError or ConnectionError
     if that may pass, and OSError of the local disk."""
     wait = BACK_OFF
     for attempt in range(1, ATTEMPTS + 1):

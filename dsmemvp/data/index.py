@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dsmemvp.data.durable import replace_file
+from dsmemvp.atomic_files import replace_file
 from dsmemvp.data.index_columns import HEADER_BYTES, Columns, columns_of, pack, unpack
 from dsmemvp.data.manifest import Manifest, Shard
 from dsmemvp.data.sample import IMAGE_ENDINGS
 from dsmemvp.data.tar import Entry, Member, scan
+from dsmemvp.errors import UserError
 
 SUFFIX = ".index"
 ENDINGS = ("json", "txt", "png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
@@ -65,16 +66,16 @@ def index_path(shard: Path) -> Path:
 
 def index_shard(shard: Path, ignored: Counter[str] | None = None) -> Shard:
     """Write the index of a shard file and return its line for the manifest; `ignored` counts endings of members that
-    are never read. Raises ValueError or OSError naming the file."""
+    are never read. Raises UserError or OSError naming the file."""
     line, content = describe(shard, Counter() if ignored is None else ignored)
     replace_file(index_path(shard), content)
     return line
 
 
 def describe(shard: Path, ignored: Counter[str]) -> tuple[Shard, bytes]:
-    """A shard file's line for the manifest, and its index. Raises ValueError or OSError naming the file."""
+    """A shard file's line for the manifest, and its index. Raises UserError or OSError naming the file."""
     if shard.exists() and not shard.is_file():  # a pipe would keep whoever opens it waiting for ever
-        raise ValueError(f"{shard} is not a regular file")
+        raise UserError(f"{shard} is not a regular file")
     entries = scan(shard, ignored)
     content = pack(columns_of(entries, ENDINGS))
     with shard.open("rb") as file:
@@ -84,7 +85,7 @@ def describe(shard: Path, ignored: Counter[str]) -> tuple[Shard, bytes]:
 
 
 def read_index(manifest: Manifest, shard: int) -> ShardIndex:
-    """A shard's entries. Raises FileNotFoundError or ValueError where its index is not the one of the manifest, or does
+    """A shard's entries. Raises UserError where its index is not the one of the manifest, or does
     not fit the shard."""
     expected = manifest.shards[shard]
     path = index_path(manifest.folder / expected.name)
@@ -95,23 +96,23 @@ def read_index(manifest: Manifest, shard: int) -> ShardIndex:
     else:
         content = _content(path, most, again)
     if hashlib.sha256(content).hexdigest() != expected.index_sha256:
-        raise ValueError(f"{path} is not the index that the manifest was written for; {again}")
+        raise UserError(f"{path} is not the index that the manifest was written for; {again}")
     try:
         columns = unpack(content, len(ENDINGS), expected.bytes)
     except ValueError as error:
-        raise ValueError(f"{path} is not a usable index: {error}; {again}") from None
+        raise UserError(f"{path} is not a usable index: {error}; {again}") from None
     if len(columns["crc32"]) != expected.samples:
-        raise ValueError(f"{path} holds {len(columns['crc32'])} samples, the manifest says {expected.samples}; {again}")
+        raise UserError(f"{path} holds {len(columns['crc32'])} samples, the manifest says {expected.samples}; {again}")
     return ShardIndex(columns)
 
 
 def _content(path: Path, most: int, again: str) -> bytes:
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; {again}")
+        raise UserError(f"{path} does not exist; {again}")
     if not path.is_file():
-        raise ValueError(f"{path} is not a regular file; {again}")
+        raise UserError(f"{path} is not a regular file; {again}")
     if path.stat().st_size > most:
-        raise ValueError(f"{path} is not the index that the manifest was written for; {again}")
+        raise UserError(f"{path} is not the index that the manifest was written for; {again}")
     return path.read_bytes()
 
 

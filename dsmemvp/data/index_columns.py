@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dsmemvp.data.tar import Entry
+from dsmemvp.errors import UserError
 
 MAGIC = b"dsmemvp index 3\n"
 HEADER = struct.Struct("<16s5Q")
@@ -66,13 +67,13 @@ def pack(columns: Columns) -> bytes:
 
 def unpack(content: bytes, endings: int, shard_bytes: int) -> Columns:
     """Read-only arrays over `content`, of an index with `endings` known endings for a shard file of `shard_bytes`
-    bytes. Raises ValueError with what is wrong."""
+    bytes. Raises UserError with what is wrong."""
     if len(content) < HEADER_BYTES or not content.startswith(MAGIC):
-        raise ValueError("it does not begin like one")
+        raise UserError("it does not begin like one")
     counts = dict(zip(COUNTS, HEADER.unpack_from(content)[1:], strict=True))
     whole = HEADER_BYTES + sum(np.dtype(kind).itemsize * counts[of] for _, kind, of in COLUMNS)
     if len(content) != whole:
-        raise ValueError(f"it has {len(content)} bytes, its header asks for {whole}")
+        raise UserError(f"it has {len(content)} bytes, its header asks for {whole}")
     columns, at = {}, HEADER_BYTES
     for name, kind, of in COLUMNS:
         columns[name] = np.frombuffer(content, kind, counts[of], at) if counts[of] else np.empty(0, kind)
@@ -82,9 +83,9 @@ def unpack(content: bytes, endings: int, shard_bytes: int) -> Columns:
     _check_ends(columns["problem_end"], counts["problem bytes"], "problems")
     bad = columns["bad"].astype(np.int64)
     if len(bad) and (np.any(np.diff(bad) <= 0) or bad[-1] >= counts["samples"]):
-        raise ValueError("its problems belong to no sample")
+        raise UserError("its problems belong to no sample")
     if np.any(columns["ending"] >= endings):
-        raise ValueError("it names an unknown kind of member")
+        raise UserError("it names an unknown kind of member")
     _check_members(columns["offset"], columns["size"], shard_bytes)
     return columns
 
@@ -93,12 +94,12 @@ def _check_ends(ends: np.ndarray, whole: int, what: str) -> None:
     """Each sample's (problem's) end is not before the one before, and the last is the end of all."""
     last = int(ends[-1]) if len(ends) else 0
     if last != whole or np.any(ends[1:] < ends[:-1]):
-        raise ValueError(f"its {what} do not follow one after the other")
+        raise UserError(f"its {what} do not follow one after the other")
 
 
 def _check_members(offsets: np.ndarray, sizes: np.ndarray, shard_bytes: int) -> None:
     """Members lie inside the shard, one behind the other."""
     if np.any(sizes > shard_bytes) or np.any(offsets > shard_bytes - np.minimum(sizes, shard_bytes)):
-        raise ValueError(f"a member lies outside the {shard_bytes} bytes of the shard")
+        raise UserError(f"a member lies outside the {shard_bytes} bytes of the shard")
     if np.any(offsets[1:] < offsets[:-1] + sizes[:-1]):
-        raise ValueError("its members lie over one another")
+        raise UserError("its members lie over one another")

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from dsmemvp.data.balancing import Weight, deal
 from dsmemvp.data.batch import Batch
-from dsmemvp.data.dealing import Weight, deal
-from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.collator import Collator
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import FileOrder, Order, Place
 from dsmemvp.data.stream import Reader
 from dsmemvp.data.tokenizer import Tokenizer
-from dsmemvp.stopping import ignore_signals, unsignalled
+from dsmemvp.distributed.stopping import ignore_signals, unsignalled
+from dsmemvp.errors import UserError
 
 READ_AHEAD = 64 << 20
 """Bytes of encoded samples that a worker reads in one pass over the shards it needs; what bounds its memory."""
@@ -41,11 +42,11 @@ class Share:
 
 
 def training_steps(
-    manifests: Sequence[Manifest], order: Order, encoder: Encoder, share: Share, steps: range, workers: int
+    manifests: Sequence[Manifest], order: Order, collator: Collator, share: Share, steps: range, workers: int
 ) -> Iterator[list[Batch]]:
     """This rank's micro-batches of the global batches `steps`, counted from the start of the run: one list per
     optimizer step. Raises SampleError, ValueError or OSError (also out of a worker)."""
-    return _load(_Steps(manifests, encoder, _Dealt(order.batch, encoder, share), steps, order.near_shards), workers)
+    return _load(_Steps(manifests, collator, _Dealt(order.batch, collator, share), steps, order.near_shards), workers)
 
 
 def evaluation_batches(manifest: Manifest, share: Share) -> range:
@@ -55,7 +56,7 @@ def evaluation_batches(manifest: Manifest, share: Share) -> range:
 
 
 def evaluation_steps(
-    manifest: Manifest, encoder: Encoder, share: Share, workers: int, batches: range | np.ndarray | None = None
+    manifest: Manifest, collator: Collator, share: Share, workers: int, batches: range | np.ndarray | None = None
 ) -> Iterator[list[Batch]]:
     """The batches of these numbers (None: all), one per rank and step: number s x ranks + r of them is rank r's in step
     s. All ranks take the same number of steps, and where the numbers end, some have an empty batch. So a sample is
@@ -64,7 +65,7 @@ def evaluation_steps(
     numbers = evaluation_batches(manifest, share) if batches is None else batches
     steps = range(-(-len(numbers) // share.world))
     own = _Whole(FileOrder(manifest.counts), numbers[share.rank :: share.world], share)
-    return _load(_Steps([manifest], encoder, own, steps, 2), workers)
+    return _load(_Steps([manifest], collator, own, steps, 2), workers)
 
 
 MicroBatch = list[tuple[int, Place]]
@@ -76,12 +77,12 @@ class _Dealt:
     """This rank's micro-batches of a global batch that is dealt by length."""
 
     batch: Callable[[int], list[Place]]
-    encoder: Encoder
+    collator: Collator
     share: Share
 
     def __call__(self, reader: Reader, step: int) -> list[MicroBatch]:
         places = self.batch(step)
-        weights = [weigh(reader, place, self.encoder) for place in places]
+        weights = [weigh(reader, place, self.collator) for place in places]
         dealt = deal(weights, self.share.world, self.share.micro_batch)[self.share.rank]
         return [[(i, places[i]) for i in part] for part in dealt]
 
@@ -106,25 +107,25 @@ class _Whole:
 @dataclass
 class _Steps(IterableDataset):
     manifests: Sequence[Manifest]
-    encoder: Encoder
+    collator: Collator
     own: Callable[[Reader, int], list[MicroBatch]]
     """This rank's micro-batches of a step."""
     steps: range
     near_shards: int
     """How many shards the samples of neighbouring steps lie in."""
 
-    def __iter__(self) -> "Iterator[list[Batch] | ValueError | OSError]":
+    def __iter__(self) -> "Iterator[list[Batch] | UserError | OSError]":
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        tokenizer = Tokenizer(self.encoder.tokenizer_path)
+        tokenizer = Tokenizer(self.collator.tokenizer_path)
         reader = Reader(self.manifests, self.near_shards)
         try:
             for window in self._windows(reader, self.steps[worker::workers]):
                 found = reader.read(place for step in window for part in step for _, place in part)
                 for step in window:
-                    yield [self.encoder.batch(tokenizer, [(i, found[place]) for i, place in part]) for part in step]
+                    yield [self.collator.batch(tokenizer, [(i, found[place]) for i, place in part]) for part in step]
                 del found  # before the next window is read, not after
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             yield error  # an exception raised in a worker reaches the main process wrapped in a traceback
 
     def _windows(self, reader: Reader, steps: Iterable[int]) -> Iterator[list[list[MicroBatch]]]:
@@ -142,11 +143,11 @@ class _Steps(IterableDataset):
             yield window
 
 
-def weigh(reader: Reader, place: Place, encoder: Encoder) -> Weight:
+def weigh(reader: Reader, place: Place, collator: Collator) -> Weight:
     """What a sample will cost, by the index alone."""
     length, image = reader.weight(place)
-    image = image and not encoder.blind
-    return Weight(length + image * encoder.slots * CHARACTERS, image)
+    image = image and not collator.blind
+    return Weight(length + image * collator.slots * CHARACTERS, image)
 
 
 def _load(dataset: _Steps, workers: int) -> Iterator[list[Batch]]:

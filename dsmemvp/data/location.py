@@ -7,6 +7,8 @@ import shlex
 import string
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from dsmemvp.errors import UserError
+
 _URL = re.compile(r"""([a-zA-Z][\w+.-]*://)([^\s/?#"'<>]*)([^\s?#"'<>]*)([?#][^\s"'<>]*)?""")
 _HOST = re.compile(r"(\[[\da-fA-F:.%]*\]|[^:@\[\]]*)(:\d*)?")
 _NAME = r"[\w-]*(?:secret|token|passw|pwd|credential|signature|api[_-]?key|access[_-]?key)[\w-]*"
@@ -34,16 +36,16 @@ def _masked_url(found: re.Match[str]) -> str:
 
 
 def check_location(location: str, pipes: bool) -> None:
-    """Raises ValueError if the location cannot be opened, or is a `pipe:` and `pipes` does not allow them."""
+    """Raises UserError if the location cannot be opened, or is a `pipe:` and `pipes` does not allow them."""
     if location.startswith("pipe:"):
         if not pipes:
-            raise ValueError(f"{masked(location)}: `pipe:` runs a shell command; allow it with data.allow_pipe=true")
+            raise UserError(f"{masked(location)}: `pipe:` runs a shell command; allow it with data.allow_pipe=true")
         if "{name}" not in location:
-            raise ValueError(f"{masked(location)}: write {{name}} where the command takes the file name")
+            raise UserError(f"{masked(location)}: write {{name}} where the command takes the file name")
         return
     scheme = location.partition(":")[0]
     if scheme.lower() not in ("http", "https"):
-        raise ValueError(
+        raise UserError(
             f"{masked(location)}: {scheme} cannot be opened, only http, https; for others name a command, such as"
             ' "pipe:aws s3 cp s3://bucket/folder/{name} -"'
         )
@@ -53,7 +55,7 @@ def check_location(location: str, pipes: bool) -> None:
     except ValueError:
         known = False
     if not known:
-        raise ValueError(f"{masked(location)} is not a URL; write special characters of a password as %XX")
+        raise UserError(f"{masked(location)} is not a URL; write special characters of a password as %XX")
 
 
 def file_url(location: str, name: str) -> str:
@@ -63,10 +65,10 @@ def file_url(location: str, name: str) -> str:
 
 
 def file_command(location: str, name: str) -> str:
-    """The shell command that writes a file of a `pipe:` location to stdout. Raises ValueError."""
+    """The shell command that writes a file of a `pipe:` location to stdout. Raises UserError."""
     if shlex.quote(name) != name or name.startswith("-"):
         # quotes around {name} in the command would undo ours
-        raise ValueError(f"{masked(location)}: {name!r} must not stand in a shell command; rename the file")
+        raise UserError(f"{masked(location)}: {name!r} must not stand in a shell command; rename the file")
     return location.removeprefix("pipe:").replace("{name}", name)
 
 

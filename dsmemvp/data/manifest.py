@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.atomic_files import replace_file
 from dsmemvp.data.cache import Cache
-from dsmemvp.data.durable import replace_file
 from dsmemvp.data.location import check_location, is_remote, masked
 from dsmemvp.data.remote import Remote
 from dsmemvp.data.shard_table import Shard, ShardTable
+from dsmemvp.errors import UserError
 from dsmemvp.json_text import parse_json, read_json
 
 SCHEMA = 3
@@ -85,7 +86,7 @@ class Manifest:
 
     def open(self, shard: int) -> int:
         """Descriptor to read a shard from, which the caller closes; a remote one is fetched if it is not in the cache.
-        Raises ValueError or OSError."""
+        Raises UserError or OSError."""
         if self.remote:
             known = self.shards[shard]
             return self.remote.open_shard(known.name, known.bytes, known.sha256)
@@ -93,7 +94,7 @@ class Manifest:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would keep a rank waiting for ever
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise ValueError(f"{path} is not a regular file")
+            raise UserError(f"{path} is not a regular file")
         return descriptor
 
 
@@ -104,7 +105,7 @@ def write_manifest(manifest: Manifest) -> None:
 
 def open_manifest(location: str, cache: Cache) -> Manifest:
     """The manifest of a local folder or a remote location; the shards are not looked for (check_files does). Raises
-    FileNotFoundError, ValueError or OSError."""
+    UserError or OSError."""
     if not is_remote(location):
         return _read(Path(location))
     check_location(location, cache.pipes)
@@ -116,7 +117,7 @@ def open_manifest(location: str, cache: Cache) -> Manifest:
 
 def read_manifest(folder: str | Path) -> Manifest:
     """Read `folder`/dataset.json and compare it with the files beside it (existence and size; contents are
-    compared while reading). Raises FileNotFoundError or ValueError naming the file and the shard."""
+    compared while reading). Raises UserError naming the file and the shard."""
     manifest = _read(Path(folder))
     check_files(manifest)
     return manifest
@@ -124,7 +125,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 def check_files(*manifests: Manifest) -> None:
     """Look up every local shard. One process of a run does it: asked by all ranks, a file system would have to tell the
-    same thousands of times. Raises FileNotFoundError or ValueError naming the shard."""
+    same thousands of times. Raises UserError naming the shard."""
     for manifest in manifests:
         if manifest.remote is None:
             shards = len(manifest.shards)
@@ -158,35 +159,35 @@ def _first_wrong(manifest: Manifest, numbers: range) -> Exception | None:
 def _read(folder: Path) -> Manifest:
     path = folder / FILE
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; `dsmemvp index {folder}` makes one for a folder of shards")
+        raise UserError(f"{path} does not exist; `dsmemvp index {folder}` makes one for a folder of shards")
     try:
         content = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not a manifest ({error}); {_again(folder, None)}") from None
+        raise UserError(f"{path} is not a manifest ({error}); {_again(folder, None)}") from None
     return _manifest(content, folder, str(path))
 
 
 def _manifest(content: Any, folder: Path, where: str, remote: Remote | None = None) -> Manifest:
-    """The manifest that `content` is, of shards that lie in `folder`. Raises ValueError naming `where`."""
+    """The manifest that `content` is, of shards that lie in `folder`. Raises UserError naming `where`."""
     again = _again(folder, remote)
     try:
         if content["schema"] != SCHEMA:
-            raise ValueError(f"{where}: schema {content['schema']!r:.20}, this version reads {SCHEMA}; {again}")
+            raise UserError(f"{where}: schema {content['schema']!r:.20}, this version reads {SCHEMA}; {again}")
         if type(content["split"]) is not str:
             raise TypeError("split is not text")
         manifest = Manifest(folder, content["split"], [_shard(**entry) for entry in content["shards"]], remote)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{where} is not a manifest: {error!r:.300}; {again}") from None
+        raise UserError(f"{where} is not a manifest: {error!r:.300}; {again}") from None
     names = [shard.name for shard in manifest.shards]
     for name in names:
         if Path(name).name != name or name in ("", ".."):
-            raise ValueError(f"{where}: shard name {name!r:.300} leaves the folder")
+            raise UserError(f"{where}: shard name {name!r:.300} leaves the folder")
         if not _is_file_name(name):
-            raise ValueError(f"{where}: shard name {name!r:.300} is not a usable name of a file")
+            raise UserError(f"{where}: shard name {name!r:.300} is not a usable name of a file")
     if len(set(names)) != len(names):
-        raise ValueError(f"{where}: a shard is listed twice; {again}")
+        raise UserError(f"{where}: a shard is listed twice; {again}")
     if manifest.samples == 0:
-        raise ValueError(f"{where}: no samples in it")
+        raise UserError(f"{where}: no samples in it")
     return manifest
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from dsmemvp.data.cache import Cache, new_file, open_file
 from dsmemvp.data.fetch import fetch
 from dsmemvp.data.location import location_id, masked
+from dsmemvp.errors import UserError
 from dsmemvp.json_text import MOST
 
 
@@ -37,13 +38,13 @@ class Remote:
         return location_id(self.location)
 
     def fetch_manifest(self, name: str) -> bytes:
-        """Its content, fetched anew. Raises ValueError, OSError."""
+        """Its content, fetched anew. Raises UserError, OSError."""
         into = io.BytesIO()
         fetch(self.location, name, into, MOST, "", self.cache.timeout)
         return into.getvalue()
 
     def fetch_index(self, name: str, most: int, sha256: str) -> bytes:
-        """The content of an index of at most `most` bytes, out of the cache if it is there. Raises ValueError,
+        """The content of an index of at most `most` bytes, out of the cache if it is there. Raises UserError,
         OSError."""
         shown = self.lists / name
         with self.cache.locked(f"{self._id}-{name}"), self.cache.opened("lists", self._id) as lists:
@@ -59,7 +60,7 @@ class Remote:
             return content
 
     def open_shard(self, name: str, size: int, sha256: str) -> int:
-        """Descriptor of a shard in the cache, to read from; fetched if it is not there. Raises ValueError, OSError."""
+        """Descriptor of a shard in the cache, to read from; fetched if it is not there. Raises UserError, OSError."""
         kept, id = self._kept(name, sha256), self._id
         cache = self.cache
         with (
@@ -121,7 +122,7 @@ class Remote:
     def _kept(self, name: str, sha256: str) -> str:
         """A shard's name in the cache. Its content is part of it: one that is prepared anew has often the old size."""
         if not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise ValueError(f"{masked(self.location)}: the manifest's checksum of {name} is not a SHA-256")
+            raise UserError(f"{masked(self.location)}: the manifest's checksum of {name} is not a SHA-256")
         return f"{sha256[:16]}-{name}"
 
 

@@ -9,6 +9,7 @@ or a txt member alone: the question is then to describe the image.
 from dataclasses import dataclass, field
 from typing import Any
 
+from dsmemvp.errors import UserError
 from dsmemvp.json_text import parse_json
 
 IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
@@ -22,7 +23,7 @@ FREE_TASKS = ("caption", "conversation")
 """Tasks whose answer is a text of its own, not the end of "The answer is"."""
 
 
-class SampleError(ValueError):
+class SampleError(UserError):
     """A sample that cannot be used: `SampleError(where, why)`, where `where` names file and key."""
 
     def __str__(self) -> str:
@@ -108,7 +109,7 @@ def text_length(ending: str, member: bytes) -> int:
 
 def _row(ending: str, member: bytes) -> Any:
     if len(member) > MOST_TEXT:
-        raise ValueError(f"it has {len(member)} bytes, at most {MOST_TEXT} are read")
+        raise UserError(f"it has {len(member)} bytes, at most {MOST_TEXT} are read")
     text = member.decode("utf-8")
     row = {"caption": text} if ending == "txt" else parse_json(text, "it")
     asked = isinstance(row, dict) and row.keys() & {"question", "choices", "answer"}

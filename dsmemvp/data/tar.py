@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 from webdataset.tariterators import base_plus_ext
 
 from dsmemvp.data.sample import IMAGE_ENDINGS, TEXT_ENDINGS, text_length
+from dsmemvp.errors import UserError
 
 
 class Member(NamedTuple):
@@ -35,10 +36,10 @@ class Entry(NamedTuple):
 
 
 def scan(shard: Path, ignored: Counter[str]) -> list[Entry]:
-    """The entries of a tar file. Raises ValueError where it is empty, compressed, damaged or cut off: a file whose
+    """The entries of a tar file. Raises UserError where it is empty, compressed, damaged or cut off: a file whose
     number of samples is not certain cannot take part in an order."""
     if shard.exists() and not shard.is_file():
-        raise ValueError(f"{shard} is not a regular file")
+        raise UserError(f"{shard} is not a regular file")
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             members = _members(tar, shard)
@@ -51,7 +52,7 @@ def scan(shard: Path, ignored: Counter[str]) -> list[Entry]:
         head = _head(shard)
         if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")):
             why = "it is compressed; unpack it first: samples are read by their place in the file"
-        raise ValueError(f"{shard} is not a readable tar file ({why})") from None
+        raise UserError(f"{shard} is not a readable tar file ({why})") from None
 
 
 def _members(tar: tarfile.TarFile, shard: Path) -> list[tarfile.TarInfo]:
@@ -63,10 +64,10 @@ def _members(tar: tarfile.TarFile, shard: Path) -> list[tarfile.TarInfo]:
                 raise OverflowError
             members.append(member)
     except (ValueError, OverflowError, MemoryError):
-        raise ValueError(f"{shard} is not a readable tar file (a member claims an impossible size)") from None
+        raise UserError(f"{shard} is not a readable tar file (a member claims an impossible size)") from None
     for member in members:
         if member.sparse is not None:
-            raise ValueError(f"{shard}: member {member.name} is stored sparsely; write the shard with another program")
+            raise UserError(f"{shard}: member {member.name} is stored sparsely; write the shard with another program")
     return [member for member in members if member.isreg() and not _is_meta(member.name)]
 
 
@@ -79,11 +80,11 @@ def _check_end(file: BinaryIO, offset: int, shard: Path) -> None:
     zeros, a block at least, are one."""
     file.seek(offset)
     if len(block := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
-        raise ValueError(f"{shard} is not a readable tar file (it is cut off: the mark of its end is missing)")
+        raise UserError(f"{shard} is not a readable tar file (it is cut off: the mark of its end is missing)")
     while block:
         if block.strip(b"\0"):
             at = offset + len(block) - len(block.lstrip(b"\0"))
-            raise ValueError(f"{shard} is not a readable tar file (it is damaged at byte {at})")
+            raise UserError(f"{shard} is not a readable tar file (it is damaged at byte {at})")
         offset += len(block)
         block = file.read(1 << 20)
 

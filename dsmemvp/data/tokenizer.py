@@ -11,6 +11,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
+from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
 
 MOST = 64 << 20
@@ -27,22 +28,22 @@ class Tokenizer:
     special_tokens_map.json or config.json say which pieces are BOS and EOS."""
 
     def __init__(self, path: str | Path):
-        """Raises FileNotFoundError or ValueError naming the file."""
+        """Raises UserError naming the file."""
         path = Path(path)
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
-            raise FileNotFoundError(
+            raise UserError(
                 f"tokenizer {path} {what}; give a sentencepiece model or a tokenizer.json in model.tokenizer"
             )
         if path.stat().st_size > MOST:
-            raise ValueError(f"tokenizer {path} has {path.stat().st_size} bytes, at most {MOST} are read")
+            raise UserError(f"tokenizer {path} has {path.stat().st_size} bytes, at most {MOST} are read")
         content = path.read_bytes()
         self._model: _SentencePiece | _Json = (
             _Json(content, path) if content.lstrip()[:1] == b"{" else _SentencePiece(content, path)
         )
         bos, eos = self._model.bos, self._model.eos
         if bos is None or eos is None:
-            raise ValueError(f"tokenizer {path} has no BOS or no EOS piece; {self._model.remedy}")
+            raise UserError(f"tokenizer {path} has no BOS or no EOS piece; {self._model.remedy}")
         self.bos, self.eos, self.vocabulary = bos, eos, self._model.vocabulary
 
     def encode(self, text: str) -> list[int]:
@@ -54,9 +55,9 @@ class Tokenizer:
         return self._model.decode([t for t in tokens if t not in (self.bos, self.eos) and t < self.vocabulary])
 
     def check_fits(self, rows: int, path: str) -> None:
-        """`rows` is the language model's vocabulary. Raises ValueError where it is another one than the tokenizer's."""
+        """`rows` is the language model's vocabulary. Raises UserError where it is another one than the tokenizer's."""
         if not self.vocabulary <= rows <= self.vocabulary + PADDED:
-            raise ValueError(
+            raise UserError(
                 f"model.tokenizer: {path} has {self.vocabulary} pieces, the language model {rows}; take the tokenizer"
                 f" that the model came with (up to {PADDED} more in the model are taken for padding)"
             )
@@ -71,11 +72,11 @@ class _SentencePiece:
             self._model.LoadFromSerializedProto(content)
         except RuntimeError:
             if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
-                raise ValueError(
+                raise UserError(
                     f"tokenizer {path} is a tiktoken file, as Meta's LLaMA 3 has; give the tokenizer.json of the same"
                     " model's Hugging Face folder in model.tokenizer"
                 ) from None
-            raise ValueError(f"tokenizer {path} is not a sentencepiece model") from None
+            raise UserError(f"tokenizer {path} is not a sentencepiece model") from None
         self.bos, self.eos = (i if i >= 0 else None for i in (self._model.bos_id(), self._model.eos_id()))
         self.vocabulary: int = self._model.GetPieceSize()
 
@@ -95,7 +96,7 @@ class _Json:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises no narrower one, and where it panics not even an Exception
-            raise ValueError(f"tokenizer {path} is not a tokenizer.json ({error})") from None
+            raise UserError(f"tokenizer {path} is not a tokenizer.json ({error})") from None
         self._model.no_truncation()
         self._model.no_padding()
         self._model.encode_special_tokens = True  # as text
@@ -123,11 +124,11 @@ class _Json:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Empty where there is no such file. Raises ValueError."""
+    """Empty where there is no such file. Raises UserError."""
     if not path.is_file():
         return {}
     try:
         content = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{error}; it names the tokenizer's BOS and EOS") from None
+        raise UserError(f"{error}; it names the tokenizer's BOS and EOS") from None
     return content if isinstance(content, dict) else {}

@@ -3,17 +3,18 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
-from dsmemvp.data.dealing import Weight, deal
-from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.balancing import Weight, deal
+from dsmemvp.data.collator import Collator
+from dsmemvp.data.datasets import TrainingData, open_test_data, open_training_data, open_validation_data
 from dsmemvp.data.loader import weigh
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import Order
-from dsmemvp.data.sets import TrainingData, open_test_data, open_training_data, open_validation_data
 from dsmemvp.data.stream import Reader
-from dsmemvp.data_tools.look import encoder_of
+from dsmemvp.data_tools.look import collator_of
 from dsmemvp.data_tools.survey import survey
-from dsmemvp.recipe import Recipe
+from dsmemvp.errors import UserError
 
 LISTED = 20
 """Bad samples listed; the others are counted."""
@@ -22,27 +23,27 @@ BATCHES = 100
 
 
 def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], int]:
-    """What is to be said, line by line, and how many samples cannot be used. Raises ValueError or FileNotFoundError
+    """What is to be said, line by line, and how many samples cannot be used. Raises UserError
     where the data as a whole cannot be."""
     if ranks < 1:
-        raise ValueError(f"--ranks: must be at least 1, is {ranks}")
-    encoder = replace(encoder_of(recipe), skip_bad=True)
+        raise UserError(f"--ranks: must be at least 1, is {ranks}")
+    collator = replace(collator_of(recipe), skip_bad=True)
     lines: list[str] = []
     bad: list[str] = []
     if any(recipe.data.train):
         data = open_training_data(recipe)
         check_files(*data.manifests)
         # Worked out first: what it refuses is refused before hours of reading.
-        about_epoch = list(_epoch(recipe, data.order, data.manifests, encoder, ranks))
-        said, bad, unusable = _training(recipe, data, encoder, processes)
+        about_epoch = list(_epoch(recipe, data.order, data.manifests, collator, ranks))
+        said, bad, unusable = _training(recipe, data, collator, processes)
         lines += said
         if unusable and recipe.data.on_bad_sample == "skip":
             about_epoch.insert(1, _skipped(data.order, unusable))
         lines += about_epoch
     validation = open_validation_data(recipe)
-    others = [(validation, "validation", encoder)] if validation else []
+    others = [(validation, "validation", collator)] if validation else []
     if recipe.data.test:
-        others.append((open_test_data(recipe), "test", replace(encoder, answers=True)))
+        others.append((open_test_data(recipe), "test", replace(collator, answers=True)))
     for manifest, about, own in others:
         check_files(manifest)
         found = survey(manifest, own, about, processes)
@@ -56,14 +57,14 @@ def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], in
 
 
 def _training(
-    recipe: Recipe, data: TrainingData, encoder: Encoder, processes: int
+    recipe: Recipe, data: TrainingData, collator: Collator, processes: int
 ) -> tuple[list[str], list[str], list[int]]:
     """Lines about every data set, messages of the samples that cannot be used, and their number in each."""
     lines: list[str] = []
     bad: list[str] = []
     unusable: list[int] = []
     for manifest, source in zip(data.manifests, data.order.sources, strict=True):
-        found = survey(manifest, encoder, "train", processes)
+        found = survey(manifest, collator, "train", processes)
         lines += found.lines(recipe.evaluation)
         if len(data.manifests) > 1:
             share = source.per_epoch / data.order.samples
@@ -85,7 +86,9 @@ def _skipped(order: Order, unusable: Sequence[int]) -> str:
     )
 
 
-def _epoch(recipe: Recipe, order: Order, manifests: Sequence[Manifest], encoder: Encoder, ranks: int) -> Iterable[str]:
+def _epoch(
+    recipe: Recipe, order: Order, manifests: Sequence[Manifest], collator: Collator, ranks: int
+) -> Iterable[str]:
     """What an epoch is made of, and how evenly its batches can be dealt."""
     rest = order.samples - order.steps * order.global_batch
     last = (
@@ -103,7 +106,7 @@ def _epoch(recipe: Recipe, order: Order, manifests: Sequence[Manifest], encoder:
     dealt = in_turn = 0.0
     steps = range(min(BATCHES, order.steps))
     for step in steps:
-        weights = [weigh(reader, place, encoder) for place in order.batch(step)]
+        weights = [weigh(reader, place, collator) for place in order.batch(step)]
         shares = deal(weights, ranks, micro_batch)
         dealt += _busy(weights, shares)
         turns = [list(range(rank, len(weights), ranks)) for rank in range(ranks)]

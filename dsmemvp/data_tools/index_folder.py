@@ -16,6 +16,7 @@ from dsmemvp.data.remote import Cache
 from dsmemvp.data.sample import BadSample
 from dsmemvp.data.stream import read_each
 from dsmemvp.data_tools.pool import over_shards
+from dsmemvp.errors import UserError
 
 NAMED = 5
 """Shards, and samples of a shard, that are named; the others are counted."""
@@ -29,11 +30,11 @@ def index_folder(folder: Path, split: str, processes: int = 0) -> list[str]:
     found = list(over_shards(_index, paths, "index", processes))
     wrong = [result for result, _ in found if isinstance(result, str)]
     if wrong:
-        raise ValueError(f"{_first(wrong)}. Fetch these shards again or take them away")
+        raise UserError(f"{_first(wrong)}. Fetch these shards again or take them away")
     shards = tuple(shard for shard, _ in found if isinstance(shard, Shard))
     manifest = Manifest(folder, split or folder.name, shards)
     if manifest.samples == 0:
-        raise ValueError(f"{folder}: its shards hold no sample")
+        raise UserError(f"{folder}: its shards hold no sample")
     write_manifest(manifest)
     _drop_leftovers(folder, paths)
     ignored = sum((counter for _, counter in found), Counter[str]())
@@ -52,9 +53,9 @@ def check_folder(folder: Path, processes: int = 0) -> list[str]:
     listed = {shard.name for shard in manifest.shards}
     new = [f"{path.name} is not in {FILE}" for path in _shards(folder) if path.name not in listed]
     if wrong:  # a manifest written now would call the damage right
-        raise ValueError(f"{folder}: {_first(wrong + new)}. Fetch or prepare these shards again, with their indexes")
+        raise UserError(f"{folder}: {_first(wrong + new)}. Fetch or prepare these shards again, with their indexes")
     if new:
-        raise ValueError(f"{folder}: {_first(new)}. Take it away, or take it in with `dsmemvp index {folder}`")
+        raise UserError(f"{folder}: {_first(new)}. Take it away, or take it in with `dsmemvp index {folder}`")
     return [
         f"{counted(manifest.samples, 'sample')} in {counted(len(manifest.shards), 'shard')}: all as"
         f" {folder / FILE} says"
@@ -63,12 +64,12 @@ def check_folder(folder: Path, processes: int = 0) -> list[str]:
 
 def _shards(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder")
+        raise UserError(f"{folder} is not a folder")
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         packed = [*folder.glob("*.tar.gz"), *folder.glob("*.tgz"), *folder.glob("*.tar.zst")]
         also = "; unpack the compressed ones: samples are read by their place in the file" if packed else ""
-        raise FileNotFoundError(f"{folder} holds no .tar file{also}")
+        raise UserError(f"{folder} holds no .tar file{also}")
     return paths
 
 

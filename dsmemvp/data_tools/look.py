@@ -1,19 +1,19 @@
-"""What tools that look at samples need: the encoder as a run would make it, and the right answer in words."""
+"""What tools that look at samples need: the collator as a run would make it, and the right answer in words."""
 
 from dataclasses import replace
 
-from dsmemvp.data.encoder import Encoder, recipe_encoder
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.data.collator import Collator, recipe_collator
 from dsmemvp.data.sample import Sample
-from dsmemvp.models.weights import read_configs
 from dsmemvp.prompts import build_method
-from dsmemvp.recipe import Recipe
 
 
-def encoder_of(recipe: Recipe) -> Encoder:
-    """The encoder of a training run. Only the models' config.json are read, or the shapes where no folder is given."""
+def collator_of(recipe: Recipe) -> Collator:
+    """The collator of a training run. Only the models' config.json are read, or the shapes where no folder is given."""
     configs = read_configs(recipe)
-    encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
-    return replace(encoder, slots=build_method(recipe.method, configs.sizes).slots)
+    collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
+    return replace(collator, slots=build_method(recipe.method, configs.sizes).slots)
 
 
 def right_answer(sample: Sample) -> str:

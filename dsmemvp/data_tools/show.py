@@ -9,19 +9,20 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Item
-from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.collator import Collator
+from dsmemvp.data.datasets import open_test_data, open_training_data
 from dsmemvp.data.images import STATISTICS
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import FileOrder, Place
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
-from dsmemvp.data.sets import open_test_data, open_training_data
 from dsmemvp.data.stream import Reader, first_numbers
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.lettering import LINE, find_font, wrapped
-from dsmemvp.data_tools.look import encoder_of, right_answer
-from dsmemvp.recipe import Recipe
+from dsmemvp.data_tools.look import collator_of, right_answer
+from dsmemvp.errors import UserError
 
 COLUMNS, CELL, GAP = 4, 224, 8
 """Of the sheet: pictures in a row, the least width of one, and what is between two, in pixels."""
@@ -31,9 +32,9 @@ QUESTION, ANSWER = 4, 2
 
 def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet: Path) -> list[str]:
     """Text of the first `samples` that a run will see (or of data.test), or of those with the given running numbers;
-    writes the pictures to `sheet`. Raises ValueError or FileNotFoundError."""
+    writes the pictures to `sheet`. Raises UserError."""
     if samples < 1:
-        raise ValueError(f"--samples: must be at least 1, is {samples}")
+        raise UserError(f"--samples: must be at least 1, is {samples}")
     if test:
         manifests: Sequence[Manifest] = [open_test_data(recipe)]
         places = FileOrder(manifests[0].counts)[:samples]
@@ -44,8 +45,8 @@ def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet
     if numbers:
         places = [_place(manifests, number) for number in numbers]
     check_files(*manifests)
-    encoder, reader = encoder_of(recipe), Reader(manifests, indexes=8)
-    tokenizer = Tokenizer(encoder.tokenizer_path)
+    collator, reader = collator_of(recipe), Reader(manifests, indexes=8)
+    tokenizer = Tokenizer(collator.tokenizer_path)
     found = reader.read(places)
     lines, pictures = [], []
     for place in places:
@@ -54,15 +55,15 @@ def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet
             if isinstance(entry, BadSample):
                 raise entry.error
             sample = read_sample(entry)
-            item = encoder.item(tokenizer, sample)
+            item = collator.item(tokenizer, sample)
         except SampleError as error:
             lines += [f"--- {entry.index}: cannot be used: {error}", ""]
             continue
-        lines += [f"--- {entry.index}: {entry.where}: {_about(item)}", _text(item, encoder, tokenizer), ""]
+        lines += [f"--- {entry.index}: {entry.where}: {_about(item)}", _text(item, collator, tokenizer), ""]
         if item.image is not None:
             pictures.append((sample, item.image))
     if pictures:
-        _sheet(pictures, encoder.image.statistics).save(sheet)
+        _sheet(pictures, collator.image.statistics).save(sheet)
         lines.append(f"{counted(len(pictures), 'picture')} -> {sheet}")
     return lines
 
@@ -70,7 +71,7 @@ def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet
 def _place(manifests: Sequence[Manifest], number: int) -> Place:
     samples = sum(manifest.samples for manifest in manifests)
     if not 0 <= number < samples:
-        raise ValueError(f"--numbers: there is no sample {number}, they run from 0 to {samples - 1}")
+        raise UserError(f"--numbers: there is no sample {number}, they run from 0 to {samples - 1}")
     firsts = first_numbers(manifests)
     source = bisect.bisect_right([int(shards[0]) for shards in firsts], number) - 1
     shard = int(np.searchsorted(firsts[source], number, side="right")) - 1
@@ -84,11 +85,11 @@ def _about(item: Item) -> str:
     return f"{counted(len(item.text.tokens), 'token')}, {supervised} of them supervised{cut}{image}"
 
 
-def _text(item: Item, encoder: Encoder, tokenizer: Tokenizer) -> str:
+def _text(item: Item, collator: Collator, tokenizer: Tokenizer) -> str:
     """<s> and </s> are written out; [[ ]] encloses what is supervised."""
     tokens, prompt = item.text.tokens, item.text.prompt
     whole, head = tokenizer.decode(tokens), tokenizer.decode(tokens[:prompt])
-    places = f"[{counted(encoder.slots, 'place')} of the picture]" if encoder.slots and item.image is not None else ""
+    places = f"[{counted(collator.slots, 'place')} of the picture]" if collator.slots and item.image is not None else ""
     end = "</s>" if tokens[-1] == tokenizer.eos else ""
     return f"<s>{places}{head}[[{whole[len(head) :]}{end}]]"
 

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from dsmemvp.config.recipe import Evaluation
 from dsmemvp.counting import counted
-from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.collator import Collator
 from dsmemvp.data.letters import longest_letter
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Place
@@ -16,7 +17,6 @@ from dsmemvp.data.tasks import task_name
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.lengths import answer_length, too_long
 from dsmemvp.data_tools.pool import over_shards
-from dsmemvp.recipe import Evaluation
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Survey:
     about: str
     """What the recipe calls the data: train, validation or test."""
     manifest: Manifest
-    encoder: Encoder
+    collator: Collator
     shards: list[Found]
 
     @property
@@ -71,10 +71,10 @@ class Survey:
         yield from self._answers(evaluation)
 
     def _texts(self) -> Iterator[str]:
-        limit = f"data.max_length = {self.encoder.max_length}"
+        limit = f"data.max_length = {self.collator.max_length}"
         if lengths := sorted(length for shard in self.shards for length in shard.lengths):
             middle, cut = lengths[len(lengths) // 2], sum(shard.cut for shard in self.shards)
-            asked = ", up to where the answer begins" if self.encoder.answers else ""
+            asked = ", up to where the answer begins" if self.collator.answers else ""
             yield (
                 f"  tokens{asked}: {_range(lengths, f'median {middle}, ')};"
                 f" {counted(cut, 'context is', 'contexts are')} cut to {limit}"
@@ -101,21 +101,21 @@ class Survey:
                 )
         try:
             choices = max(shard.choices for shard in self.shards)
-            if choices and (tokens := longest_letter(Tokenizer(self.encoder.tokenizer_path), choices)) > 1:
+            if choices and (tokens := longest_letter(Tokenizer(self.collator.tokenizer_path), choices)) > 1:
                 yield f"  letters of {counted(choices, 'choice')}: up to {counted(tokens, 'token')}"
         except ValueError as error:
             yield f"  warning: {error}"
 
 
-def survey(manifest: Manifest, encoder: Encoder, about: str, processes: int) -> Survey:
+def survey(manifest: Manifest, collator: Collator, about: str, processes: int) -> Survey:
     """`processes` 0: one per core. Raises OSError or ValueError for shards that cannot be read at all."""
-    work = functools.partial(_shard, manifest, encoder)
-    return Survey(about, manifest, encoder, list(over_shards(work, range(len(manifest.shards)), about, processes)))
+    work = functools.partial(_shard, manifest, collator)
+    return Survey(about, manifest, collator, list(over_shards(work, range(len(manifest.shards)), about, processes)))
 
 
-def _shard(manifest: Manifest, encoder: Encoder, shard: int) -> Found:
+def _shard(manifest: Manifest, collator: Collator, shard: int) -> Found:
     """Goes through one shard."""
-    tokenizer, found = Tokenizer(encoder.tokenizer_path), Found()
+    tokenizer, found = Tokenizer(collator.tokenizer_path), Found()
     places = [Place(0, shard, sample) for sample in range(manifest.shards[shard].samples)]
     for entry in Reader([manifest], indexes=1).read(places).values():
         try:
@@ -126,9 +126,9 @@ def _shard(manifest: Manifest, encoder: Encoder, shard: int) -> Found:
             found.bad.append(str(error))
             continue
         try:
-            item = encoder.item(tokenizer, sample)
+            item = collator.item(tokenizer, sample)
         except SampleError as error:
-            least = too_long(encoder, tokenizer, sample)
+            least = too_long(collator, tokenizer, sample)
             found.needed += [least] if least else []
             found.bad.append(f"{error}; it needs data.max_length={least}" if least else str(error))
             continue

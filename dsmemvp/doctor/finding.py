@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from dsmemvp.launchers import find_place
+from dsmemvp.distributed.launchers import find_place
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Here:
 
 
 def find_here(environment: Mapping[str, str]) -> Here:
-    """Raises ValueError where a launcher's words do not say it."""
+    """Raises UserError where a launcher's words do not say it."""
     on_gpus = environment.get("DS_ACCELERATOR", "cuda") == "cuda" and torch.cuda.is_available()
     if "RANK" in environment:
         world = int(environment["WORLD_SIZE"])

@@ -4,29 +4,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dsmemvp.backbones.joined import Configs
+from dsmemvp.backbones.weights import read_configs, tensor_files
+from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
-from dsmemvp.data.encoder import Encoder, recipe_encoder
+from dsmemvp.data.collator import Collator, recipe_collator
+from dsmemvp.data.datasets import open_test_data, open_training_data, open_validation_data
 from dsmemvp.data.manifest import Manifest, check_files
-from dsmemvp.data.sets import open_test_data, open_training_data, open_validation_data
 from dsmemvp.doctor.finding import Finding, Here, fail, ok, warning
 from dsmemvp.doctor.texts import Problem, longest_texts
-from dsmemvp.models.joined import Configs
-from dsmemvp.models.weights import read_configs, tensor_files
+from dsmemvp.errors import UserError
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
-from dsmemvp.recipe import Recipe
 
 
 def of_recipe(recipe: Recipe, here: Here) -> list[Finding]:
     """Every part is looked at, so that all that is missing is said at once. Weights are looked for, not read."""
     configs: list[Configs] = []
-    encoders: list[Encoder] = []
+    collators: list[Collator] = []
     findings = [_tried("weights", lambda: _weights(recipe, configs))]
     if configs:
-        findings.append(_tried("tokenizer", lambda: _tokenizer(recipe, configs[0], encoders)))
-    findings.append(_tried("training data", lambda: _training(recipe, encoders)))
+        findings.append(_tried("tokenizer", lambda: _tokenizer(recipe, configs[0], collators)))
+    findings.append(_tried("training data", lambda: _training(recipe, collators)))
     if recipe.data.validation:
-        findings.append(_tried("validation data", lambda: _validation(recipe, encoders)))
-    findings.append(_tried("test data", lambda: _test(recipe, encoders)))
+        findings.append(_tried("validation data", lambda: _validation(recipe, collators)))
+    findings.append(_tried("test data", lambda: _test(recipe, collators)))
     findings.append(_tried("batch", lambda: _batch(recipe, here)))
     return findings
 
@@ -47,46 +48,46 @@ def _weights(recipe: Recipe, into: list[Configs]) -> str:
         ("model.vision_tower", recipe.model.vision_tower),
     ):
         if not folder:
-            raise ValueError(f"{key}: give the folder of its weights")
+            raise UserError(f"{key}: give the folder of its weights")
         files = set(tensor_files(Path(folder), key).values())
         sizes.append(f"{sum(file.stat().st_size for file in files) / 1e9:.2f} GB in {folder}")
     return ", ".join(sizes)
 
 
-def _tokenizer(recipe: Recipe, configs: Configs, into: list[Encoder]) -> str:
-    into.append(recipe_encoder(recipe, configs.resolution, configs.language.vocab_size))
+def _tokenizer(recipe: Recipe, configs: Configs, into: list[Collator]) -> str:
+    into.append(recipe_collator(recipe, configs.resolution, configs.language.vocab_size))
     return str(into[0].tokenizer_path)
 
 
-def _training(recipe: Recipe, encoders: list[Encoder]) -> Finding:
+def _training(recipe: Recipe, collators: list[Collator]) -> Finding:
     data = open_training_data(recipe)
     where = ", ".join(manifest.location for manifest in data.manifests)
     text = f"{counted(data.order.samples, 'sample')} and {counted(data.order.steps, 'step')} per epoch in {where}"
-    return _texts("training data", text, data.manifests, encoders)
+    return _texts("training data", text, data.manifests, collators)
 
 
-def _validation(recipe: Recipe, encoders: list[Encoder]) -> Finding:
+def _validation(recipe: Recipe, collators: list[Collator]) -> Finding:
     data = open_validation_data(recipe)
     assert data is not None
-    return _texts("validation data", f"{counted(data.samples, 'sample')} in {data.location}", [data], encoders)
+    return _texts("validation data", f"{counted(data.samples, 'sample')} in {data.location}", [data], collators)
 
 
-def _test(recipe: Recipe, encoders: list[Encoder]) -> Finding:
+def _test(recipe: Recipe, collators: list[Collator]) -> Finding:
     data = open_test_data(recipe)
-    answers = [replace(encoder, answers=True) for encoder in encoders]
+    answers = [replace(collator, answers=True) for collator in collators]
     return _texts("test data", f"{counted(data.samples, 'sample')} in {data.location}", [data], answers)
 
 
-def _texts(what: str, text: str, manifests: Sequence[Manifest], encoders: list[Encoder]) -> Finding:
+def _texts(what: str, text: str, manifests: Sequence[Manifest], collators: list[Collator]) -> Finding:
     """Their longest texts, where there is a tokenizer to look at them with."""
     check_files(*manifests)
-    if not encoders:
+    if not collators:
         return ok(what, text)
-    (encoder,) = encoders
+    (collator,) = collators
     looked: list[str] = []
     wrong: list[Problem] = []
     for manifest in manifests:
-        about, problems = longest_texts(manifest, encoder)
+        about, problems = longest_texts(manifest, collator)
         looked.append(about)
         wrong += problems
     if not wrong:
@@ -96,7 +97,7 @@ def _texts(what: str, text: str, manifests: Sequence[Manifest], encoders: list[E
     )
     needed = max(problem.needed for problem in wrong)
     longer = f"data.max_length={needed} takes those that are too long; " if needed else ""
-    if encoder.skip_bad:
+    if collator.skip_bad:
         return warning(what, found, f"they are skipped; {longer}dsmemvp data check lists all")
     return fail(what, found, f"{longer}data.on_bad_sample=skip leaves them out; dsmemvp data check lists all")
 

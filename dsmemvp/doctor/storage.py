@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dsmemvp.data.durable import flush
+from dsmemvp.atomic_files import flush
 from dsmemvp.doctor.finding import Finding, fail, gib, ok, warning
 
 PROBE = 64 * 2**20

@@ -4,15 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dsmemvp.config.recipe import Evaluation
 from dsmemvp.data.batch import Batch, make_batch
 from dsmemvp.data.letters import letter_tokens, longest_letter
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import LETTER, letter
 from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.evaluation.likelihood import likeliest, log_likelihoods
 from dsmemvp.evaluation.scores import FULL_STOP
-from dsmemvp.recipe import Evaluation
-from dsmemvp.training.ranks import Ranks
 
 Over = Callable[[int, list[int]], bool]
 Decode = Callable[[Batch, int, Over], list[list[int]]]
@@ -46,7 +46,7 @@ class Answering:
     """Number of choices -> most tokens that one of their letters takes."""
 
     def __call__(self, batch: Batch) -> list[Answer]:
-        """For each of `batch.samples`. Raises ValueError."""
+        """For each of `batch.samples`. Raises UserError."""
         likelihoods = self._likelihoods(batch)
         limits = [self._limit(sample) for sample in batch.samples]
         decoded = self._decoded(batch, limits)
@@ -87,7 +87,7 @@ class Answering:
         return log_likelihoods(self.forward, batch, self.slots, endings)
 
     def _limit(self, sample: Sample) -> int:
-        """Most tokens to decode: of a choice as many as its letters take. Raises ValueError."""
+        """Most tokens to decode: of a choice as many as its letters take. Raises UserError."""
         if not sample.choices:
             return self.settings.caption_tokens if sample.free else self.settings.max_new_tokens
         if self.settings.protocol != "generate":

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dsmemvp.errors import UserError
+
 RESAMPLES = 2000
 LEVEL = 95.0
 """Per cent."""
@@ -43,9 +45,9 @@ def mean_score(values: np.ndarray, scale: float = 100.0) -> Score:
 
 def score_of_sums(rows: np.ndarray, formula: Callable[[np.ndarray, int], np.ndarray]) -> Score:
     """A score that follows from sums over the samples. `rows`: what each sample adds, [N, S]; `formula(sums, N)`: the
-    scores [...] of sums [..., S]. Raises ValueError where there is no sample."""
+    scores [...] of sums [..., S]. Raises UserError where there is no sample."""
     if not len(rows):
-        raise ValueError("no sample to count a score on")
+        raise UserError("no sample to count a score on")
     rows = np.asarray(rows, dtype=np.float64)
     different, counts = np.unique(rows, axis=0, return_counts=True)
     value = float(formula(counts @ different, len(rows)))

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dsmemvp.data.encoder import Encoder
+from dsmemvp.backbones.joined import VisualLanguageModel
+from dsmemvp.data.collator import Collator
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Place
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
 from dsmemvp.data.stream import Reader
 from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.inspection.board import BoardReport, board_report
-from dsmemvp.models.joined import VisualLanguageModel
 from dsmemvp.training.event_file import EventFile
-from dsmemvp.training.ranks import Ranks
 
 SHOWN = 4
 """Samples with a picture, the same ones at every step."""
@@ -28,20 +28,20 @@ def show_memory(
     step: int,
     ranks: Ranks,
     data: Manifest,
-    encoder: Encoder,
+    collator: Collator,
     tokenizer: Tokenizer,
     model: VisualLanguageModel,
     forward: Callable[..., Any],
 ) -> None:
-    """Called on all ranks; two forwards. What cannot be written is said and not shown. Raises ValueError or OSError for
+    """Called on all ranks; two forwards. What cannot be written is said and not shown. Raises UserError or OSError for
     data that cannot be read."""
-    samples = ranks.together(lambda: samples_to_show(data, encoder, tokenizer))
-    report = board_report(model, forward, encoder, tokenizer, samples)
+    samples = ranks.together(lambda: samples_to_show(data, collator, tokenizer))
+    report = board_report(model, forward, collator, tokenizer, samples)
     if ranks.first:
         _write(report, run, step)
 
 
-def samples_to_show(data: Manifest, encoder: Encoder, tokenizer: Tokenizer) -> list[Sample]:
+def samples_to_show(data: Manifest, collator: Collator, tokenizer: Tokenizer) -> list[Sample]:
     """Up to SHOWN samples with pictures, as different as a few candidates are: each has as much as possible (task,
     subject, right answer) that those before it have not. Left out are those that cannot be used: the evaluation has
     told of them, or ended at them. Raises OSError, or ValueError for an index that cannot be read."""
@@ -52,7 +52,7 @@ def samples_to_show(data: Manifest, encoder: Encoder, tokenizer: Tokenizer) -> l
         best = max(candidates, key=lambda sample: len(_kinds(sample) - seen))  # the first of equals
         candidates.remove(best)
         try:
-            encoder.item(tokenizer, best)
+            collator.item(tokenizer, best)
         except SampleError:
             continue
         found.append(best)

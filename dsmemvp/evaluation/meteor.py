@@ -13,7 +13,8 @@ from importlib.resources import files
 
 import numpy as np
 
-from dsmemvp.stopping import unsignalled
+from dsmemvp.distributed.stopping import unsignalled
+from dsmemvp.errors import UserError
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
@@ -23,7 +24,7 @@ way of matching (content words of both, function words of both), the chunks, mat
 
 
 def meteor_sums(texts: list[str], references: list[list[str]]) -> np.ndarray:
-    """[N, 23] for texts already split. Raises ValueError with what the program said."""
+    """[N, 23] for texts already split. Raises UserError with what the program said."""
     folder = str(files("pycocoevalcap") / "meteor")
     # what the JVM itself says goes to stderr, and it leaves signals alone: a stack trace would stand among the counts
     command = ["java", "-Xmx2G", "-Xrs", "-XX:+DisplayVMOutputToStderr"]
@@ -37,7 +38,7 @@ def meteor_sums(texts: list[str], references: list[list[str]]) -> np.ndarray:
     rows = [line.split() for line in done.stdout.splitlines()]
     if done.returncode or len(rows) != len(lines) or any(len(row) != COUNTS for row in rows):
         said = " ".join((done.stderr or done.stdout).split())[-300:]
-        raise ValueError(f"METEOR's program did not run through (exit code {done.returncode}): {said}")
+        raise UserError(f"METEOR's program did not run through (exit code {done.returncode}): {said}")
     sums = np.array(rows, dtype=np.float64)
     whole = (sums[:, 20] == 1) & (sums[:, 21:23] == sums[:, 0:2]).all(-1)
     sums[whole, 20] = 0  # one run that covers caption and reference is not penalised

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dsmemvp.data.durable import replace_file
+from dsmemvp.atomic_files import replace_file
 from dsmemvp.json_text import parse_json
 
 

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
-from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.collator import Collator
 from dsmemvp.data.loader import Share, evaluation_batches, evaluation_steps
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.sample import Sample
+from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.distributed.stopping import Stopped
 from dsmemvp.evaluation.answering import Answer, Answering
 from dsmemvp.evaluation.partial import Partial
 from dsmemvp.evaluation.progress import Progress
 from dsmemvp.evaluation.scores import Prediction, predict
-from dsmemvp.recipe import Recipe
-from dsmemvp.stopping import Stopped
-from dsmemvp.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ def predict_all(
     recipe: Recipe,
     ranks: Ranks,
     data: Manifest,
-    encoder: Encoder,
+    collator: Collator,
     answering: Answering,
     name: str,
-    between: Callable[[], object],
+    poll: Callable[[], object],
     partial: Partial | None = None,
 ) -> Predicted:
-    """Called on all ranks; `partial` is the first rank's. `between` is called between two batches and may raise
-    Stopped. Raises ValueError or OSError on all ranks alike."""
+    """Called on all ranks; `partial` is the first rank's. `poll` is called between two batches and may raise
+    Stopped. Raises UserError or OSError on all ranks alike."""
     share = Share(ranks.rank, ranks.world, recipe.evaluation.batch)
     lines = list(partial.lines) if partial else []
     whole = evaluation_batches(data, share)
@@ -71,11 +71,11 @@ def predict_all(
     if ranks.first and before:
         print(f"{name}: going on after {before} of {data.samples} samples", flush=True)
     progress = Progress(name, data.samples, before, ranks.first)
-    source = evaluation_steps(data, encoder, share, recipe.data.workers, todo)
+    source = evaluation_steps(data, collator, share, recipe.data.workers, todo)
     try:
         with torch.no_grad():
             for step, (batch,) in enumerate(ranks.in_step(source)):
-                between()
+                poll()
                 numbers = list(map(int, todo[step * share.world : (step + 1) * share.world]))
                 answers = answering(batch)
                 own = numbers[share.rank : share.rank + 1]  # none in the last step of some ranks

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.atomic_files import replace_file
+from dsmemvp.checkpoints.checkpoint import State
 from dsmemvp.counting import counted
-from dsmemvp.data.durable import replace_file
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.text import options
+from dsmemvp.errors import UserError
 from dsmemvp.evaluation import captions
 from dsmemvp.evaluation.confidence import Score
 from dsmemvp.evaluation.predictions import Predicted
 from dsmemvp.evaluation.remarks import cut_answers, remarks, unread_choices
 from dsmemvp.evaluation.scores import as_json, scored, table
-from dsmemvp.training.checkpoint import State
 from dsmemvp.training.event_file import EventFile
 
 SHOWN = 4
@@ -37,7 +38,7 @@ class Report:
     def write(self, predicted: dict[str, Predicted]) -> None:
         """`predicted` by the evaluation's name. Raises OSError, and ValueError where no sample could be used."""
         if not any(found.rows for found in predicted.values()):
-            raise ValueError(f"no sample of {self.data.location} could be used; see data.on_bad_sample")
+            raise UserError(f"no sample of {self.data.location} could be used; see data.on_bad_sample")
         predictions = {name: found.predictions for name, found in predicted.items()}
         scores = {name: scored(own) for name, own in predictions.items()}
         used = len(next(iter(predicted.values())).rows)

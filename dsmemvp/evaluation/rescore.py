@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from dsmemvp.errors import UserError
 from dsmemvp.evaluation import captions
 from dsmemvp.evaluation.remarks import remarks
 from dsmemvp.evaluation.scores import KINDS, Prediction, scored, table
@@ -15,7 +16,7 @@ FIELDS = {"index": int, "id": str, "kind": str, "text": str, "predicted": str, "
 
 
 def rescore(paths: Sequence[Path]) -> str:
-    """The table for all evaluations in the files, and below it what could not be counted. Raises ValueError that names
+    """The table for all evaluations in the files, and below it what could not be counted. Raises UserError that names
     file, line and what is wrong there, and OSError."""
     rows: dict[str, list[Prediction]] = {}
     for path in paths:
@@ -29,26 +30,26 @@ def rescore(paths: Sequence[Path]) -> str:
 
 
 def read_predictions(path: Path) -> dict[str, list[Prediction]]:
-    """{evaluation: predictions} of a predictions.jsonl. Raises ValueError."""
+    """{evaluation: predictions} of a predictions.jsonl. Raises UserError."""
     rows: dict[str, list[Prediction]] = {}
     first: dict[tuple[str, int], int] = {}
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a file; give a predictions.jsonl")
+        raise UserError(f"{path} is not a file; give a predictions.jsonl")
     with path.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(_lines(file, path), 1):
             where = f"{path}, line {number}"
             if not line.endswith("\n"):
-                raise ValueError(
+                raise UserError(
                     f"{where}: is not whole, as an evaluation leaves it that was cut off; run the evaluation again, "
                     "it goes on from there, or delete the line"
                 )
             evaluation, prediction = _prediction(line, where)
             same = first.setdefault((evaluation, prediction.index), number)
             if same != number:
-                raise ValueError(f"{where}: sample {prediction.index} of {evaluation!r} is also in line {same}")
+                raise UserError(f"{where}: sample {prediction.index} of {evaluation!r} is also in line {same}")
             rows.setdefault(evaluation, []).append(prediction)
     if not rows:
-        raise ValueError(f"{path}: holds no prediction")
+        raise UserError(f"{path}: holds no prediction")
     return rows
 
 
@@ -56,31 +57,31 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
     try:
         while line := file.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE:
-                raise ValueError(f"{path}: has a line of over {LONGEST_LINE} characters; give a predictions.jsonl")
+                raise UserError(f"{path}: has a line of over {LONGEST_LINE} characters; give a predictions.jsonl")
             yield line
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text ({error.reason}); give a predictions.jsonl") from None
+        raise UserError(f"{path}: is not UTF-8 text ({error.reason}); give a predictions.jsonl") from None
 
 
 def _prediction(line: str, where: str) -> tuple[str, Prediction]:
     row: Any = parse_json(line, f"{where}:")
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: is not an object; give a predictions.jsonl that dsmemvp evaluate wrote")
+        raise UserError(f"{where}: is not an object; give a predictions.jsonl that dsmemvp evaluate wrote")
     for key, kind in FIELDS.items():
         if type(row.get(key)) is not kind:
             what = (
                 f"{key} is {json.dumps(row[key])[:60]}, not of type {kind.__name__}" if key in row else f"has no {key}"
             )
-            raise ValueError(f"{where}: {what}; give a predictions.jsonl that this version of dsmemvp evaluate wrote")
+            raise UserError(f"{where}: {what}; give a predictions.jsonl that this version of dsmemvp evaluate wrote")
     for key in ("answers", "classes"):
         if not all(isinstance(text, str) for text in row[key]):
-            raise ValueError(f"{where}: {key} is not a list of texts")
+            raise UserError(f"{where}: {key} is not a list of texts")
     if row["kind"] not in KINDS:
-        raise ValueError(f"{where}: kind is {row['kind']!r}, none of {', '.join(KINDS)}")
+        raise UserError(f"{where}: kind is {row['kind']!r}, none of {', '.join(KINDS)}")
     if not row["answers"]:
-        raise ValueError(f"{where}: answers is empty")
+        raise UserError(f"{where}: answers is empty")
     cut = row.get("cut", "")  # files of earlier versions do not say it
     if not isinstance(cut, str):
-        raise ValueError(f"{where}: cut is {json.dumps(cut)[:60]}, not a text")
+        raise UserError(f"{where}: cut is {json.dumps(cut)[:60]}, not a text")
     given: dict[str, Any] = {key: tuple(row[key]) if kind is list else row[key] for key, kind in FIELDS.items()}
     return str(row.get("evaluation", "")), Prediction(**given, cut=cut)

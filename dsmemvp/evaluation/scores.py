@@ -23,6 +23,7 @@ import numpy as np
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.tasks import is_scienceqa
 from dsmemvp.data.text import chosen, letter
+from dsmemvp.errors import UserError
 from dsmemvp.evaluation.captions import CAPTION_COLUMNS, caption_scores
 from dsmemvp.evaluation.confidence import Score, mean_score
 from dsmemvp.evaluation.vqa import GIVEN, vqa_accuracy
@@ -164,11 +165,11 @@ def _of_all(kind: str) -> str:
 
 
 def main_score(scores: dict[str, Score]) -> Score:
-    """The one by which two checkpoints are compared: more is better. Raises ValueError where there is none."""
+    """The one by which two checkpoints are compared: more is better. Raises UserError where there is none."""
     for name in MAIN:
         if name in scores:
             return scores[name]
-    raise ValueError("no score at all: no sample was evaluated, or captions without the package that scores them")
+    raise UserError("no score at all: no sample was evaluated, or captions without the package that scores them")
 
 
 def as_json(rows: dict[str, dict[str, Score]]) -> dict[str, Any]:

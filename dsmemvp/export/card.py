@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
 from dsmemvp.evaluation.scores import scores_of, table
-from dsmemvp.recipe import Recipe
 
 METHODS = {
     "memvp": "MemVP, memory-space visual prompting (Jie et al., ICML 2024, arXiv 2405.05615): image features as"

@@ -10,21 +10,22 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.checkpoints.checkpoint import Checkpoint
+from dsmemvp.checkpoints.loading import load_run
+from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
-from dsmemvp.data.encoder import recipe_encoder
+from dsmemvp.data.collator import recipe_collator
 from dsmemvp.data.letters import longest_letter
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import LETTER, EncodedText, chosen, encode_for_answer
 from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.distributed.ranks import Ranks, own_device
+from dsmemvp.errors import UserError
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate, once
-from dsmemvp.models.weights import read_configs
 from dsmemvp.prompts.interface import State
-from dsmemvp.recipe import Recipe
-from dsmemvp.training.checkpoint import Checkpoint
 from dsmemvp.training.engine import build_for_inference
-from dsmemvp.training.opening import open_run
-from dsmemvp.training.ranks import Ranks, own_device
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 """Of Pillow's images, those that a PNG holds as they are."""
@@ -48,8 +49,8 @@ class Answerer:
     def __init__(self, recipe: Recipe, checkpoint: Checkpoint, ranks: Ranks | None = None):
         whole, ranks = ranks is None, ranks or Ranks(0, 1, own_device())
         configs = read_configs(recipe)
-        encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
-        self._tokenizer, self._transform = Tokenizer(recipe.model.tokenizer), encoder.image
+        collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
+        self._tokenizer, self._transform = Tokenizer(recipe.model.tokenizer), collator.image
         self._max_length, self._method = recipe.data.max_length, recipe.method.name
         self._model, forward = build_for_inference(recipe, configs, ranks, checkpoint, whole)
         self._decoder = build_decoder(self._model, forward, ranks, self._tokenizer.eos)
@@ -58,7 +59,7 @@ class Answerer:
     def see(self, image: str | Path | bytes | Image.Image) -> Picture:
         """Look at a picture: a file, an encoded image, or Pillow's. Raises OSError or ValueError."""
         if self._model.vision is None:
-            raise ValueError(f"method.name: {self._method!r} looks at no images")
+            raise UserError(f"method.name: {self._method!r} looks at no images")
         where = str(image) if isinstance(image, str | Path) else "image"
         pixels = self._transform(encoded(image), where)
         if not self._whole:
@@ -82,7 +83,7 @@ class Answerer:
 
         The prompt is that of training. An answer follows "The answer is", which is left out with the full stop at its
         end; with `free` it stands by itself, as captions and conversations were trained. With `choices` it is one of
-        these, or empty where the model names none of their letters. Raises ValueError."""
+        these, or empty where the model names none of their letters. Raises UserError."""
         if isinstance(questions, str):
             return self.answer([questions], picture, choices=choices, context=context, free=free, **sampling)[0]
         samples, settings = check_asked(questions, choices, context, free, **sampling)
@@ -104,32 +105,32 @@ class Answerer:
 
 
 def load(folder: str | Path, checkpoint: str | Path | None, overrides: Mapping[str, Any]) -> Answerer:
-    """The model of a folder that open_run knows, on this process's own device, whole; `overrides` are keys of its
-    recipe. Raises FileNotFoundError or ValueError."""
+    """The model of a folder that load_run knows, on this process's own device, whole; `overrides` are keys of its
+    recipe. Raises UserError."""
     given = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    return Answerer(*open_run(folder, given, checkpoint))
+    return Answerer(*load_run(folder, given, checkpoint))
 
 
 def check_asked(
     questions: Sequence[str], choices: Sequence[str], context: str, free: bool, **sampling: Any
 ) -> tuple[list[Sample], Sampling]:
-    """What `answer` is asked, ready to be answered. Raises ValueError."""
+    """What `answer` is asked, ready to be answered. Raises UserError."""
     if free and choices:
-        raise ValueError("free and choices exclude each other: a choice is a letter")
+        raise UserError("free and choices exclude each other: a choice is a letter")
     samples = [_sample(question, choices, context, free) for question in questions]
     return samples, Sampling(**{**({"max_new_tokens": 4} if choices else {}), **sampling})
 
 
 def _sample(question: str, choices: Sequence[str], context: str, free: bool) -> Sample:
     if not question.strip():
-        raise ValueError("a question has no words")
+        raise UserError("a question has no words")
     for text in (question, context, *choices):
         if not _is_text(text):
-            raise ValueError(f"{text!r} is not text that UTF-8 can write")
+            raise UserError(f"{text!r} is not text that UTF-8 can write")
     if isinstance(choices, str):
-        raise ValueError("choices: give a list of texts")
+        raise UserError("choices: give a list of texts")
     if len(choices) > 26:
-        raise ValueError(f"{len(choices)} choices: at most 26 have letters, A to Z")
+        raise UserError(f"{len(choices)} choices: at most 26 have letters, A to Z")
     scores = {"task": "conversation"} if free else {}
     return Sample(question, 0, tuple(choices), context, scores=scores, where=f"question {question[:40]!r}")
 
@@ -154,7 +155,7 @@ def encoded(image: str | Path | bytes | Image.Image) -> bytes:
     if isinstance(image, str | Path):
         path = Path(image)
         if not path.is_file():
-            raise FileNotFoundError(f"image {path} {'is a folder; give a file' if path.is_dir() else 'does not exist'}")
+            raise UserError(f"image {path} {'is a folder; give a file' if path.is_dir() else 'does not exist'}")
         return path.read_bytes()
     if not isinstance(image, Image.Image):
         raise TypeError(f"a picture is a path, an encoded image or one of Pillow's, not a {type(image).__name__}")

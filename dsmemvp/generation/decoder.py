@@ -13,13 +13,13 @@ import torch
 from transformers import Cache, GenerationMixin, LlamaConfig, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
+from dsmemvp.backbones.joined import VisualLanguageModel
+from dsmemvp.backbones.language import Step
+from dsmemvp.backbones.partitioned import is_partitioned
 from dsmemvp.data.batch import Batch
+from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.generation.layout import next_tokens
-from dsmemvp.models.joined import VisualLanguageModel
-from dsmemvp.models.language import Step
-from dsmemvp.models.partitioned import is_partitioned
 from dsmemvp.prompts.interface import State
-from dsmemvp.training.ranks import Ranks
 
 
 @dataclass

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from dsmemvp.data.batch import Batch
 from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.errors import UserError
 from dsmemvp.generation.decoder import Decoder
 from dsmemvp.generation.layout import left_padded
 from dsmemvp.prompts.interface import State
@@ -36,15 +37,15 @@ class Sampling:
     """Of the draws; the same batch with the same seed gives the same texts."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError naming the setting."""
+        """Raises UserError naming the setting."""
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: must be at least 1, is {self.max_new_tokens}")
+            raise UserError(f"max_new_tokens: must be at least 1, is {self.max_new_tokens}")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature: must be 0 (greedy) or a positive number, is {self.temperature}")
+            raise UserError(f"temperature: must be 0 (greedy) or a positive number, is {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: must be above 0 and at most 1, is {self.top_p}")
+            raise UserError(f"top_p: must be above 0 and at most 1, is {self.top_p}")
         if not 0 <= self.seed < 1 << 63:
-            raise ValueError(f"seed: must be at least 0 and below 2^63, is {self.seed}")
+            raise UserError(f"seed: must be at least 0 and below 2^63, is {self.seed}")
 
 
 def generate(

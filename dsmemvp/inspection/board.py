@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from dsmemvp.backbones.joined import VisualLanguageModel
 from dsmemvp.data.batch import Batch, make_batch
-from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import decoded
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.tokenizer import Tokenizer
@@ -21,7 +22,6 @@ from dsmemvp.inspection.page import page
 from dsmemvp.inspection.probe import Forward, Probe, memory_of, probe
 from dsmemvp.inspection.table import memory_norms, shares
 from dsmemvp.inspection.words import chosen_words
-from dsmemvp.models.joined import VisualLanguageModel
 from dsmemvp.prompts.memvp import MemVP
 from dsmemvp.training.event_file import EventFile
 
@@ -50,7 +50,7 @@ class BoardReport:
 def board_report(
     model: VisualLanguageModel,
     forward: Forward,
-    encoder: Encoder,
+    collator: Collator,
     tokenizer: Tokenizer,
     samples: Sequence[Sample],
     texts: Mapping[str, str] | None = None,
@@ -63,10 +63,10 @@ def board_report(
     samples = [sample for sample in samples if sample.image is not None]
     if not samples or not isinstance(model.method, MemVP):
         return report
-    encoder = replace(encoder, answers=True, blind=False)
-    items = [replace(encoder.item(tokenizer, sample), sample=None) for sample in samples]
+    collator = replace(collator, answers=True, blind=False)
+    items = [replace(collator.item(tokenizer, sample), sample=None) for sample in samples]
     others = items if len(items) > 1 else [replace(items[0], image=None)]
-    batch, other = (make_batch(i, encoder.image.resolution, encoder.slots, last_only=True) for i in (items, others))
+    batch, other = (make_batch(i, collator.image.resolution, collator.slots, last_only=True) for i in (items, others))
     against = memory_of(model, forward, other).mean()
     answers: list[int] = []
 
@@ -80,7 +80,7 @@ def board_report(
     for n, (sample, item) in enumerate(zip(samples, items, strict=True)):
         assert sample.image is not None
         words = chosen_words(tokenizer, item.text.tokens, sample.question)
-        picture = decoded(sample.image, sample.where, encoder.image.max_pixels)
+        picture = decoded(sample.image, sample.where, collator.image.max_pixels)
         title = asked(sample.question, model_answer(tokenizer, answers[n], sample.choices), right_answer(sample))
         sheet = page(found, picture, words, layers, title, named, sample=n)
         report.images[f"visual memory/sample {sample.index}"] = np.asarray(sheet)

@@ -1,8 +1,8 @@
 """A run, opened to look into: `dsmemvp inspect`, and the same from Python on one process:
 
 from dsmemvp.inspection.look import Question, alone, open_model
-from dsmemvp.training.opening import open_run
-opened = open_model(*open_run("runs/demo"), alone())
+from dsmemvp.checkpoints.loading import load_run
+opened = open_model(*load_run("runs/demo"), alone())
 seen = opened.look(Question("Which shape is the red thing?", "x.png", choices=("circle", "star")))
 print(*seen.table(), sep="\\n")
 seen.sheet()          # a Pillow image
@@ -16,25 +16,26 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from dsmemvp.backbones.joined import VisualLanguageModel
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.checkpoints.checkpoint import Checkpoint
+from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
-from dsmemvp.data.encoder import Encoder, recipe_encoder
+from dsmemvp.data.collator import Collator, recipe_collator
+from dsmemvp.data.datasets import open_test_data, open_training_data
 from dsmemvp.data.images import decoded
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample, sample_from_row
-from dsmemvp.data.sets import open_test_data, open_training_data
 from dsmemvp.data.stream import read_each
 from dsmemvp.data.text import chosen
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.look import right_answer
+from dsmemvp.distributed.ranks import Ranks, join_ranks
+from dsmemvp.errors import UserError
 from dsmemvp.inspection import table
 from dsmemvp.inspection.page import LONGEST, maps, page
 from dsmemvp.inspection.probe import Forward, Memory, Probe, What, memory_of, probe
 from dsmemvp.inspection.words import Word, chosen_words
-from dsmemvp.models.joined import VisualLanguageModel
-from dsmemvp.models.weights import read_configs
-from dsmemvp.recipe import Recipe
-from dsmemvp.training.checkpoint import Checkpoint
 from dsmemvp.training.engine import build_for_inference
-from dsmemvp.training.ranks import Ranks, join_ranks
 
 REFERENCES, SEARCHED = 64, 1000
 """Pictures whose mean memory is what a change is measured against, and samples among which they are looked for."""
@@ -55,7 +56,7 @@ class Question:
         """Raises FileNotFoundError or SampleError."""
         path = Path(self.image)
         if not path.is_file():
-            raise FileNotFoundError(f"--image: {path} does not exist")
+            raise UserError(f"--image: {path} does not exist")
         row = {"question": self.text, "context": self.context, "choices": list(self.choices)}
         return sample_from_row({**row, "answer": 0 if self.choices else "?"}, path.read_bytes(), str(path))
 
@@ -89,7 +90,7 @@ class Look:
         return maps(self.probe, word, what)
 
     def sheet(self, what: What = "change", layers: Sequence[int] = (), longest: int = LONGEST) -> Image.Image:
-        """Heat maps: a row for each word, a column for each layer and their mean. Raises ValueError for a layer that is
+        """Heat maps: a row for each word, a column for each layer and their mean. Raises UserError for a layer that is
         not there."""
         shown = list(layers) or spread(self.probe.layers)
         check_layers(shown, self.probe.layers)
@@ -115,10 +116,10 @@ def spread(layers: int, most: int = LAYERS) -> list[int]:
 
 
 def check_layers(wanted: Sequence[int], layers: int) -> None:
-    """Raises ValueError for a layer that the model does not have."""
+    """Raises UserError for a layer that the model does not have."""
     for layer in wanted:
         if not 0 <= layer < layers:
-            raise ValueError(f"--layers: there is no layer {layer}, they run from 0 to {layers - 1}")
+            raise UserError(f"--layers: there is no layer {layer}, they run from 0 to {layers - 1}")
 
 
 @dataclass(frozen=True)
@@ -128,41 +129,41 @@ class Opened:
     recipe: Recipe
     model: VisualLanguageModel
     forward: Forward
-    encoder: Encoder
+    collator: Collator
     tokenizer: Tokenizer
 
     def item(self, sample: Sample) -> Item:
         """For reading the answer. Raises SampleError, also where the sample has no picture."""
         if sample.image is None:
             raise SampleError(sample.where, "has no picture to look at")
-        return self.encoder.item(self.tokenizer, sample)
+        return self.collator.item(self.tokenizer, sample)
 
     def average(self) -> Memory:
         """The mean memory of the first pictures of data.test, or of data.train where there is no test data."""
         data = self.recipe.data
         if not (data.test or data.train):
-            raise ValueError("--against: the mean wants pictures; name some with --set data.test=SHARDS, or take none")
+            raise UserError("--against: the mean wants pictures; name some with --set data.test=SHARDS, or take none")
         first = islice(self._samples(bool(data.test)), SEARCHED)
         pictures = list(islice((sample for sample in first if sample.image is not None), REFERENCES))
         if not pictures:
-            raise ValueError("--against: the recipe's data begin without pictures to average over; take --against none")
+            raise UserError("--against: the recipe's data begin without pictures to average over; take --against none")
         items = [replace(self.item(picture), sample=None) for picture in pictures]
-        batch = make_batch(items, self.encoder.image.resolution, self.encoder.slots, last_only=True)
+        batch = make_batch(items, self.collator.image.resolution, self.collator.slots, last_only=True)
         return memory_of(self.model, self.forward, batch).mean()
 
     def nothing(self, sample: Sample) -> Memory:
         """The memory of the same sample without picture: the learned positions."""
         item = replace(self.item(sample), image=None)
-        batch = make_batch([item], self.encoder.image.resolution, self.encoder.slots, last_only=True)
+        batch = make_batch([item], self.collator.image.resolution, self.collator.slots, last_only=True)
         return replace(memory_of(self.model, self.forward, batch), of="no picture")
 
     def look(self, sample: Sample | Question, words: Sequence[str] = (), against: Memory | None = None) -> Look:
-        """`against` is what changes are measured against (default: no picture). Raises ValueError."""
+        """`against` is what changes are measured against (default: no picture). Raises UserError."""
         right = "" if isinstance(sample, Question) else right_answer(sample)
         sample = sample.sample() if isinstance(sample, Question) else sample
         item = self.item(sample)
         words_of = chosen_words(self.tokenizer, item.text.tokens, sample.question, words)
-        batch = make_batch([item], self.encoder.image.resolution, self.encoder.slots, last_only=True)
+        batch = make_batch([item], self.collator.image.resolution, self.collator.slots, last_only=True)
         answers: list[int] = []
 
         def forward(batch):
@@ -171,15 +172,15 @@ class Opened:
         against = against or self.nothing(sample)
         found = probe(self.model, forward, batch, against)
         assert sample.image is not None
-        picture = decoded(sample.image, sample.where, self.encoder.image.max_pixels)
+        picture = decoded(sample.image, sample.where, self.collator.image.max_pixels)
         answer = model_answer(self.tokenizer, answers[0], sample.choices)
         return Look(found, words_of, picture, sample.question, answer, right, against.of)
 
     def sample(self, number: int, test: bool) -> Sample:
-        """A sample of data.test or data.train by its running number, as in `dsmemvp data show`. Raises ValueError."""
+        """A sample of data.test or data.train by its running number, as in `dsmemvp data show`. Raises UserError."""
         found = next(islice(self._samples(test, number), 1), None)
         if found is None or number < 0:
-            raise ValueError(f"--sample: there is no sample {number} in {'data.test' if test else 'data.train'}")
+            raise UserError(f"--sample: there is no sample {number} in {'data.test' if test else 'data.train'}")
         return found
 
     def _samples(self, test: bool, first: int = 0):
@@ -192,19 +193,19 @@ class Opened:
 
 
 def open_model(recipe: Recipe, checkpoint: Checkpoint, ranks: Ranks) -> Opened:
-    """What `training.opening.open_run` gives, built over the ranks. Raises ValueError or OSError with what to do."""
+    """What `training.opening.load_run` gives, built over the ranks. Raises UserError or OSError with what to do."""
     check_method(recipe)
     configs = read_configs(recipe)
-    encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
+    collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
     model, forward = build_for_inference(recipe, configs, ranks, checkpoint)
-    encoder = replace(encoder, slots=model.method.slots, answers=True)
-    return Opened(recipe, model, forward, encoder, Tokenizer(recipe.model.tokenizer))
+    collator = replace(collator, slots=model.method.slots, answers=True)
+    return Opened(recipe, model, forward, collator, Tokenizer(recipe.model.tokenizer))
 
 
 def check_method(recipe: Recipe) -> None:
-    """Raises ValueError for a method without a memory to look into."""
+    """Raises UserError for a method without a memory to look into."""
     if recipe.method.name != "memvp":
-        raise ValueError(
+        raise UserError(
             f"method.name: {recipe.name} was trained with {recipe.method.name}; only memvp has a feed-forward memory to"
             " look into"
         )

@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 import torch
 
+from dsmemvp.backbones.joined import VisualLanguageModel
+from dsmemvp.backbones.vision import image_tokens
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
-from dsmemvp.models.joined import VisualLanguageModel
-from dsmemvp.models.vision import image_tokens
+from dsmemvp.errors import UserError
 from dsmemvp.prompts.memvp import MemVP, slot_activations
 
 What = Literal["change", "activation", "contribution"]
@@ -74,13 +75,13 @@ class Probe:
 
     def at(self, tokens: Sequence[int], what: What, sample: int = 0) -> torch.Tensor:
         """Mean over some of a sample's tokens, [Y, N]. Contributions as shares of the branch's output at these tokens:
-        they may be negative, and add up to 1 over the slots. Raises ValueError for a change that was not measured."""
+        they may be negative, and add up to 1 over the slots. Raises UserError for a change that was not measured."""
         rows = [self.offsets[sample] + token for token in tokens]
         if what == "contribution":
             return self.contribution[:, rows].sum(1) / _square(self.branch_norm[:, rows])
         measured = self.change if what == "change" else self.activation
         if measured is None:
-            raise ValueError("a change wants another memory to compare with: give it to probe()")
+            raise UserError("a change wants another memory to compare with: give it to probe()")
         return measured[:, rows].mean(1)
 
 
@@ -98,7 +99,7 @@ def memory_of(model: VisualLanguageModel, forward: Forward, batch: Batch) -> Mem
 
 
 def probe(model: VisualLanguageModel, forward: Forward, batch: Batch, other: Memory | None = None) -> Probe:
-    """One forward of `batch`, in which `other`, [1 or B, N, d], is what changes are measured against. Raises ValueError
+    """One forward of `batch`, in which `other`, [1 or B, N, d], is what changes are measured against. Raises UserError
     for another method than memvp."""
     method = _memvp(model)
     memory: list[Memory] = []
@@ -164,7 +165,7 @@ def _square(norm_YT: torch.Tensor) -> torch.Tensor:
 
 def _memvp(model: VisualLanguageModel) -> MemVP:
     if not isinstance(model.method, MemVP):
-        raise ValueError(
+        raise UserError(
             "method.name: only memvp has a feed-forward memory to look into; other methods show a picture to attention"
         )
     return model.method

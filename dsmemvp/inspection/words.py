@@ -1,7 +1,7 @@
 """Words of an encoded text and the tokens they are made of.
 
 Only a tokenizer's `decode` is used, on ever longer beginnings of the text: tokens may be pieces with or without a space
-before them, or single bytes, and an encoder may have normalised the text.
+before them, or single bytes, and an collator may have normalised the text.
 """
 
 import re
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.errors import UserError
 
 ANSWER = "(answer)"
 """Name of the last token's place, where the answer is read."""
@@ -41,7 +42,7 @@ def all_words(tokenizer: Tokenizer, tokens: list[int]) -> list[Word]:
 
 def chosen_words(tokenizer: Tokenizer, tokens: list[int], question: str, wanted: Sequence[str] = ()) -> list[Word]:
     """The wanted words where they stand first, or else those of the question, one by one if they are few, and together;
-    and the place of the answer. `tokens` are those of a prompt (data/text.py). Raises ValueError for a word that is not
+    and the place of the answer. `tokens` are those of a prompt (data/text.py). Raises UserError for a word that is not
     there."""
     words = all_words(tokenizer, tokens)
     # the prompt begins with "Question:"
@@ -59,7 +60,7 @@ def _first(words: list[Word], text: str) -> Word:
         if word.text and word.text.lower() == _bare(text).lower():
             return word
     known = ", ".join(dict.fromkeys(word.text for word in words if word.text))
-    raise ValueError(f"--words: {text!r} is not in the prompt, which has: {known}")
+    raise UserError(f"--words: {text!r} is not in the prompt, which has: {known}")
 
 
 def _bare(text: str) -> str:

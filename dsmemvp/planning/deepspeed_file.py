@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.config.yaml_text import shown
+from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
-from dsmemvp.yaml_text import shown
 
 MOST = 1 << 20
 """Bytes of such a file."""
@@ -102,21 +103,21 @@ def read_settings(path: Path) -> dict[str, Any]:
     """The settings in a file, whole numbers as int; "auto" is left as it is. Raises FileNotFoundError, OSError or
     ValueError naming the file and the key."""
     if not path.exists():
-        raise FileNotFoundError(f"training.deepspeed: {path} does not exist")
+        raise UserError(f"training.deepspeed: {path} does not exist")
     try:
         settings = read_json(path, MOST, _no_duplicates)
     except ValueError as error:
-        raise ValueError(f"training.deepspeed: {error}") from None
+        raise UserError(f"training.deepspeed: {error}") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization"), dict):
-        raise ValueError(f"training.deepspeed: {path} has no zero_optimization")
+        raise UserError(f"training.deepspeed: {path} has no zero_optimization")
     where = f"training.deepspeed: {path}"
     checked = _group(settings, SETTINGS, where, "")
     zero = checked["zero_optimization"]
     if "stage" not in zero:
-        raise ValueError(f"{where}: zero_optimization.stage must be {ZERO['stage'].words}")
+        raise UserError(f"{where}: zero_optimization.stage must be {ZERO['stage'].words}")
     cut = [key for key in (HPZ, "offload_param") if zero["stage"] != 3 and key in zero]
     if cut:
-        raise ValueError(f"{where}: zero_optimization.{cut[0]} goes with stage 3, where the frozen weights are cut")
+        raise UserError(f"{where}: zero_optimization.{cut[0]} goes with stage 3, where the frozen weights are cut")
     return checked
 
 
@@ -125,7 +126,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise ValueError(f"{shown(key)} is given twice")
+            raise UserError(f"{shown(key)} is given twice")
     return dict(pairs)
 
 
@@ -141,18 +142,18 @@ def _group(given: Mapping[str, Any], known: Mapping[str, Any], where: str, prefi
         if key in WHY and _off(value):
             continue
         if key in WHY:
-            raise ValueError(f"{where}: {name}: {WHY[key]}; leave it out")
+            raise UserError(f"{where}: {name}: {WHY[key]}; leave it out")
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else "it is none of those in ds_configs/README.md"
-            raise ValueError(f"{where}: unknown key {shown(name)}; {hint}")
+            raise UserError(f"{where}: unknown key {shown(name)}; {hint}")
         if isinstance(known[key], dict):
             if not isinstance(value, dict):
-                raise ValueError(f"{where}: {name} must be a group of keys, not {shown(value)}")
+                raise UserError(f"{where}: {name} must be a group of keys, not {shown(value)}")
             checked[key] = _group(value, known[key], where, f"{name}.")
         elif (value == "auto" and known[key].auto) or known[key].holds(value):
             checked[key] = int(value) if isinstance(value, float) and value.is_integer() else value
         else:
             also = ' or "auto"' if known[key].auto else ""
-            raise ValueError(f"{where}: {name} must be {known[key].words}{also}, not {shown(value)}")
+            raise UserError(f"{where}: {name} must be {known[key].words}{also}, not {shown(value)}")
     return checked

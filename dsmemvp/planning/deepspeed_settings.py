@@ -7,14 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
+from dsmemvp.errors import UserError
 from dsmemvp.planning.deepspeed_file import HPZ, read_settings
-from dsmemvp.recipe import Recipe
 
 
 def deepspeed_settings(recipe: Recipe, world: int, training: bool = True) -> dict[str, Any]:
     """The DeepSpeed configuration with every "auto" that the recipe decides filled in; without `training` the batch is
-    whatever the ranks make it. Raises FileNotFoundError or ValueError naming the key."""
+    whatever the ranks make it. Raises UserError naming the key."""
     path = Path(recipe.training.deepspeed)
     settings = read_settings(path)
     _cut_inside_nodes(settings["zero_optimization"], path, world)
@@ -31,9 +32,7 @@ def deepspeed_settings(recipe: Recipe, world: int, training: bool = True) -> dic
         found = settings.get(key, "auto")
         automatic = found == "auto" or (isinstance(found, dict) and found.get("enabled") == "auto")
         if not automatic and found != value:
-            raise ValueError(
-                f"training.deepspeed: {path} sets {key} to {found}, the recipe decides {value}; write auto"
-            )
+            raise UserError(f"training.deepspeed: {path} sets {key} to {found}, the recipe decides {value}; write auto")
         settings[key] = value
     return settings
 
@@ -50,7 +49,7 @@ def _cut_inside_nodes(zero: dict[str, Any], path: Path, world: int) -> None:
     if zero[HPZ] == "auto":
         zero[HPZ] = int(os.environ.get("LOCAL_WORLD_SIZE") or world)
     if world % zero[HPZ]:
-        raise ValueError(
+        raise UserError(
             f"training.deepspeed: {path}: {HPZ} {zero[HPZ]} does not divide {counted(world, 'rank')}; every node must"
             " run as many ranks as the others, or take zero3.json"
         )

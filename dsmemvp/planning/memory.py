@@ -20,7 +20,7 @@ class Memory:
     weights: int
     """Held all the time, in the compute type: own partitions, those of the node (hpZ), persistent parameters."""
     trained: int
-    """Float32 masters, two Adam moments and the gradients of the trained tensors."""
+    """Float32 master_weights, two Adam moments and the gradients of the trained tensors."""
     buffers: int
     """Gradient bucket, and the weights that are whole while they are used."""
     activations: int

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dsmemvp.backbones.weights import configs_of_shapes, read_configs
+from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
-from dsmemvp.models.weights import configs_of_shapes, read_configs
+from dsmemvp.errors import UserError
 from dsmemvp.planning.cluster import Cluster
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.planning.duration import Duration, duration
@@ -14,7 +16,6 @@ from dsmemvp.planning.memory import Memory, memory
 from dsmemvp.planning.sharding import Sharding, read_sharding
 from dsmemvp.planning.trace import SUPERVISED, Policy, Trace, trace
 from dsmemvp.planning.traffic import Traffic, traffic
-from dsmemvp.recipe import Recipe
 
 RESERVE = 4 * 2**30
 """Bytes of a GPU that CUDA, NCCL and gaps between allocations take."""
@@ -57,11 +58,11 @@ class Plan:
 
 def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Plan]:
     """A plan for each cluster, with the shardings of all DeepSpeed files beside the recipe's. `tokens`: text tokens per
-    sample; every sample is taken to have an image. Raises FileNotFoundError or ValueError."""
+    sample; every sample is taken to have an image. Raises UserError."""
     if tokens <= SUPERVISED:
-        raise ValueError(f"--tokens: {tokens} text tokens do not hold the {SUPERVISED} of the target and a prompt")
+        raise UserError(f"--tokens: {tokens} text tokens do not hold the {SUPERVISED} of the target and a prompt")
     if recipe.method.name == "none":
-        raise ValueError("method.name: 'none' has no trainable parameters; there is no training to plan")
+        raise UserError("method.name: 'none' has no trainable parameters; there is no training to plan")
     shapes = recipe.model.language_shape and recipe.model.vision_shape
     configs = configs_of_shapes(recipe) if shapes else read_configs(recipe)
     shardings, problems = shardings_beside(recipe)
@@ -80,12 +81,12 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
 def _check_work(recipe: Recipe, gpus: int, tokens: int) -> None:
     training = recipe.training
     if training.micro_batch * tokens > MOST_PLACES:
-        raise ValueError(
+        raise UserError(
             f"--tokens: {tokens} x training.micro_batch = {training.micro_batch} are over {MOST_PLACES:,} tokens"
         )
     micro_steps = training.global_batch // (training.micro_batch * gpus)
     if micro_steps > MOST_MICRO_STEPS:
-        raise ValueError(
+        raise UserError(
             f"training.global_batch: {training.global_batch} makes {micro_steps} micro-steps on {counted(gpus, 'GPU')}"
             f" with training.micro_batch = {training.micro_batch}, at most {MOST_MICRO_STEPS:,} are planned"
         )
@@ -130,7 +131,7 @@ def weigh(found: Trace, sharding: Sharding, recompute: Policy, cluster: Cluster,
 
 def shardings_beside(recipe: Recipe) -> tuple[list[Sharding], list[str]]:
     """Those of all DeepSpeed files in the folder of the recipe's own, and what is wrong with those left out. Raises
-    FileNotFoundError or ValueError where the recipe's own cannot be planned."""
+    UserError where the recipe's own cannot be planned."""
     own = Path(recipe.training.deepspeed)
     found, problems = [read_sharding(own)], []
     for path in own.parent.glob("*.json"):

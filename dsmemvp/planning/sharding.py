@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsmemvp.errors import UserError
 from dsmemvp.planning.deepspeed_file import HPZ, read_settings
 
 
@@ -36,9 +37,9 @@ def read_sharding(path: Path) -> Sharding:
     settings = read_settings(path)
     zero, sent = settings["zero_optimization"], settings.get("communication_data_type", "fp32")
     if zero["stage"] == 2:
-        raise ValueError(f"training.deepspeed: {path}: ZeRO stage 2 cannot be planned, only 1 and 3")
+        raise UserError(f"training.deepspeed: {path}: ZeRO stage 2 cannot be planned, only 1 and 3")
     if sent != "fp32":
-        raise ValueError(f"training.deepspeed: {path}: communication_data_type {sent} cannot be planned, only fp32")
+        raise UserError(f"training.deepspeed: {path}: communication_data_type {sent} cannot be planned, only fp32")
     numbers = {field: zero[key] for field, key in _KEYS.items() if zero.get(key, "auto") != "auto"}
     offload = zero.get("offload_param", {}).get("device", "auto") == "cpu"
     return Sharding(path.stem, zero["stage"], **numbers, hpz=zero.get(HPZ, 1) != 1, offload=offload)

@@ -3,10 +3,10 @@
 Add a method: write its file, give it a name in `recipe.Method`, and a branch in `build_method`.
 """
 
+from dsmemvp.config.recipe import Method
 from dsmemvp.prompts.input_space import InputSpace
 from dsmemvp.prompts.interface import Sizes, VisualPrompt
 from dsmemvp.prompts.memvp import MemVP
-from dsmemvp.recipe import Method
 
 __all__ = ["Sizes", "VisualPrompt", "build_method"]
 

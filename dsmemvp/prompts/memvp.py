@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dsmemvp.data.batch import Batch
+from dsmemvp.errors import UserError
 from dsmemvp.prompts.interface import Sizes, State, VisualPrompt
 from dsmemvp.prompts.projector import Projector
 
@@ -22,10 +23,10 @@ class MemVP(VisualPrompt):
     sees_images = True
 
     def __init__(self, sizes: Sizes, hidden: int, slots: int, visual_scale: float, output_scale: float, dropout: float):
-        """`slots` is N; raises ValueError where it does not hold the image tokens."""
+        """`slots` is N; raises UserError where it does not hold the image tokens."""
         super().__init__()
         if slots < sizes.image_tokens:
-            raise ValueError(
+            raise UserError(
                 f"method.slots: {slots} slots cannot hold the {sizes.image_tokens} image tokens of the vision tower"
             )
         self.projector = Projector(sizes.vision_width, hidden, sizes.language_width)

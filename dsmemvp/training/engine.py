@@ -10,15 +10,16 @@ import deepspeed
 import torch
 from torch import nn
 
+from dsmemvp.backbones.joined import Configs, VisualLanguageModel, add_trainables, build_empty, loss_sum
+from dsmemvp.backbones.partitioned import give_memory
+from dsmemvp.backbones.weights import load_frozen
+from dsmemvp.checkpoints.checkpoint import Checkpoint
+from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
-from dsmemvp.models.joined import Configs, VisualLanguageModel, add_trainables, build_empty, loss_sum
-from dsmemvp.models.partitioned import give_memory
-from dsmemvp.models.weights import load_frozen
+from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.errors import UserError
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
-from dsmemvp.recipe import Recipe
-from dsmemvp.training.checkpoint import Checkpoint
-from dsmemvp.training.masters import Masters, PartitionedMasters, ReplicatedMasters
-from dsmemvp.training.ranks import Ranks
+from dsmemvp.training.master_weights import MasterWeights, PartitionedMasterWeights, ReplicatedMasterWeights
 
 WHOLE: dict[str, Any] = {"zero_optimization": {"stage": 0}}
 """Settings of a model that DeepSpeed has no part in."""
@@ -31,18 +32,18 @@ class Trainer:
 
     engine: deepspeed.DeepSpeedEngine
     model: VisualLanguageModel
-    masters: Masters
+    master_weights: MasterWeights
 
-    def accumulate(self, batches: list[Batch], scale: float, between: Callable[[], object] = lambda: None) -> float:
+    def accumulate(self, batches: list[Batch], scale: float, poll: Callable[[], object] = lambda: None) -> float:
         """Forward and backward of a step's micro-batches; returns the loss summed over their supervised tokens on this
-        rank. The gradient is that of `scale` x this sum, added over ranks. `between` is called between micro-steps, and
+        rank. The gradient is that of `scale` x this sum, added over ranks. `poll` is called between micro-steps, and
         may raise to break the step off."""
         # DeepSpeed averages over ranks and micro-steps where a sum is wanted
         averaged = self.engine.world_size * self.engine.gradient_accumulation_steps()
         total = torch.zeros((), device=self.engine.device)
         for i, batch in enumerate(batches):
             if i > 0:
-                between()
+                poll()
                 self.engine.step()  # closes the micro-step before; only the last one updates
             batch = batch.to(self.engine.device)
             loss = loss_sum(self.engine(batch), batch.targets)
@@ -102,12 +103,12 @@ def _cut(settings: dict[str, Any]) -> Callable[[nn.Parameter], None]:
 
 
 def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks, load: Load | None = None) -> Trainer:
-    """`load` as in `build_model`. Raises ValueError where the recipe has nothing to train."""
+    """`load` as in `build_model`. Raises UserError where the recipe has nothing to train."""
     settings = deepspeed_settings(recipe, ranks.world)
     model = build_model(recipe, configs, settings, ranks, load)
     trainables = model.trainables()
     if not trainables:
-        raise ValueError("method.name: 'none' has no trainable parameters; it can only be evaluated")
+        raise UserError("method.name: 'none' has no trainable parameters; it can only be evaluated")
     # the masters start from these unrounded values; the module computes in the recipe's type
     initial = {name: p.detach().clone() for name, p in trainables.items()}
     _cast(trainables, ranks.device, TYPES[recipe.model.dtype])
@@ -118,10 +119,12 @@ def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks, load: Load | N
         fused=ranks.device.type == "cuda",
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    masters = (PartitionedMasters if partitioned(settings) else ReplicatedMasters)(engine, trainables)
-    masters.set(initial)
-    masters.set_moments({}, updates=0)
-    return Trainer(engine, model, masters)
+    master_weights = (PartitionedMasterWeights if partitioned(settings) else ReplicatedMasterWeights)(
+        engine, trainables
+    )
+    master_weights.set(initial)
+    master_weights.set_moments({}, updates=0)
+    return Trainer(engine, model, master_weights)
 
 
 def _cast(trainables: dict[str, nn.Parameter], device: torch.device, dtype: torch.dtype) -> None:

@@ -3,7 +3,8 @@ and under ZeRO-3 would be updated with whatever its buffer holds."""
 
 from torch import nn
 
-from dsmemvp.training.ranks import Ranks
+from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.errors import UserError
 
 
 class GradientWatch:
@@ -19,10 +20,10 @@ class GradientWatch:
         return mark
 
     def check_all_received(self, ranks: Ranks) -> None:
-        """Raises ValueError on every rank, naming the parameters that had none on this or another rank."""
+        """Raises UserError on every rank, naming the parameters that had none on this or another rank."""
         for hook in self._hooks:
             hook.remove()
         received = ranks.sums(*(float(name in self._seen) for name in self._names))
         without = [name for name, ranks_with in zip(self._names, received, strict=True) if ranks_with < ranks.world]
         if without:
-            raise ValueError(f"step 1: no gradient reached {', '.join(without)}; the method does not use them")
+            raise UserError(f"step 1: no gradient reached {', '.join(without)}; the method does not use them")

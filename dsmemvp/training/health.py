@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import deque
 
+from dsmemvp.errors import UserError
 from dsmemvp.training.monitor import Monitor
 
 BEFORE, LEAST = 100, 20
@@ -21,7 +22,7 @@ class Health:
         self.spikes = 0
 
     def check(self, step: int, loss: float, norm: float) -> bool:
-        """Whether the step updated anything. Raises FloatingPointError at one too many that did not."""
+        """Whether the step updated anything. Raises UserError at one too many that did not."""
         if math.isfinite(loss) and math.isfinite(norm):
             self._look_for_spike(step, loss)
             return True
@@ -29,7 +30,7 @@ class Health:
         what = "gradient norm is not finite" if math.isfinite(loss) else f"loss is {loss}"
         said = f"step {step}: the {what}; nothing was updated"
         if self.not_finite > self._most:
-            raise FloatingPointError(
+            raise UserError(
                 f"{said}. {self.not_finite} such steps are more than training.most_not_finite = {self._most}; the last"
                 " checkpoint is good: lower training.learning_rate, or look at the samples of these steps"
                 " (data.record_order=true)"

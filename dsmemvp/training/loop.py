@@ -7,46 +7,47 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.backbones.partitioned import whole_shape
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.checkpoints.checkpoint import State
+from dsmemvp.config.reading import as_dict, as_yaml
+from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
-from dsmemvp.data.encoder import Encoder, recipe_encoder
+from dsmemvp.data.collator import Collator, recipe_collator
+from dsmemvp.data.datasets import TrainingData, open_training_data, open_validation_data
 from dsmemvp.data.loader import Share, training_steps
 from dsmemvp.data.manifest import Manifest, check_files
-from dsmemvp.data.sets import TrainingData, open_training_data, open_validation_data
-from dsmemvp.models.fingerprint import base_fingerprint
-from dsmemvp.models.partitioned import whole_shape
-from dsmemvp.models.weights import read_configs
-from dsmemvp.recipe import Recipe
-from dsmemvp.recipe_file import as_dict, as_yaml
-from dsmemvp.stopping import Stop, Stopped
-from dsmemvp.training.checkpoint import State
+from dsmemvp.distributed.ranks import Ranks, seed_dropout
+from dsmemvp.distributed.stopping import Stop, Stopped
+from dsmemvp.errors import UserError
+from dsmemvp.fault_tolerance.heartbeat import Heartbeat
+from dsmemvp.fault_tolerance.lease import held_lease
+from dsmemvp.fault_tolerance.restart_limit import count_start
+from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard, agreed_checkpoint
 from dsmemvp.training.engine import Trainer, build_trainer
 from dsmemvp.training.gradients import GradientWatch
 from dsmemvp.training.health import Health
-from dsmemvp.training.lease import held_lease
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
-from dsmemvp.training.ranks import Ranks, seed_dropout
-from dsmemvp.training.saver import Guard, Saver, agreed_checkpoint
 from dsmemvp.training.schedule import learning_rate
 from dsmemvp.training.skips import Skips
-from dsmemvp.training.starts import note_start
-from dsmemvp.training.validation import Examination, epochs_are_over, examine, owes_validation, validation_loss
-from dsmemvp.training.watch import Watch
-from dsmemvp.training.window import Window, imbalance
+from dsmemvp.training.throughput import Throughput, imbalance
+from dsmemvp.training.validation import Evaluator, epochs_are_over, examine, owes_validation, validation_loss
 
 
-def train(recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, examination: Examination | None = None) -> Path:
+def train(recipe: Recipe, ranks: Ranks, stop: Stop, heartbeat: Heartbeat, evaluator: Evaluator | None = None) -> Path:
     """Train to the end of the recipe, going on from the newest intact checkpoint in the run's folder; returns that
-    folder. `examination` is made beside the loss on data.validation, and needed where training.best_by is score. Raises
+    folder. `evaluator` is made beside the loss on data.validation, and needed where training.best_by is score. Raises
     ValueError, OSError or FloatingPointError with what to do, and Stopped where `stop` asked for it."""
     run = Path(recipe.output) / recipe.name
-    with held_lease(run, ranks, stop, watch) as guard:
-        _train(recipe, ranks, stop, watch, examination, guard)
+    with held_lease(run, ranks, stop, heartbeat) as guard:
+        _train(recipe, ranks, stop, heartbeat, evaluator, guard)
     return run
 
 
 def _train(
-    recipe: Recipe, ranks: Ranks, stop: Stop, watch: Watch, examination: Examination | None, guard: Guard
+    recipe: Recipe, ranks: Ranks, stop: Stop, heartbeat: Heartbeat, evaluator: Evaluator | None, guard: Guard
 ) -> None:
     run = Path(recipe.output) / recipe.name
     data, validation = open_training_data(recipe), open_validation_data(recipe)
@@ -68,14 +69,14 @@ def _train(
         return
     _end_if_asked(ranks, stop)
     limit = recipe.training.most_fruitless_starts
-    ranks.together(lambda: note_start(run, state.step, os.environ, limit) if ranks.first else None)
-    watch.at("loading", state.step)
-    encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
+    ranks.together(lambda: count_start(run, state.step, os.environ, limit) if ranks.first else None)
+    heartbeat.at("loading", state.step)
+    collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
     trainer = build_trainer(recipe, configs, ranks)
     if checkpoint is not None:
-        shapes = trainer.masters.shapes()
-        trainer.masters.set(checkpoint.values(shapes))
-        trainer.masters.set_moments(checkpoint.moments(shapes), state.updates)
+        shapes = trainer.master_weights.shapes()
+        trainer.master_weights.set(checkpoint.values(shapes))
+        trainer.master_weights.set_moments(checkpoint.moments(shapes), state.updates)
     _end_if_asked(ranks, stop)
     stop.plan = "saving after this micro-step, then ending"
     monitor = Monitor(run, ranks.first, last, state.step)
@@ -86,11 +87,11 @@ def _train(
         monitor.show_text("recipe", as_yaml(recipe), state.step)
     _introduce(recipe, ranks, trainer, data, monitor, state.step)
     start = replace(state, order=data.identity, recipe=as_dict(recipe), base=base)
-    encoder = replace(encoder, slots=trainer.model.method.slots)
-    asked, training = (recipe, ranks, stop, watch, monitor), recipe.training
-    saver = Saver(run, ranks, monitor, training.keep_last, training.keep_best, training.best_by, guard)
+    collator = replace(collator, slots=trainer.model.method.slots)
+    asked, training = (recipe, ranks, stop, heartbeat, monitor), recipe.training
+    saver = CheckpointManager(run, ranks, monitor, training.keep_last, training.keep_best, training.best_by, guard)
     try:
-        _Run(*asked, trainer, encoder, saver, data, validation, examination, start).steps(until)
+        _Run(*asked, trainer, collator, saver, data, validation, evaluator, start).steps(until)
     finally:
         saver.wait()
         monitor.close()
@@ -104,7 +105,7 @@ def _end_if_asked(ranks: Ranks, stop: Stop) -> None:
 def _introduce(
     recipe: Recipe, ranks: Ranks, trainer: Trainer, data: TrainingData, monitor: Monitor, first: int
 ) -> None:
-    trained = sum(math.prod(shape) for shape in trainer.masters.shapes().values())
+    trained = sum(math.prod(shape) for shape in trainer.master_weights.shapes().values())
     order = data.order
     epoch = f"{counted(order.samples, 'sample')} and {counted(order.steps, 'step')} per epoch"
     whole = f"{counted(recipe.training.epochs, 'epoch')}, {counted(ranks.world, 'rank')} on {ranks.device.type}"
@@ -120,20 +121,20 @@ class _Run:
         recipe: Recipe,
         ranks: Ranks,
         stop: Stop,
-        watch: Watch,
+        heartbeat: Heartbeat,
         monitor: Monitor,
         trainer: Trainer,
-        encoder: Encoder,
-        saver: Saver,
+        collator: Collator,
+        saver: CheckpointManager,
         data: TrainingData,
         validation: Manifest | None,
-        examination: Examination | None,
+        evaluator: Evaluator | None,
         start: State,
     ):
         training = recipe.training
-        self.recipe, self.ranks, self.stop, self.watch = recipe, ranks, stop, watch
-        self.trainer, self.encoder, self.monitor = trainer, encoder, monitor
-        self.data, self.validation, self.examination, self.start = data, validation, examination, start
+        self.recipe, self.ranks, self.stop, self.heartbeat = recipe, ranks, stop, heartbeat
+        self.trainer, self.collator, self.monitor = trainer, collator, monitor
+        self.data, self.validation, self.evaluator, self.start = data, validation, evaluator, start
         self.per_epoch = data.order.steps
         self.gradients: GradientWatch | None = GradientWatch(trainer.model.trainables())
         self.skips = Skips(ranks, monitor, training.global_batch, recipe.data.most_bad_in_a_row)
@@ -147,29 +148,29 @@ class _Run:
         training, first = self.recipe.training, self.start.step
         share = Share(self.ranks.rank, self.ranks.world, training.micro_batch)
         source = training_steps(
-            self.data.manifests, self.data.order, self.encoder, share, range(first, until), self.recipe.data.workers
+            self.data.manifests, self.data.order, self.collator, share, range(first, until), self.recipe.data.workers
         )
         if self.validation is not None and owes_validation(self.start, self.recipe, self.per_epoch):
             self._save(first)
-        window = Window()
-        self.watch.at("reading", first)
+        window = Throughput()
+        self.heartbeat.at("reading", first)
         for step, batches in enumerate(self.ranks.in_step(source), first):
             self._step(step, batches, window)
             if (step + 1) % training.log_every == 0 and window.steps:
                 self._log(step, window)
-                window = Window()
+                window = Throughput()
             self.monitor.advance()
             if step + 1 == until or self._save_is_due(step + 1):
                 self._save(step + 1)
-            self.watch.at("reading", step + 1)
-        self.watch.at("saving", until)
+            self.heartbeat.at("reading", step + 1)
+        self.heartbeat.at("saving", until)
         self.saver.finish()
         if self.cut:
             cut = counted(self.cut, "context was", "contexts were")
             self.monitor.say(f"{cut} cut to data.max_length = {self.recipe.data.max_length} tokens")
         self.skips.report()
 
-    def _step(self, step: int, batches: list[Batch], window: Window) -> None:
+    def _step(self, step: int, batches: list[Batch], window: Throughput) -> None:
         """One optimizer step: the loss is the sum over supervised tokens divided by their number in the whole global
         batch, so that it depends on neither ranks nor micro-batches."""
         ranks, trainer = self.ranks, self.trainer
@@ -187,19 +188,19 @@ class _Run:
         self.cut += int(cut)
         self._note(step + 1, batches, bool(skipped))
         if supervised == 0:
-            raise ValueError(f"step {step + 1}: no sample of the global batch could be used; see data.on_bad_sample")
+            raise UserError(f"step {step + 1}: no sample of the global batch could be used; see data.on_bad_sample")
         seed_dropout(self.recipe.seed, ranks.rank, step)
-        self.watch.at("forward and backward", step)
+        self.heartbeat.at("forward and backward", step)
         loss = (
-            ranks.sums(
-                trainer.accumulate(batches, 1 / supervised, partial(self._between, step, "forward and backward"))
-            )[0]
+            ranks.sums(trainer.accumulate(batches, 1 / supervised, partial(self._poll, step, "forward and backward")))[
+                0
+            ]
             / supervised
         )
         if self.gradients is not None:
             self.gradients.check_all_received(ranks)
             self.gradients = None
-        self.watch.at("update", step)
+        self.heartbeat.at("update", step)
         rate = learning_rate(step, self.per_epoch, self.recipe.training)
         # DeepSpeed itself leaves out an update whose gradient is not finite; with a rate of 0 the others change nothing
         norm = trainer.update(rate if math.isfinite(loss) else 0.0)
@@ -207,9 +208,9 @@ class _Run:
             window.add(loss, samples, tokens, imbalance([row[len(own) :] for row in rows]))
             window.rate, window.norm = rate, norm
 
-    def _between(self, step: int, doing: str) -> None:
-        """Between two passes after `step` whole steps: what is under way is given up if somebody asks for the end."""
-        self.watch.at(doing, step)
+    def _poll(self, step: int, doing: str) -> None:
+        """Poll two passes after `step` whole steps: what is under way is given up if somebody asks for the end."""
+        self.heartbeat.at(doing, step)
         if self.ranks.any(self.stop.asked):
             self._save_and_end(step)
 
@@ -217,7 +218,7 @@ class _Run:
         """After `step` whole steps."""
         if step > self.saver.saved:
             self._begin_save(step)
-        self.watch.at("saving", step)
+        self.heartbeat.at("saving", step)
         self.saver.finish()
         self.monitor.say(f"step {step}: ended as asked; the same command goes on from here")
         raise Stopped(f"after step {step}")
@@ -232,7 +233,7 @@ class _Run:
             dealt = self.ranks.gather([json.dumps(pair) for batch in batches for pair in batch.dealt])
             self.monitor.write("order", {"step": step, "samples": [n for _, n in sorted(map(json.loads, dealt))]})
 
-    def _log(self, step: int, window: Window) -> None:
+    def _log(self, step: int, window: Throughput) -> None:
         numbers = window.numbers(self.language_parameters) | {
             "speed/peak_gib": peak_memory(self.ranks.device),
             "training/cut_contexts": float(self.cut),
@@ -265,29 +266,29 @@ class _Run:
         self._begin_save(step, loss, score)
 
     def _begin_save(self, step: int, loss: float | None = None, score: float | None = None) -> None:
-        self.watch.at("saving", step)
+        self.heartbeat.at("saving", step)
         state = replace(
             self.start,
             epoch=step // self.per_epoch,
             step=step,
-            updates=self.trainer.masters.updates(),
+            updates=self.trainer.master_weights.updates(),
             not_finite=self.health.not_finite,
             validation_loss=loss,
             validation_score=score,
         )
-        self.saver.begin(state, self.trainer.masters)
+        self.saver.begin(state, self.trainer.master_weights)
 
     def _validate(self, step: int, data: Manifest) -> tuple[float, float | None]:
         """Loss, and the main score where it is wanted."""
         batch, workers = self.recipe.evaluation.batch, self.recipe.data.workers
-        between = partial(self._between, step, "validating")
-        loss = validation_loss(self.trainer, self.ranks, data, self.encoder, batch, workers, between)
+        poll = partial(self._poll, step, "validating")
+        loss = validation_loss(self.trainer, self.ranks, data, self.collator, batch, workers, poll)
         numbers, score = {"loss/validation": loss}, None
         line = f"step {step}  validation loss {loss:.4f}"
         scores = {}
-        if self.examination is not None:
-            given = (self.trainer, self.recipe, self.ranks, data, self.encoder, between, step)
-            scores = examine(*given, self.examination)
+        if self.evaluator is not None:
+            given = (self.trainer, self.recipe, self.ranks, data, self.collator, poll, step)
+            scores = examine(*given, self.evaluator)
         if scores:
             main, score = next(iter(scores.items()))
             numbers["score/validation"] = score

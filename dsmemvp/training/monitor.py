@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from tqdm import tqdm
 
-from dsmemvp.data.durable import replace_file
+from dsmemvp.atomic_files import replace_file
 from dsmemvp.training.event_file import EventFile
 from dsmemvp.training.record import count_rows, rows_of, wind_back
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.errors import UserError
+
 BLOCK = 1 << 18
 """Bytes looked through at a time."""
 HEAD = re.compile(rb'\{"step": (\d{1,18})[,}]')
@@ -26,7 +28,7 @@ def wind_back(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     if not path.is_file():
-        raise ValueError(f"{path} is not a regular file; the run writes its record there, move it away")
+        raise UserError(f"{path} is not a regular file; the run writes its record there, move it away")
     with path.open("r+b", buffering=0) as file:
         size = end = file.seek(0, os.SEEK_END)
         for start, head in _lines_backwards(file.fileno(), size):

@@ -5,7 +5,7 @@ As published: MemVP, util/lr_sched.py:5-9.
 
 import math
 
-from dsmemvp.recipe import Training
+from dsmemvp.config.recipe import Training
 
 
 def learning_rate(step: int, steps_per_epoch: int, training: Training) -> float:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch, Skip
+from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.errors import UserError
 from dsmemvp.training.monitor import Monitor
-from dsmemvp.training.ranks import Ranks
 
 FILE = "skipped"
 LISTED = 20
@@ -27,7 +28,7 @@ class Skips:
         self._in_a_row = 0
 
     def note(self, step: int, batches: list[Batch]) -> None:
-        """A step in which some rank did; called by all. Raises ValueError, on all ranks, where too many samples came
+        """A step in which some rank did; called by all. Raises UserError, on all ranks, where too many samples came
         one after another in the order."""
         own = [json.dumps(skip) for batch in batches for skip in batch.skipped]
         skips = {skip.position: skip for skip in (Skip(*json.loads(text)) for text in self._ranks.gather(own))}
@@ -42,7 +43,7 @@ class Skips:
             if self.total == 1 or self.total % 1000 == 0:
                 self._monitor.say(f"step {step}: left out, the {self.total}. so far: {skip.message}")
             if self._in_a_row >= self._most:
-                raise ValueError(
+                raise UserError(
                     f"step {step}: {counted(self._in_a_row, 'sample')} one after another could not be used, as many as"
                     f" data.most_bad_in_a_row allows; the last: {skip.message}"
                 )

@@ -6,21 +6,22 @@ from typing import Any
 
 import torch
 
-from dsmemvp.data.encoder import Encoder
+from dsmemvp.backbones.joined import VisualLanguageModel, loss_sum
+from dsmemvp.checkpoints.checkpoint import State
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.data.collator import Collator
 from dsmemvp.data.loader import Share, evaluation_steps
 from dsmemvp.data.manifest import Manifest
-from dsmemvp.models.joined import VisualLanguageModel, loss_sum
-from dsmemvp.recipe import Recipe
-from dsmemvp.training.checkpoint import State
+from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.errors import UserError
 from dsmemvp.training.engine import Trainer
-from dsmemvp.training.ranks import Ranks
 
-Between = Callable[[], object]
+Poll = Callable[[], object]
 """Called between two batches; may raise."""
-Examination = Callable[
-    [Recipe, Ranks, Manifest, Encoder, VisualLanguageModel, Callable[..., Any], Between, int], dict[str, float]
+Evaluator = Callable[
+    [Recipe, Ranks, Manifest, Collator, VisualLanguageModel, Callable[..., Any], Poll, int], dict[str, float]
 ]
-"""(recipe, ranks, data, encoder for training, model, its forward, between, step) -> where the recipe wants them scores
+"""(recipe, ranks, data, collator for training, model, its forward, poll, step) -> where the recipe wants them scores
 by their names, the main one first; the same on all ranks. The later room `evaluation` has it, so the run is given
 it."""
 
@@ -37,21 +38,21 @@ def owes_validation(state: State, recipe: Recipe, per_epoch: int) -> bool:
 
 
 def validation_loss(
-    trainer: Trainer, ranks: Ranks, manifest: Manifest, encoder: Encoder, batch: int, workers: int, between: Between
+    trainer: Trainer, ranks: Ranks, manifest: Manifest, collator: Collator, batch: int, workers: int, poll: Poll
 ) -> float:
-    """Per supervised token, over all samples, without dropout; `batch` samples per rank and forward. Raises ValueError
+    """Per supervised token, over all samples, without dropout; `batch` samples per rank and forward. Raises UserError
     where no sample can be used."""
     share = Share(ranks.rank, ranks.world, batch)
     total, tokens = 0.0, 0
     with _evaluating(trainer):
-        for (part,) in ranks.in_step(evaluation_steps(manifest, encoder, share, workers)):
-            between()
+        for (part,) in ranks.in_step(evaluation_steps(manifest, collator, share, workers)):
+            poll()
             part = part.to(ranks.device)
             total += loss_sum(trainer.engine(part), part.targets).item()
             tokens += part.targets.numel()
     loss, supervised = ranks.sums(total, tokens)
     if not supervised:
-        raise ValueError(f"data.validation: no sample of {manifest.location} could be used")
+        raise UserError(f"data.validation: no sample of {manifest.location} could be used")
     return loss / supervised
 
 
@@ -60,18 +61,18 @@ def examine(
     recipe: Recipe,
     ranks: Ranks,
     manifest: Manifest,
-    encoder: Encoder,
-    between: Between,
+    collator: Collator,
+    poll: Poll,
     step: int,
-    examination: Examination,
+    evaluator: Evaluator,
 ) -> dict[str, float]:
-    """What `examination` makes of the model as it is trained so far. Raises ValueError."""
+    """What `evaluator` makes of the model as it is trained so far. Raises UserError."""
 
     def forward(batch, *more):
         return trainer.engine(batch.to(ranks.device), *more)
 
     with _evaluating(trainer):
-        return examination(recipe, ranks, manifest, encoder, trainer.model, forward, between, step)
+        return evaluator(recipe, ranks, manifest, collator, trainer.model, forward, poll, step)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.cluster
 STEPS = 3
 JOIN = """
 import torch
-from dsmemvp.training.ranks import join_ranks, leave_ranks
+from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 ranks = join_ranks(seconds=60)
 value = torch.tensor([10.0**ranks.rank])
 torch.distributed.all_reduce(value)

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dsmemvp.models.joined import Configs
+from dsmemvp.backbones.joined import Configs
+from dsmemvp.config.reading import read_recipe
 from dsmemvp.planning.cluster import Cluster
 from dsmemvp.planning.gathers import simulate
 from dsmemvp.planning.sharding import read_sharding
 from dsmemvp.planning.trace import trace
 from dsmemvp.planning.traffic import traffic
-from dsmemvp.recipe_file import read_recipe
 
 pytestmark = pytest.mark.cluster
 

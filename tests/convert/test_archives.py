@@ -5,6 +5,7 @@ import torch
 from stand_ins import write_torchscript
 
 from dsmemvp.convert.files import tensors_in
+from dsmemvp.errors import UserError
 
 TENSORS = {"a.weight": torch.arange(60.0).view(6, 10), "b.weight": torch.arange(30.0, dtype=torch.float64)}
 
@@ -59,7 +60,7 @@ def test_a_part_of_a_storage_is_checked_with_all_of_it(tmp_path):
     content = (tmp_path / "x.pth").read_bytes()
     at = len(content) - 8000
     (tmp_path / "x.pth").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-    with pytest.raises(ValueError, match=r"'x/data/0' does not have its checksum"):
+    with pytest.raises(UserError, match=r"'x/data/0' does not have its checksum"):
         tensors_in(tmp_path / "x.pth")["part"].read()
 
 

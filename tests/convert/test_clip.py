@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from stand_ins import openai_tensors, write_torchscript
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from dsmemvp.convert.convert import Options, convert
 from dsmemvp.convert.files import tensors_in
-from dsmemvp.convert.run import Options, convert
+from dsmemvp.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_an_archive_that_names_other_things_than_tensors_is_refused_and_nothing_
     with zipfile.ZipFile(tmp_path / "bad.pt", "w") as archive:
         archive.writestr("bad/data.pkl", pickle.dumps({"x": _Harmful()}, protocol=2))
         archive.writestr("bad/constants.pkl", b"")
-    with pytest.raises(ValueError, match=r"bad\.pt is refused: it holds more than tensors, '__builtin__\.print'"):
+    with pytest.raises(UserError, match=r"bad\.pt is refused: it holds more than tensors, '__builtin__\.print'"):
         tensors_in(tmp_path / "bad.pt")
     assert "code ran" not in capsys.readouterr().out
 
@@ -68,15 +69,15 @@ def test_an_archive_that_names_other_things_than_tensors_is_refused_and_nothing_
 def test_a_cut_off_archive_and_a_tower_of_another_kind_are_told(model, tmp_path):
     write_torchscript(openai_tensors(model), tmp_path / "clip.pt")
     (tmp_path / "clip.pt").write_bytes((tmp_path / "clip.pt").read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"clip\.pt cannot be read as weights: it is cut off"):
+    with pytest.raises(UserError, match=r"clip\.pt cannot be read as weights: it is cut off"):
         convert(tmp_path / "clip.pt", tmp_path / "hf")
     torch.save(
         {"visual.conv1.weight": torch.ones(4, 3, 3, 3), "visual.layer1.0.bn1.bias": torch.ones(4)}, tmp_path / "rn.pt"
     )
-    with pytest.raises(ValueError, match="the vision tower is no CLIP ViT"):
+    with pytest.raises(UserError, match="the vision tower is no CLIP ViT"):
         convert(tmp_path / "rn.pt", tmp_path / "hf")
     tensors = openai_tensors(model)
     del tensors["visual.transformer.resblocks.1.ln_2.bias"]
     torch.save(tensors, tmp_path / "less.pt")
-    with pytest.raises(ValueError, match=r"is not whole .*encoder\.layers\.1\.layer_norm2\.bias is missing"):
+    with pytest.raises(UserError, match=r"is not whole .*encoder\.layers\.1\.layer_norm2\.bias is missing"):
         convert(tmp_path / "less.pt", tmp_path / "hf")

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM
 
-from dsmemvp.convert.run import convert
+from dsmemvp.convert.convert import convert
+from dsmemvp.errors import UserError
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -31,7 +32,7 @@ def test_a_llama_in_several_files(tmp_path, tied):
         logits = LlamaForCausalLM.from_pretrained(tmp_path / "new")(tokens).logits
         assert torch.equal(logits, model(tokens).logits)
     (tmp_path / "old" / "pytorch_model-00002-of-00002.bin").unlink()
-    with pytest.raises(ValueError, match=r"is not whole or not of the sizes it claims: .* is missing"):
+    with pytest.raises(UserError, match=r"is not whole or not of the sizes it claims: .* is missing"):
         convert(tmp_path / "old", tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
@@ -55,11 +56,11 @@ def test_a_folder_that_is_none_is_told(tmp_path):
     (tmp_path / "old").mkdir()
     torch.save({}, tmp_path / "old" / "pytorch_model.bin")
     (tmp_path / "old" / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(ValueError, match="is of a 't5' model, neither LLaMA nor CLIP"):
+    with pytest.raises(UserError, match="is of a 't5' model, neither LLaMA nor CLIP"):
         convert(tmp_path / "old", tmp_path / "new")
     (tmp_path / "old" / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"source: .*config\.json is a None model"):
+    with pytest.raises(UserError, match=r"source: .*config\.json is a None model"):
         convert(tmp_path / "old", tmp_path / "new")
     shutil.rmtree(tmp_path / "old")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         convert(tmp_path / "old", tmp_path / "new")

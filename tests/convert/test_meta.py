@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from stand_ins import write_meta
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dsmemvp.convert.convert import Options, convert
 from dsmemvp.convert.meta_config import language_config
-from dsmemvp.convert.run import Options, convert
+from dsmemvp.errors import UserError
 
 TOKENS = torch.tensor([[1, 5, 9, 33, 2, 40, 17, 8]])
 
@@ -149,14 +150,14 @@ def test_pieces_that_are_missing_or_of_another_model_are_told(tmp_path):
     ):
         convert(folder, tmp_path / "hf")
     (folder / "consolidated.01.pth").rename(last)
-    with pytest.raises(FileNotFoundError, match=r"consolidated\.01\.pth does not exist; the folder holds 3 pieces"):
+    with pytest.raises(UserError, match=r"consolidated\.01\.pth does not exist; the folder holds 3 pieces"):
         convert(folder, tmp_path / "hf")
     (folder / "consolidated.01.pth").write_bytes(kept[:-100])
-    with pytest.raises(ValueError, match=r"consolidated\.01\.pth cannot be read as weights: it is cut off"):
+    with pytest.raises(UserError, match=r"consolidated\.01\.pth cannot be read as weights: it is cut off"):
         convert(folder, tmp_path / "hf")
     tensors = torch.load(last)
     torch.save({**tensors, "layers.7.ffn_norm.weight": torch.ones(32)}, folder / "consolidated.01.pth")
-    with pytest.raises(ValueError, match=r"are not pieces of one model: only one has layers\.7\.ffn_norm"):
+    with pytest.raises(UserError, match=r"are not pieces of one model: only one has layers\.7\.ffn_norm"):
         convert(folder, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
@@ -177,7 +178,7 @@ def test_pieces_that_are_missing_or_of_another_model_are_told(tmp_path):
 def test_params_that_do_not_fit_are_told(tmp_path, content, part):
     write_meta(_model(), tmp_path / "meta")
     (tmp_path / "meta" / "params.json").write_text(content)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         convert(tmp_path / "meta", tmp_path / "hf")
     assert part in str(error.value)
 
@@ -188,7 +189,7 @@ def test_copies_of_a_head_that_differ_are_told(tmp_path):
     tensors = torch.load(path)
     tensors["layers.1.attention.wk.weight"] += 1
     torch.save(tensors, path)
-    with pytest.raises(ValueError, match=r"layers\.1\.attention\.wk\.weight: 2 pieces in a row should hold copies"):
+    with pytest.raises(UserError, match=r"layers\.1\.attention\.wk\.weight: 2 pieces in a row should hold copies"):
         convert(tmp_path / "meta", tmp_path / "hf")
     assert list((tmp_path / "hf").iterdir()) == []
 
@@ -196,7 +197,7 @@ def test_copies_of_a_head_that_differ_are_told(tmp_path):
 MEASURED = """
 import sys
 from pathlib import Path
-from dsmemvp.convert.run import convert
+from dsmemvp.convert.convert import convert
 
 def status(key):
     return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0])

@@ -7,11 +7,12 @@ import torch
 from reference import OPTIONS, Recording
 from safetensors.torch import load_file, save_file
 
+from dsmemvp.checkpoints.checkpoint import read_checkpoint
+from dsmemvp.convert.convert import Options, convert
 from dsmemvp.convert.files import tensors_in
 from dsmemvp.convert.llama import halves_from_pairs
 from dsmemvp.convert.memvp import published_names
-from dsmemvp.convert.run import Options, convert
-from dsmemvp.training.checkpoint import read_checkpoint
+from dsmemvp.errors import UserError
 
 
 def test_rotary_pairs_become_halves():
@@ -90,9 +91,9 @@ def test_the_way_back_has_the_published_names_and_shapes_and_zeros_for_what_is_n
 
 def test_tensors_without_a_published_name_are_refused(tmp_path):
     ours = _convert(published(), tmp_path)
-    with pytest.raises(ValueError, match=r"language\.layers\.0\.q_proj\.lora has no place in the published layout"):
+    with pytest.raises(UserError, match=r"language\.layers\.0\.q_proj\.lora has no place in the published layout"):
         published_names({**ours, "language.layers.0.q_proj.lora": torch.ones(1)})
-    with pytest.raises(ValueError, match=r"vision\.adapter_dim: is 0"):
+    with pytest.raises(UserError, match=r"vision\.adapter_dim: is 0"):
         published_names({name: t for name, t in ours.items() if "adapter" not in name})
 
 
@@ -123,30 +124,30 @@ class _Harmful:
 
 def test_a_pth_file_with_code_in_it_is_refused_and_does_not_run(tmp_path, capsys):
     torch.save({"model": {}, "args": _Harmful()}, tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match="is refused: it holds more than tensors"):
+    with pytest.raises(UserError, match="is refused: it holds more than tensors"):
         tensors_in(tmp_path / "bad.pth")
     assert "code ran" not in capsys.readouterr().out
 
 
 def test_missing_damaged_and_foreign_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         tensors_in(tmp_path / "nowhere.safetensors")
     for name in ("bad.safetensors", "bad.pth"):
         (tmp_path / name).write_bytes(b"not weights")
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(UserError, match=name):
             tensors_in(tmp_path / name)
     save_file({"a": torch.ones(100)}, tmp_path / "cut.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"cut\.safetensors is not a readable safetensors file \(its tensors end at"):
+    with pytest.raises(UserError, match=r"cut\.safetensors is not a readable safetensors file \(its tensors end at"):
         tensors_in(tmp_path / "cut.safetensors")
     torch.save({"other": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="holds no LLaMA, CLIP or MemVP tensors"):
+    with pytest.raises(UserError, match="holds no LLaMA, CLIP or MemVP tensors"):
         convert(tmp_path / "other.pth", tmp_path / "out")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds a list instead of named tensors"):
+    with pytest.raises(UserError, match="holds a list instead of named tensors"):
         convert(tmp_path / "list.pth", tmp_path / "out")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match=r"holds neither consolidated\.\*\.pth nor pytorch_model\*\.bin"):
+    with pytest.raises(UserError, match=r"holds neither consolidated\.\*\.pth nor pytorch_model\*\.bin"):
         convert(tmp_path / "folder", tmp_path / "out")
 
 
@@ -158,14 +159,14 @@ def test_what_a_file_leaves_open_is_said_and_what_no_llama_has_is_refused(shared
     [first, second] = convert(tmp_path / "llama.safetensors", tmp_path / "out", OPTIONS)
     assert first.endswith("out") and "heads (--language-heads)" in second and "rotary base of 10000" in second
     save_file(tensors | {"layers.0.attention.wq.bias": torch.ones(2)}, tmp_path / "llama.safetensors")
-    with pytest.raises(ValueError, match=r"layers\.0\.attention\.wq\.bias is no tensor of a LLaMA"):
+    with pytest.raises(UserError, match=r"layers\.0\.attention\.wq\.bias is no tensor of a LLaMA"):
         convert(tmp_path / "llama.safetensors", tmp_path / "out", OPTIONS)
 
 
 def test_a_single_piece_of_metas_is_sent_to_its_folder(tmp_path):
     torch.save({"tok_embeddings.weight": torch.ones(4, 4)}, tmp_path / "consolidated.00.pth")
     (tmp_path / "params.json").write_text("{}")
-    with pytest.raises(ValueError, match="is a piece of a model; give its folder"):
+    with pytest.raises(UserError, match="is a piece of a model; give its folder"):
         convert(tmp_path / "consolidated.00.pth", tmp_path / "out")
 
 
@@ -173,5 +174,5 @@ def test_a_single_piece_of_metas_is_sent_to_its_folder(tmp_path):
     ("option", "value"), [("language_heads", 0), ("vision_heads", -1), ("eps", 0.0), ("eps", float("nan"))]
 )
 def test_options_that_cannot_be_are_refused(option, value):
-    with pytest.raises(ValueError, match="must be above zero"):
+    with pytest.raises(UserError, match="must be above zero"):
         Options(**{option: value})

@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.convert.lazy import LazyTensor
 from dsmemvp.convert.writing import check_folder, write_model, write_safetensors
+from dsmemvp.errors import UserError
 
 
 def _lazy(tensor: torch.Tensor) -> LazyTensor:
@@ -98,7 +99,7 @@ def test_another_model_is_not_written_over(tmp_path):
     check_folder(tmp_path, LlamaConfig())
     _write(tmp_path)
     check_folder(tmp_path, LlamaConfig())
-    with pytest.raises(ValueError, match=r"holds another model \(num_hidden_layers 32\); give another folder in --out"):
+    with pytest.raises(UserError, match=r"holds another model \(num_hidden_layers 32\); give another folder in --out"):
         check_folder(tmp_path, LlamaConfig(num_hidden_layers=3))
-    with pytest.raises(ValueError, match=r"holds another model \(model_type llama\)"):
+    with pytest.raises(UserError, match=r"holds another model \(model_type llama\)"):
         check_folder(tmp_path, CLIPVisionConfig())

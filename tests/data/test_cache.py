@@ -10,6 +10,7 @@ import pytest
 from dsmemvp.data.manifest import open_manifest, read_manifest
 from dsmemvp.data.sample import EncodedSample
 from dsmemvp.data.stream import read_all
+from dsmemvp.errors import UserError
 
 TAR, INDEX = "000000.tar", "000000.tar.index"
 ROOMS = ["lists", "shards", "stamps", "locks", "partial"]
@@ -24,7 +25,7 @@ def read(server, cache):
 
 
 def refused(server, cache, path, why: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         read(server, cache)
     message = str(caught.value)
     assert message.startswith("data.cache: ") and str(path) in message and why in message and "\n" not in message

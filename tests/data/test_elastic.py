@@ -16,7 +16,7 @@ from dsmemvp.data.order import Order, Source
 
 @dataclass(frozen=True)
 class Numbers:
-    """Stands where an `Encoder` stands: a batch is the (place, running number) of its samples, and who made it."""
+    """Stands where an `Collator` stands: a batch is the (place, running number) of its samples, and who made it."""
 
     tokenizer_path: str
     blind: bool = False
@@ -58,9 +58,9 @@ GRID = [
 
 def _phase(data, order: Order, ranks: int, workers: int, steps: range) -> list[list[int]]:
     """The running numbers of every global batch that `ranks` ranks make together, checked for equal work."""
-    encoder, micro_batch = Numbers(data[1]), order.global_batch // ranks
+    collator, micro_batch = Numbers(data[1]), order.global_batch // ranks
     loaders = [
-        list(training_steps(data[0], order, encoder, Share(r, ranks, micro_batch), steps, workers))
+        list(training_steps(data[0], order, collator, Share(r, ranks, micro_batch), steps, workers))
         for r in range(ranks)
     ]
     assert {len(loader) for loader in loaders} == {len(steps)}

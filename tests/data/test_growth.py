@@ -22,6 +22,7 @@ from dsmemvp.data.remote import Cache
 from dsmemvp.data.shard_table import Shard
 from dsmemvp.data.stream import read_all, read_each
 from dsmemvp.data_tools.index_folder import index_folder
+from dsmemvp.errors import UserError
 
 SHARDS, PER_SHARD = 40_000, 10_000
 MIB = 2**20
@@ -70,7 +71,7 @@ def test_400_million_samples_are_opened_without_looking_at_a_shard(huge):
     manifest = open_manifest(str(huge.folder), Cache(huge.folder, 0, False))
     assert manifest == huge and manifest.samples == SHARDS * PER_SHARD
     assert manifest.shards[39_999].name == "039999.tar" and manifest.fingerprint == huge.fingerprint
-    with pytest.raises(FileNotFoundError, match=r"000000\.tar is in dataset\.json but does not exist"):
+    with pytest.raises(UserError, match=r"000000\.tar is in dataset\.json but does not exist"):
         check_files(manifest)
 
 
@@ -112,7 +113,7 @@ def test_a_folder_of_the_schema_before_is_refused_and_indexed_anew_a_run_goes_on
     write_shards(good_rows(7), tmp_path, "train", per_shard=3)
     shards = json.loads((tmp_path / FILE).read_text())["shards"]
     (tmp_path / FILE).write_text(json.dumps({"schema": 2, "split": "train", "shards": shards}))
-    with pytest.raises(ValueError, match=rf"schema 2, this version reads 3; run `dsmemvp index {tmp_path}`$"):
+    with pytest.raises(UserError, match=rf"schema 2, this version reads 3; run `dsmemvp index {tmp_path}`$"):
         read_manifest(tmp_path)
     index_folder(tmp_path, "", processes=1)
     known = [(shard["name"], shard["samples"], shard["sha256"]) for shard in shards]
@@ -141,7 +142,7 @@ def set_shard(folder: Path, **changed) -> None:
 def test_a_manifest_that_lies_about_a_shard_is_refused(tmp_path, changed, why):
     good_shards(tmp_path)
     set_shard(tmp_path, **changed)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         read_manifest(tmp_path)
     assert why in str(caught.value) and "\n" not in str(caught.value)
 
@@ -149,7 +150,7 @@ def test_a_manifest_that_lies_about_a_shard_is_refused(tmp_path, changed, why):
 def test_more_samples_than_the_index_holds_are_refused(tmp_path):
     good_shards(tmp_path)
     set_shard(tmp_path, samples=4)
-    with pytest.raises(ValueError, match=r"000000\.tar\.index holds 3 samples, the manifest says 4"):
+    with pytest.raises(UserError, match=r"000000\.tar\.index holds 3 samples, the manifest says 4"):
         list(read_all(read_manifest(tmp_path)))
 
 
@@ -162,14 +163,14 @@ def pipe(path: Path) -> None:
 def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path, in_time, name):
     manifest = good_shards(tmp_path)
     pipe(tmp_path / name)
-    with pytest.raises(ValueError, match=rf"{name}.* not a regular file"):
+    with pytest.raises(UserError, match=rf"{name}.* not a regular file"):
         if name != FILE:
             list(read_all(manifest))
         read_manifest(tmp_path)
     if name != FILE:
         (tmp_path / FILE).unlink()
     if name == "000000.tar":
-        with pytest.raises(ValueError, match=r"000000\.tar is not a regular file"):
+        with pytest.raises(UserError, match=r"000000\.tar is not a regular file"):
             index_folder(tmp_path, "", processes=1)
 
 

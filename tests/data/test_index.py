@@ -16,6 +16,7 @@ from dsmemvp.data.manifest import FILE, read_manifest
 from dsmemvp.data.sample import IMAGE_ENDINGS
 from dsmemvp.data.stream import read_all
 from dsmemvp.data.tar import scan
+from dsmemvp.errors import UserError
 
 LONG = "long-" * 40
 """200 letters: more than the 100 of a plain tar header."""
@@ -194,7 +195,7 @@ def test_the_same_shard_gives_the_same_index_and_leaves_no_other_file(tmp_path):
 def test_a_missing_index_is_named_with_what_makes_it(tmp_path):
     manifest = good_shards(tmp_path)
     index_path(tmp_path / "000001.tar").unlink()
-    with pytest.raises(FileNotFoundError, match=r"000001\.tar\.index does not exist") as caught:
+    with pytest.raises(UserError, match=r"000001\.tar\.index does not exist") as caught:
         read_index(manifest, 1)
     assert str(caught.value).endswith(f"run `dsmemvp index {tmp_path}`")
 
@@ -216,7 +217,7 @@ def emptied(tmp_path):
 def test_an_index_that_is_not_the_manifest_s_is_refused(tmp_path, damage):
     manifest = good_shards(tmp_path)
     damage(tmp_path)
-    with pytest.raises(ValueError, match=r"000001\.tar\.index is not the index that the manifest") as caught:
+    with pytest.raises(UserError, match=r"000001\.tar\.index is not the index that the manifest") as caught:
         read_index(manifest, 1)
     assert str(caught.value).endswith(f"run `dsmemvp index {tmp_path}`")
 
@@ -224,7 +225,7 @@ def test_an_index_that_is_not_the_manifest_s_is_refused(tmp_path, damage):
 def test_a_manifest_that_counts_other_than_its_index_is_refused(tmp_path):
     manifest = good_shards(tmp_path)
     more = replace(manifest, shards=(replace(manifest.shards[0], samples=4), manifest.shards[1]))
-    with pytest.raises(ValueError, match=r"000000\.tar\.index holds 3 samples, the manifest says 4") as caught:
+    with pytest.raises(UserError, match=r"000000\.tar\.index holds 3 samples, the manifest says 4") as caught:
         read_index(more, 0)
     assert str(caught.value).endswith(f"run `dsmemvp index {tmp_path}`")
 

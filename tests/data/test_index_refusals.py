@@ -13,6 +13,7 @@ from making import as_json, fields, good_shards, picture, write_tar
 
 from dsmemvp.data.index import index_path, index_shard
 from dsmemvp.data.tar import scan
+from dsmemvp.errors import UserError
 
 
 def good_tar(path):
@@ -24,7 +25,7 @@ def good_tar(path):
 
 
 def refused(path, *parts):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         index_shard(path)
     message = str(caught.value)
     assert message.startswith(f"{path} is not a readable tar file (") and "\n" not in message
@@ -144,12 +145,12 @@ def test_a_member_stored_sparsely_is_refused_by_name(tmp_path):
     info.size = len(stored)
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(info, io.BytesIO(stored))
-    with pytest.raises(ValueError, match=r"x\.tar: member a\.json is stored sparsely"):
+    with pytest.raises(UserError, match=r"x\.tar: member a\.json is stored sparsely"):
         index_shard(path)
 
 
 def test_a_missing_shard_is_an_error_of_the_system(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.tar"):
+    with pytest.raises(UserError, match=r"gone\.tar"):
         index_shard(tmp_path / "gone.tar")
 
 
@@ -158,6 +159,6 @@ def test_a_refused_file_leaves_the_old_index_alone(tmp_path):
     path = tmp_path / "000000.tar"
     before = index_path(path).read_bytes()
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError):
         index_shard(path)
     assert index_path(path).read_bytes() == before

@@ -5,6 +5,7 @@ import pytest
 from data_prep.tokenizer import train_tokenizer
 from dsmemvp.data.letters import letter_tokens, longest_letter
 from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.errors import UserError
 
 
 class Odd:
@@ -37,9 +38,9 @@ def test_letters_in_bytes(tmp_path):
 
 
 def test_a_tokenizer_that_cannot_write_letters_apart_is_refused():
-    with pytest.raises(ValueError, match=r"model\.tokenizer: cannot write the letter B"):
+    with pytest.raises(UserError, match=r"model\.tokenizer: cannot write the letter B"):
         letter_tokens(Odd(lead=[1, 2]), "B")
-    with pytest.raises(ValueError, match=r"model\.tokenizer: cannot write the letter B"):
+    with pytest.raises(UserError, match=r"model\.tokenizer: cannot write the letter B"):
         longest_letter(Odd(lead=[1, 2], a=[1, 2, 5, 5, 6, 4]), 2)
     assert longest_letter(Odd(lead=[1, 2], a=[1, 2, 5, 5, 5, 5, 6, 4]), 1) == 5
 
@@ -47,5 +48,5 @@ def test_a_tokenizer_that_cannot_write_letters_apart_is_refused():
 def test_a_letter_joined_with_the_words_before_it_can_be_written_but_not_compared():
     joined = Odd(lead=[1, 2, 3], a=[1, 2, 6, 4])
     assert longest_letter(joined, 1) == 1
-    with pytest.raises(ValueError, match=r"evaluation\.protocol: the tokenizer joins 'The answer is'"):
+    with pytest.raises(UserError, match=r"evaluation\.protocol: the tokenizer joins 'The answer is'"):
         letter_tokens(joined, "A")

@@ -16,18 +16,19 @@ import torch
 from making import as_json, fields, good_rows, manifest_of, picture, write_tar
 
 from data_prep.shards import write_shards
-from dsmemvp.data.encoder import Encoder, recipe_encoder
+from dsmemvp.config.reading import read_recipe
+from dsmemvp.data.collator import Collator, recipe_collator
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.loader import Share, evaluation_steps, training_steps
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.order import Order, Source
 from dsmemvp.data.sample import SampleError
-from dsmemvp.recipe_file import read_recipe
+from dsmemvp.errors import UserError
 
 
 @pytest.fixture
-def encoder(tokenizer_path):
-    return Encoder(str(tokenizer_path), ImageTransform(4, "imagenet", 10_000), False, 200, skip_bad=False)
+def collator(tokenizer_path):
+    return Collator(str(tokenizer_path), ImageTransform(4, "imagenet", 10_000), False, 200, skip_bad=False)
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +46,18 @@ def damaged(tmp_path):
     return manifest_of(*(write_tar(tmp_path / f"{n}.tar", part) for n, part in enumerate((members[:4], members[4:]))))
 
 
-def training(manifest, encoder, world=1, rank=0, workers=0, global_batch=8, micro_batch=2, epochs=1):
+def training(manifest, collator, world=1, rank=0, workers=0, global_batch=8, micro_batch=2, epochs=1):
     order = Order([Source(manifest.counts)], 5, 2, global_batch)
     share = Share(rank, world, micro_batch)
-    return list(training_steps([manifest], order, encoder, share, range(epochs * order.steps), workers))
+    return list(training_steps([manifest], order, collator, share, range(epochs * order.steps), workers))
 
 
 def indices(step) -> list[int]:
     return [i for batch in step for i in batch.indices.tolist()]
 
 
-def test_each_sample_keeps_its_text_and_its_picture(shards, encoder, tokenizer):
-    for batch in (b for step in training(shards, encoder) for b in step):
+def test_each_sample_keeps_its_text_and_its_picture(shards, collator, tokenizer):
+    for batch in (b for step in training(shards, collator) for b in step):
         for b, index in enumerate(batch.indices.tolist()):
             text = tokenizer.decode(batch.tokens[batch.offsets[b] : batch.offsets[b + 1]].tolist())
             assert fields(index)["question"] in text
@@ -66,17 +67,17 @@ def test_each_sample_keeps_its_text_and_its_picture(shards, encoder, tokenizer):
                 torch.testing.assert_close(red, torch.full((4, 4), index / 255), atol=1e-5, rtol=0)
 
 
-def test_making_batches_draws_nothing_from_the_run_s_random_state(shards, encoder):
+def test_making_batches_draws_nothing_from_the_run_s_random_state(shards, collator):
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    training(shards, encoder)
+    training(shards, collator)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_sample_ends_the_run_with_its_message_where_none_may_be_left_out(damaged, encoder, workers):
+def test_a_bad_sample_ends_the_run_with_its_message_where_none_may_be_left_out(damaged, collator, workers):
     with pytest.raises(SampleError) as caught:
-        training(damaged, encoder, workers=workers, micro_batch=8)
+        training(damaged, collator, workers=workers, micro_batch=8)
     assert any(
         part in str(caught.value) for part in ("0.tar, sample s1: json member", "1.tar, sample s6: image cannot")
     )
@@ -84,10 +85,10 @@ def test_a_bad_sample_ends_the_run_with_its_message_where_none_may_be_left_out(d
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_bad_sample_is_left_out_and_told_and_the_others_keep_their_places(damaged, encoder, world):
+def test_a_bad_sample_is_left_out_and_told_and_the_others_keep_their_places(damaged, collator, world):
     order = Order([Source(damaged.counts)], 5, 2, 8).batch(0)
     numbers = [4 * place.shard + place.sample for place in order]
-    ranks = [training(damaged, replace(encoder, skip_bad=True), world, rank) for rank in range(world)]
+    ranks = [training(damaged, replace(collator, skip_bad=True), world, rank) for rank in range(world)]
     batches = [batch for (step,) in ranks for batch in step]
     assert len(batches) == 4 and {len(step) for (step,) in ranks} == {4 // world}
     # every place of the global batch is dealt once, to the sample that stands there
@@ -100,33 +101,33 @@ def test_a_bad_sample_is_left_out_and_told_and_the_others_keep_their_places(dama
     assert sum(len(batch.skipped) for batch in batches) == 2
 
 
-def test_a_micro_batch_of_bad_samples_only_is_an_empty_batch(damaged, encoder):
-    (step,) = training(damaged, replace(encoder, skip_bad=True), micro_batch=1)
+def test_a_micro_batch_of_bad_samples_only_is_an_empty_batch(damaged, collator):
+    (step,) = training(damaged, replace(collator, skip_bad=True), micro_batch=1)
     empty = [b for b in step if b.indices.numel() == 0]
     assert len(step) == 8 and len(empty) == 2
     assert all(b.targets.numel() == 0 and len(b.skipped) == 1 for b in empty)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_lost_shard_ends_the_run_even_where_bad_samples_may_be_left_out(damaged, encoder, workers):
+def test_a_lost_shard_ends_the_run_even_where_bad_samples_may_be_left_out(damaged, collator, workers):
     damaged.path(0).unlink()
-    with pytest.raises(FileNotFoundError, match=r"0\.tar"):
-        training(damaged, replace(encoder, skip_bad=True), workers=workers)
+    with pytest.raises(UserError, match=r"0\.tar"):
+        training(damaged, replace(collator, skip_bad=True), workers=workers)
 
 
-def test_samples_are_dealt_by_length_and_pictures_evenly(tmp_path, encoder):
+def test_samples_are_dealt_by_length_and_pictures_evenly(tmp_path, collator):
     rows = [replace(r, fields=fields(i, context="word " * (i // 4 * 5))) for i, r in enumerate(good_rows(16))]
     manifest = write_shards(rows, tmp_path / "train", "train")
-    ranks = [training(manifest, encoder, 2, rank, global_batch=16, micro_batch=4)[0] for rank in range(2)]
+    ranks = [training(manifest, collator, 2, rank, global_batch=16, micro_batch=4)[0] for rank in range(2)]
     for micro_step in zip(*ranks, strict=True):
         assert len({batch.length for batch in micro_step}) == 1  # the longest is as long on every rank
         assert [batch.images.shape[0] for batch in micro_step] == [2, 2]
     assert ranks[0][0].length > ranks[0][1].length
 
 
-def test_a_blind_encoder_leaves_every_image_out_and_nothing_else(shards, encoder):
-    seeing = training(shards, encoder)
-    blind = training(shards, replace(encoder, blind=True))
+def test_a_blind_encoder_leaves_every_image_out_and_nothing_else(shards, collator):
+    seeing = training(shards, collator)
+    blind = training(shards, replace(collator, blind=True))
     for one, other in zip(seeing, blind, strict=True):
         assert sorted(indices(one)) == sorted(indices(other))
         assert sum(b.tokens.sum() for b in one) == sum(b.tokens.sum() for b in other)
@@ -135,26 +136,26 @@ def test_a_blind_encoder_leaves_every_image_out_and_nothing_else(shards, encoder
     assert any(batch.images.shape[0] for step in seeing for batch in step)
 
 
-def test_a_blind_encoder_does_not_mind_a_broken_image(damaged, encoder):
-    (step,) = training(damaged, replace(encoder, skip_bad=True, blind=True))
+def test_a_blind_encoder_does_not_mind_a_broken_image(damaged, collator):
+    (step,) = training(damaged, replace(collator, skip_bad=True, blind=True))
     assert sorted(indices(step)) == [0, 2, 3, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize(("world", "global_batch"), [(1, 8), (2, 8), (4, 8), (1, 24), (4, 24)])
-def test_evaluation_covers_every_sample_once_with_equal_steps_on_every_rank(shards, encoder, world, global_batch):
-    encoder = replace(encoder, answers=True)
+def test_evaluation_covers_every_sample_once_with_equal_steps_on_every_rank(shards, collator, world, global_batch):
+    collator = replace(collator, answers=True)
     shares = [Share(rank, world, global_batch // world) for rank in range(world)]
-    ranks = [list(evaluation_steps(shards, encoder, share, workers=0)) for share in shares]
+    ranks = [list(evaluation_steps(shards, collator, share, workers=0)) for share in shares]
     assert {len(steps) for steps in ranks} == {-(-23 // global_batch)}
     assert all(len(step) == 1 for steps in ranks for step in steps)
     assert sorted(i for steps in ranks for step in steps for i in indices(step)) == list(range(23))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_evaluation_computes_every_sample_in_the_same_company_on_any_number_of_ranks(shards, encoder, world):
-    encoder = replace(encoder, answers=True)
+def test_evaluation_computes_every_sample_in_the_same_company_on_any_number_of_ranks(shards, collator, world):
+    collator = replace(collator, answers=True)
     shares = [Share(rank, world, 4) for rank in range(world)]
-    ranks = [list(evaluation_steps(shards, encoder, share, workers=0)) for share in shares]
+    ranks = [list(evaluation_steps(shards, collator, share, workers=0)) for share in shares]
     dealt = [[i for _, i in batch.dealt] for step in zip(*ranks, strict=True) for (batch,) in step]
     assert dealt[:6] == [
         [*range(0, 4)],
@@ -168,76 +169,76 @@ def test_evaluation_computes_every_sample_in_the_same_company_on_any_number_of_r
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_goes_on_with_the_batches_that_are_left(shards, encoder, workers):
-    encoder, left = replace(encoder, answers=True), [1, 4, 5]
-    ranks = [list(evaluation_steps(shards, encoder, Share(rank, 2, 4), workers, left)) for rank in range(2)]
+def test_evaluation_goes_on_with_the_batches_that_are_left(shards, collator, workers):
+    collator, left = replace(collator, answers=True), [1, 4, 5]
+    ranks = [list(evaluation_steps(shards, collator, Share(rank, 2, 4), workers, left)) for rank in range(2)]
     assert [[indices(step) for step in steps] for steps in ranks] == [
         [[4, 5, 6, 7], [20, 21, 22]],
         [[16, 17, 18, 19], []],
     ]
 
 
-def test_a_rank_without_samples_still_takes_the_step(tmp_path, encoder):
+def test_a_rank_without_samples_still_takes_the_step(tmp_path, collator):
     manifest = write_shards(good_rows(5), tmp_path / "test", "test")
-    encoder = replace(encoder, answers=True)
-    ranks = [list(evaluation_steps(manifest, encoder, Share(rank, 4, 1), workers=0)) for rank in range(4)]
+    collator = replace(collator, answers=True)
+    ranks = [list(evaluation_steps(manifest, collator, Share(rank, 4, 1), workers=0)) for rank in range(4)]
     assert sorted(i for steps in ranks for i in indices(steps[0])) == [0, 1, 2, 3]
     assert sorted(i for steps in ranks for i in indices(steps[1])) == [4]
     assert all(steps[1][0].size == 1 for steps in ranks)  # an empty batch computes on one lone token
 
 
-def test_evaluation_supervises_the_last_place_of_the_lead_in(shards, encoder, tokenizer):
+def test_evaluation_supervises_the_last_place_of_the_lead_in(shards, collator, tokenizer):
     share = Share(0, 1, 23)
-    ((batch,),) = evaluation_steps(shards, replace(encoder, answers=True, slots=3), share, workers=0)
+    ((batch,),) = evaluation_steps(shards, replace(collator, answers=True, slots=3), share, workers=0)
     assert batch.supervised.numel() == 23 and batch.slot_place.numel() == 3 * 12
     text = tokenizer.decode(batch.tokens[: batch.offsets[1]].tolist())
     assert text.endswith("\nResponse:The answer is")
 
 
-def test_captions_enter_only_where_the_encoder_wants_them(demo_shards, encoder, tokenizer):
+def test_captions_enter_only_where_the_encoder_wants_them(demo_shards, collator, tokenizer):
     manifest, share = read_manifest(demo_shards), Share(0, 1, 48)
     texts = []
     for captions in (False, True):
-        ((batch,),) = evaluation_steps(manifest, replace(encoder, answers=True, captions=captions), share, workers=0)
+        ((batch,),) = evaluation_steps(manifest, replace(collator, answers=True, captions=captions), share, workers=0)
         offsets = batch.offsets.tolist()
         decoded = [tokenizer.decode(batch.tokens[a:b].tolist()) for a, b in pairwise(offsets)]
         texts.append([text for _, text in sorted(zip(batch.indices.tolist(), decoded, strict=True))])
     assert sum(a != b for a, b in zip(*texts, strict=True)) == 24  # the samples with a picture have a caption
 
 
-def test_evaluation_hands_on_the_fields_for_scoring_without_the_pixels(shards, encoder):
-    ((batch,),) = evaluation_steps(shards, replace(encoder, answers=True), Share(0, 1, 23), workers=0)
+def test_evaluation_hands_on_the_fields_for_scoring_without_the_pixels(shards, collator):
+    ((batch,),) = evaluation_steps(shards, replace(collator, answers=True), Share(0, 1, 23), workers=0)
     assert [s.index for s in batch.samples] == batch.indices.tolist()
     assert all(s.question == fields(s.index)["question"] for s in batch.samples)
     assert all(s.image == (b"" if s.index % 2 == 0 else None) for s in batch.samples)
-    assert all(b.samples == () for step in training(shards, encoder) for b in step)
+    assert all(b.samples == () for step in training(shards, collator) for b in step)
 
 
-def test_cut_contexts_are_counted(tmp_path, encoder):
+def test_cut_contexts_are_counted(tmp_path, collator):
     rows = good_rows(4)
     rows[2] = replace(rows[2], fields=fields(2, context="a long word " * 200))
     manifest = write_shards(rows, tmp_path / "train", "train")
-    (step,) = training(manifest, encoder, global_batch=4)
+    (step,) = training(manifest, collator, global_batch=4)
     assert sum(b.cut for b in step) == 1 and max(b.length for b in step) <= 200
 
 
 def test_the_recipe_s_encoder_takes_what_the_recipe_says(recipe_path):
     overrides = ["vision.statistics=clip", "vision.max_pixels=99", "data.captions=true", "data.on_bad_sample=skip"]
     recipe = read_recipe(recipe_path, overrides)
-    encoder = recipe_encoder(recipe, resolution=32, vocabulary=400)
-    assert encoder.image == ImageTransform(32, "clip", 99)
-    assert (encoder.captions, encoder.max_length, encoder.skip_bad) == (True, 160, True)
-    assert (encoder.slots, encoder.blind, encoder.answers) == (0, False, False)
+    collator = recipe_collator(recipe, resolution=32, vocabulary=400)
+    assert collator.image == ImageTransform(32, "clip", 99)
+    assert (collator.captions, collator.max_length, collator.skip_bad) == (True, 160, True)
+    assert (collator.slots, collator.blind, collator.answers) == (0, False, False)
 
 
 def test_a_tokenizer_that_knows_more_than_the_model_is_refused(recipe_path, tokenizer):
     recipe = read_recipe(recipe_path)
     pieces = tokenizer.vocabulary
-    recipe_encoder(recipe, 32, pieces)
+    recipe_collator(recipe, 32, pieces)
     with pytest.raises(
         ValueError, match=rf"^model\.tokenizer: .* has {pieces} pieces, the language model {pieces - 1};"
     ):
-        recipe_encoder(recipe, 32, pieces - 1)
+        recipe_collator(recipe, 32, pieces - 1)
 
 
 def test_the_demo_shards_are_what_the_fixture_promises(demo_shards):
@@ -247,17 +248,17 @@ def test_the_demo_shards_are_what_the_fixture_promises(demo_shards):
     assert content["split"] == "train"
 
 
-def test_workers_do_not_outlive_a_rank_that_is_killed(shards, encoder, tmp_path):
+def test_workers_do_not_outlive_a_rank_that_is_killed(shards, collator, tmp_path):
     program = f"""
 import time
 from pathlib import Path
-from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.loader import Share, evaluation_steps
 from dsmemvp.data.manifest import read_manifest
 if __name__ == "__main__":
-    encoder = {encoder!r}
-    steps = evaluation_steps(read_manifest(Path({str(shards.location)!r})), encoder, Share(0, 1, 1), 2)
+    collator = {collator!r}
+    steps = evaluation_steps(read_manifest(Path({str(shards.location)!r})), collator, Share(0, 1, 1), 2)
     next(steps)
     print("reading", flush=True)
     time.sleep(60)

@@ -3,6 +3,7 @@
 import pytest
 
 from dsmemvp.data.location import check_location, file_url, location_id, masked
+from dsmemvp.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_passwords_and_signatures_are_not_shown(text, shown):
     "location", ["http://", "https:///x", "https://u:sec/ret@host/x", "http://host:0x/y", "http://[::1/x"]
 )
 def test_what_is_not_a_url_is_refused_without_showing_a_password(location):
-    with pytest.raises(ValueError, match="is not a URL") as caught:
+    with pytest.raises(UserError, match="is not a URL") as caught:
         check_location(location, pipes=False)
     assert "sec" not in str(caught.value) and "\n" not in str(caught.value)
 

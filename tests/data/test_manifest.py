@@ -8,6 +8,7 @@ import pytest
 from making import good_shards, manifest_of, write_tar
 
 from dsmemvp.data.manifest import FILE, Manifest, read_manifest, write_manifest
+from dsmemvp.errors import UserError
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_the_fingerprint_changes_with_what_the_order_depends_on_and_not_with_whe
 
 
 def test_a_folder_without_manifest_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"dataset\.json does not exist; ") as caught:
+    with pytest.raises(UserError, match=r"dataset\.json does not exist; ") as caught:
         read_manifest(tmp_path)
     assert f"`dsmemvp index {tmp_path}`" in str(caught.value)
 
@@ -82,7 +83,7 @@ def test_a_folder_without_manifest_is_refused(tmp_path):
 )
 def test_a_manifest_that_is_not_one_is_refused(folder, content):
     (folder / FILE).write_bytes(content)
-    with pytest.raises(ValueError, match=r"dataset\.json is not a manifest") as caught:
+    with pytest.raises(UserError, match=r"dataset\.json is not a manifest") as caught:
         read_manifest(folder)
     assert str(caught.value).endswith(f"run `dsmemvp index {folder}`")
 
@@ -96,14 +97,14 @@ def test_a_manifest_that_is_not_one_is_refused(folder, content):
 )
 def test_a_shard_entry_of_wrong_types_is_refused(folder, changed):
     change_shard(folder, **changed)
-    with pytest.raises(ValueError, match=r"dataset\.json is not a manifest"):
+    with pytest.raises(UserError, match=r"dataset\.json is not a manifest"):
         read_manifest(folder)
 
 
 @pytest.mark.parametrize("schema", [1, 99])
 def test_another_schema_is_refused_with_both_numbers(folder, schema):
     change(folder, schema=schema)
-    with pytest.raises(ValueError, match=rf"dataset\.json: schema {schema}, this version reads 3") as caught:
+    with pytest.raises(UserError, match=rf"dataset\.json: schema {schema}, this version reads 3") as caught:
         read_manifest(folder)
     assert str(caught.value).endswith(f"run `dsmemvp index {folder}`")
 
@@ -113,7 +114,7 @@ def test_an_entry_of_the_first_schema_is_refused_though_the_number_is_right(fold
     for shard in shards:
         del shard["index_sha256"]
     change(folder, shards=shards)
-    with pytest.raises(ValueError, match="index_sha256"):
+    with pytest.raises(UserError, match="index_sha256"):
         read_manifest(folder)
 
 
@@ -123,14 +124,14 @@ def test_a_shard_name_that_leaves_the_folder_is_refused(folder, name):
     (folder / "sub" / "000001.tar").write_bytes((folder / "000001.tar").read_bytes())
     (folder.parent / "000001.tar").write_bytes((folder / "000001.tar").read_bytes())
     change_shard(folder, name=name)
-    with pytest.raises(ValueError, match="leaves the folder") as caught:
+    with pytest.raises(UserError, match="leaves the folder") as caught:
         read_manifest(folder)
     assert repr(name) in str(caught.value)
 
 
 def test_a_missing_shard_is_named(folder):
     (folder / "000001.tar").unlink()
-    with pytest.raises(FileNotFoundError, match=r"000001\.tar is in dataset\.json but does not exist"):
+    with pytest.raises(UserError, match=r"000001\.tar is in dataset\.json but does not exist"):
         read_manifest(folder)
 
 
@@ -138,7 +139,7 @@ def test_a_shard_of_another_size_is_named_with_both_sizes(folder):
     with (folder / "000001.tar").open("ab") as file:
         size = file.tell()
         file.write(b"\0" * 512)
-    with pytest.raises(ValueError, match=rf"000001\.tar has {size + 512} bytes, dataset\.json says {size}") as caught:
+    with pytest.raises(UserError, match=rf"000001\.tar has {size + 512} bytes, dataset\.json says {size}") as caught:
         read_manifest(folder)
     assert f"`dsmemvp index {folder}`" in str(caught.value)
 
@@ -148,23 +149,23 @@ def test_a_shard_that_was_cut_after_it_was_indexed_is_refused_before_a_run(folde
     path = folder / "000000.tar"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=rf"000000\.tar has {kept} bytes, dataset\.json says {size}"):
+    with pytest.raises(UserError, match=rf"000000\.tar has {kept} bytes, dataset\.json says {size}"):
         read_manifest(folder)
 
 
 def test_a_shard_listed_twice_is_refused(folder):
     change_shard(folder, name="000000.tar")
-    with pytest.raises(ValueError, match="a shard is listed twice"):
+    with pytest.raises(UserError, match="a shard is listed twice"):
         read_manifest(folder)
 
 
 def test_a_manifest_without_samples_is_refused(folder):
     change(folder, shards=[])
-    with pytest.raises(ValueError, match=r"dataset\.json: no samples"):
+    with pytest.raises(UserError, match=r"dataset\.json: no samples"):
         read_manifest(folder)
 
 
 def test_shards_without_a_sample_are_a_manifest_without_samples(tmp_path):
     manifest_of(write_tar(tmp_path / "x.tar", [("README", b"nothing here")]))
-    with pytest.raises(ValueError, match=r"dataset\.json: no samples"):
+    with pytest.raises(UserError, match=r"dataset\.json: no samples"):
         read_manifest(tmp_path)

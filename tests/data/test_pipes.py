@@ -11,7 +11,8 @@ from making import good_shards
 from dsmemvp.data.cache import Cache
 from dsmemvp.data.manifest import FILE, open_manifest, read_manifest
 from dsmemvp.data.stream import read_all
-from dsmemvp.stopping import UNEXPECTED, exit_code
+from dsmemvp.distributed.stopping import UNEXPECTED, exit_code
+from dsmemvp.errors import UserError
 
 
 @pytest.fixture
@@ -37,19 +38,19 @@ def test_what_a_command_writes_reads_as_local_shards(folder, cache, command):
 
 def test_a_pipe_is_refused_unless_it_is_allowed_and_nothing_runs(folder, tmp_path):
     marker = tmp_path / "ran"
-    with pytest.raises(ValueError, match=r"`pipe:` runs a shell command; allow it with data\.allow_pipe=true"):
+    with pytest.raises(UserError, match=r"`pipe:` runs a shell command; allow it with data\.allow_pipe=true"):
         open_manifest(f"pipe:touch {marker}; cat {folder}/{{name}}", Cache(tmp_path / "cache", 1 << 30, pipes=False))
     assert not marker.exists() and not (tmp_path / "cache").exists()
 
 
 def test_a_pipe_without_a_place_for_the_name_is_refused(folder, cache):
-    with pytest.raises(ValueError, match=r"^pipe:cat .*: write \{name\} where the command takes the file name"):
+    with pytest.raises(UserError, match=r"^pipe:cat .*: write \{name\} where the command takes the file name"):
         open_manifest(f"pipe:cat {folder}/dataset.json", cache)
 
 
 @pytest.mark.parametrize("location", ["s3://bucket/folder", "gs://x", "hf://x", "ftp://x/y", "file:///data/train"])
 def test_a_scheme_that_nothing_opens_is_refused_with_an_example_of_a_pipe(cache, location):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         open_manifest(location, cache)
     message = str(caught.value)
     assert message.startswith(f"{location}: {location.partition(':')[0]} cannot be opened, only ")
@@ -59,14 +60,14 @@ def test_a_scheme_that_nothing_opens_is_refused_with_an_example_of_a_pipe(cache,
 def test_a_command_that_fails_is_named_after_all_attempts(cache, tmp_path, soon):
     log = tmp_path / "log"
     location = f"pipe:echo {{name}} >> {log}; exit 3"
-    with pytest.raises(ValueError, match=r"dataset\.json cannot be fetched \(exit 3; 5 attempts\)"):
+    with pytest.raises(UserError, match=r"dataset\.json cannot be fetched \(exit 3; 5 attempts\)"):
         open_manifest(location, cache)
     assert log.read_text() == "dataset.json\n" * 5
 
 
 def test_the_last_line_of_a_command_s_messages_is_told_without_its_secrets(cache, soon):
     location = "pipe:echo working >&2; echo 'no https://me:sEcret@host/x?sig=sEcret for {name}' >&2; exit 2"
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         open_manifest(location, cache)
     message = str(caught.value)
     assert "(exit 2: no https://***@host/x?*** for dataset.json; 5 attempts)" in message
@@ -99,7 +100,7 @@ def _sleeps(process) -> bool:
 
 def test_a_command_that_writes_for_ever_is_stopped_at_the_shard_s_size(folder, cache, soon):
     manifest = open_manifest(f"pipe:cat {folder}/{{name}}; case {{name}} in *.tar) cat /dev/zero;; esac", cache)
-    with pytest.raises(ValueError, match=r"000000\.tar cannot be fetched \(more than 10240 bytes; 5 attempts\)"):
+    with pytest.raises(UserError, match=r"000000\.tar cannot be fetched \(more than 10240 bytes; 5 attempts\)"):
         list(read_all(manifest))
 
 
@@ -131,9 +132,9 @@ def test_a_name_of_a_hostile_manifest_does_not_reach_the_shell(folder, cache, tm
     (folder / FILE).write_text(json.dumps(content))
     manifest = open_manifest(f"pipe:{command}", cache)
     before = sorted(path.name for path in folder.iterdir())
-    with pytest.raises(ValueError, match="must not stand in a shell command"):
+    with pytest.raises(UserError, match="must not stand in a shell command"):
         manifest.open(0)
-    with pytest.raises(ValueError, match="must not stand in a shell command"):
+    with pytest.raises(UserError, match="must not stand in a shell command"):
         list(read_all(manifest))
     assert sorted(path.name for path in folder.iterdir()) == before
     assert not list((cache.folder / "partial").iterdir())
@@ -144,6 +145,6 @@ def test_a_name_that_leaves_the_folder_is_refused_before_anything_is_fetched(fol
     content = json.loads((folder / FILE).read_text())
     content["shards"][0]["name"] = name
     (folder / FILE).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"shard name .* leaves the folder"):
+    with pytest.raises(UserError, match=r"shard name .* leaves the folder"):
         open_manifest(f"pipe:cat {folder}/{{name}}", cache)
     assert not (cache.folder / "shards").exists()

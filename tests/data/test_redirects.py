@@ -9,13 +9,14 @@ from dsmemvp.data.http_stream import keeps_credentials, redirected
 from dsmemvp.data.manifest import FILE, open_manifest
 from dsmemvp.data.stream import read_all
 from dsmemvp.data.transfer_error import TransferError
+from dsmemvp.errors import UserError
 
 TAR = "000000.tar"
 
 
 def fails(server, cache) -> str:
     """What the user is told, who has to change something."""
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         list(read_all(open_manifest(server.location, cache)))
     return str(caught.value)
 

@@ -13,6 +13,7 @@ from dsmemvp.data.location import is_remote
 from dsmemvp.data.manifest import FILE, open_manifest, read_manifest
 from dsmemvp.data.sample import EncodedSample
 from dsmemvp.data.stream import read_all
+from dsmemvp.errors import UserError
 
 
 def contents(manifest):
@@ -132,7 +133,7 @@ def test_a_changed_index_in_the_cache_is_fetched_again(server, there, cache):
 def test_what_comes_with_a_wrong_checksum_is_refused_after_all_attempts_and_not_kept(server, cache, name):
     server.change = lambda asked, content: content[:-1] + b"!" if asked == name else content
     manifest = open_manifest(server.location, cache)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         contents(manifest)
     message = str(caught.value)
     assert message == f"{server.location}: {name} cannot be fetched (its checksum is not the manifest's; 5 attempts)"
@@ -151,7 +152,7 @@ def test_a_transfer_that_fails_at_first_is_tried_again(server, there, cache):
 
 def test_a_manifest_of_another_schema_is_refused_by_its_location(server, there, cache):
     (there / FILE).write_text('{"schema": 1}')
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         open_manifest(server.location, cache)
     assert str(caught.value).startswith(f"{server.location}, dataset.json: schema 1, this version reads 3; ")
     assert "`dsmemvp index`" in str(caught.value) and str(cache.folder) not in str(caught.value)

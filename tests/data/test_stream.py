@@ -16,6 +16,7 @@ from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.order import Place
 from dsmemvp.data.sample import BadSample, EncodedSample, SampleError, read_sample
 from dsmemvp.data.stream import Reader, first_numbers, read_all
+from dsmemvp.errors import UserError
 
 
 def members(*numbers) -> Iterator[tuple[str, bytes]]:
@@ -131,7 +132,7 @@ def test_where_a_file_is_cut_while_a_run_reads_the_samples_before_are_good(tmp_p
     assert questions(entries) == asked(*good) + [None] * (4 - len(good))
     for i in range(len(good), 4):
         assert is_bad(entries[i], f"{path}, sample s{i:03d}: the file ends before it")
-    with pytest.raises(ValueError, match=rf"x\.tar has \d+ bytes, dataset\.json says {manifest.shards[0].bytes}"):
+    with pytest.raises(UserError, match=rf"x\.tar has \d+ bytes, dataset\.json says {manifest.shards[0].bytes}"):
         read_manifest(tmp_path)
 
 
@@ -168,14 +169,14 @@ def test_a_shard_that_vanishes_while_it_is_read_is_an_error_of_the_system(tmp_pa
     assert next(entries).index == 0
     (tmp_path / "000001.tar").unlink()
     assert [next(entries).index, next(entries).index] == [1, 2]
-    with pytest.raises(FileNotFoundError, match=r"000001\.tar"):
+    with pytest.raises(UserError, match=r"000001\.tar"):
         next(entries)
 
 
 def test_an_index_that_vanishes_is_an_error_of_the_system(tmp_path):
     manifest = good_shards(tmp_path, number=6, per_shard=3)
     index_path(tmp_path / "000001.tar").unlink()
-    with pytest.raises(FileNotFoundError, match=r"000001\.tar\.index does not exist; run `dsmemvp index"):
+    with pytest.raises(UserError, match=r"000001\.tar\.index does not exist; run `dsmemvp index"):
         list(read_all(manifest))
 
 
@@ -184,7 +185,7 @@ def test_files_are_closed_again_whatever_happens(tmp_path):
     index_path(tmp_path / "000001.tar").unlink()
     open_before = os.listdir("/proc/self/fd")
     for _ in range(3):
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(UserError):
             list(read_all(manifest))
     assert len(os.listdir("/proc/self/fd")) == len(open_before)
 

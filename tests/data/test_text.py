@@ -15,6 +15,7 @@ from dsmemvp.data.text import (
     prompt_text,
     target_text,
 )
+from dsmemvp.errors import UserError
 
 COLOURS = {"question": "What colour is the star?", "choices": ("red", "blue", "green"), "answer": 1}
 
@@ -189,14 +190,14 @@ def test_decoding_leaves_out_bos_and_eos_wherever_they_stand(tokenizer):
 
 
 def test_a_missing_tokenizer_is_named_with_its_key(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.model does not exist; .*model\.tokenizer"):
+    with pytest.raises(UserError, match=r"none\.model does not exist; .*model\.tokenizer"):
         Tokenizer(tmp_path / "none.model")
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\0" * 1000])
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content):
     (tmp_path / "odd.model").write_bytes(content)
-    with pytest.raises(ValueError, match=r"odd\.model (is not a sentencepiece model|has no BOS)"):
+    with pytest.raises(UserError, match=r"odd\.model (is not a sentencepiece model|has no BOS)"):
         Tokenizer(tmp_path / "odd.model")
 
 
@@ -211,5 +212,5 @@ def test_a_tokenizer_without_bos_or_eos_is_refused(tmp_path):
                 minloglevel=2,
                 **{missing: -1},
             )
-        with pytest.raises(ValueError, match=rf"{missing}\.model has no BOS or no EOS"):
+        with pytest.raises(UserError, match=rf"{missing}\.model has no BOS or no EOS"):
             Tokenizer(tmp_path / f"{missing}.model")

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dsmemvp.data.text import encode_for_answer, encode_for_training, prompt_text
 from dsmemvp.data.tokenizer import PADDED, Tokenizer
+from dsmemvp.errors import UserError
 
 TEXTS = (
     "Question: What colour is the star?\nContext: N/A\nOptions: (A) red (B) blue\nResponse:The answer is B.",
@@ -134,13 +135,13 @@ def test_a_json_that_names_no_eos_is_refused(tmp_path):
 @pytest.mark.parametrize("content", ["{}", "{", '{"bos_token": "<s>"}'])
 def test_a_json_that_is_no_tokenizer_is_named(tmp_path, content):
     (tmp_path / "odd.json").write_text(content)
-    with pytest.raises(ValueError, match=r"odd\.json is not a tokenizer\.json \("):
+    with pytest.raises(UserError, match=r"odd\.json is not a tokenizer\.json \("):
         Tokenizer(tmp_path / "odd.json")
 
 
 def test_meta_s_tiktoken_file_is_told_from_a_damaged_one(tmp_path):
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\nIw== 2\n")
-    with pytest.raises(ValueError, match=r"tokenizer\.model is a tiktoken file.*give the tokenizer\.json"):
+    with pytest.raises(UserError, match=r"tokenizer\.model is a tiktoken file.*give the tokenizer\.json"):
         Tokenizer(tmp_path / "tokenizer.model")
 
 

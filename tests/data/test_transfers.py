@@ -9,14 +9,15 @@ import psutil
 import pytest
 from serving import only, serve, status
 
-from dsmemvp.cli import main
+from dsmemvp.cli.main import main
+from dsmemvp.config.reading import read_recipe
 from dsmemvp.data import fetch
 from dsmemvp.data.manifest import FILE, open_manifest, read_manifest
 from dsmemvp.data.stream import read_all
+from dsmemvp.distributed.stopping import UNEXPECTED, USER_ERROR, exit_code
 from dsmemvp.doctor.finding import Here
 from dsmemvp.doctor.needs import of_recipe
-from dsmemvp.recipe_file import read_recipe
-from dsmemvp.stopping import UNEXPECTED, USER_ERROR, exit_code
+from dsmemvp.errors import UserError
 
 TAR = "000000.tar"
 ANSWER = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -201,11 +202,11 @@ def test_no_process_is_started_and_no_error_shows_a_password(server, there, cach
     manifest = open_manifest(location, cache)
     shown = f"{server.url('***')}?***"
     assert manifest.location == shown
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         list(read_all(manifest))
     assert str(caught.value) == f"{shown}: 000001.tar cannot be fetched (HTTP 404 Not Found)"
     (there / FILE).write_text("{}")
-    with pytest.raises(ValueError, match="not a manifest") as caught:
+    with pytest.raises(UserError, match="not a manifest") as caught:
         open_manifest(location, cache)
     assert str(caught.value).startswith(f"{shown}, dataset.json")
     assert not started
@@ -237,6 +238,6 @@ def test_a_manifest_whose_checksums_are_paths_leads_nowhere(server, there, cache
     for shard in read_manifest(there).shards:
         text = text.replace(shard.sha256, "../../../../../victim")
     (there / FILE).write_text(text)
-    with pytest.raises(ValueError, match="without checksums of 64 hexadecimal digits"):
+    with pytest.raises(UserError, match="without checksums of 64 hexadecimal digits"):
         open_manifest(server.location, cache)
     assert server.asked[TAR] == 0

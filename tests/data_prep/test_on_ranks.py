@@ -11,6 +11,7 @@ from prepared import contents, here, kill, run, samples, start
 from stand_ins import write_scienceqa
 
 from data_prep import prepare, ranks, scienceqa
+from dsmemvp.errors import UserError
 
 PROBLEMS, PER_SHARD = 300, 12
 SHARDS = PROBLEMS // PER_SHARD
@@ -130,7 +131,7 @@ def test_one_process_does_not_ask_mpi(monkeypatch, started):
 def test_a_missing_mpi_library_is_told(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(ValueError, match="started 2 processes, but MPI cannot be loaded"):
+    with pytest.raises(UserError, match="started 2 processes, but MPI cannot be loaded"):
         ranks.find_ranks()
 
 

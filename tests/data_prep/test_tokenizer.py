@@ -8,6 +8,7 @@ from prepared import here
 from data_prep import tokenizer as program
 from data_prep.shards import Row, write_shards
 from data_prep.tokenizer import texts_of, train_tokenizer
+from dsmemvp.errors import UserError
 
 TEXTS = [
     f"Question: Where is {n}?\nContext: N/A\nOptions: (A) here (B) there\nResponse:The answer is A." for n in range(60)
@@ -34,7 +35,7 @@ def test_the_same_texts_give_the_same_tokenizer(tmp_path):
 
 
 def test_too_few_texts_are_refused_and_leave_no_file(tmp_path):
-    with pytest.raises(ValueError, match="of 5000 pieces is too large for these texts: they give 270"):
+    with pytest.raises(UserError, match="of 5000 pieces is too large for these texts: they give 270"):
         train_tokenizer(["ab"], tmp_path / "x.model", 5000)
     assert not (tmp_path / "x.model").exists()
 

@@ -13,6 +13,7 @@ from data_prep.shards import Row, write_shards
 from dsmemvp.data.manifest import FILE, read_manifest
 from dsmemvp.data.sample import SampleError
 from dsmemvp.data.stream import read_all
+from dsmemvp.errors import UserError
 
 
 def contents(folder):
@@ -106,6 +107,6 @@ def test_an_upper_case_ending_is_written_in_lower_case(tmp_path):
 @pytest.mark.parametrize("per_shard", [0, -1])
 def test_a_shard_of_no_samples_is_refused_and_nothing_is_lost(tmp_path, per_shard):
     write_shards(good_rows(2), tmp_path, "train")
-    with pytest.raises(ValueError, match="samples per shard"):
+    with pytest.raises(UserError, match="samples per shard"):
         write_shards(good_rows(2), tmp_path, "train", per_shard)
     assert read_manifest(tmp_path).samples == 2

@@ -8,10 +8,11 @@ import pytest
 import webdataset
 from making import as_json, fields, good_shards, picture, write_tar
 
-from dsmemvp import cli
+from dsmemvp.cli import main as cli
 from dsmemvp.data.manifest import FILE, read_manifest
 from dsmemvp.data.sample import DESCRIBE, EncodedSample, read_sample
 from dsmemvp.data.stream import read_all
+from dsmemvp.errors import UserError
 
 
 @pytest.fixture
@@ -172,6 +173,6 @@ def test_a_manifest_of_an_earlier_version_is_made_anew(tmp_path, index):
     good_shards(tmp_path, 6, 3)
     content = json.loads((tmp_path / FILE).read_text())
     (tmp_path / FILE).write_text(json.dumps({**content, "schema": 1}))
-    with pytest.raises(ValueError, match=rf"schema 1, this version reads 3; run `dsmemvp index {tmp_path}`"):
+    with pytest.raises(UserError, match=rf"schema 1, this version reads 3; run `dsmemvp index {tmp_path}`"):
         read_manifest(tmp_path)
     assert index(tmp_path)[0] == 0 and read_manifest(tmp_path).samples == 6

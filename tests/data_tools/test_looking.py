@@ -7,7 +7,7 @@ import pytest
 from making import as_json, fields, manifest_of, picture, write_tar
 from PIL import Image
 
-from dsmemvp import cli
+from dsmemvp.cli import main as cli
 from dsmemvp.data.index import index_shard
 from dsmemvp.data.manifest import read_manifest, write_manifest
 from dsmemvp.data.order import Order, Source

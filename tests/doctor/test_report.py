@@ -9,10 +9,10 @@ import sys
 import pytest
 from making import as_json, fields, manifest_of, write_tar
 
+from dsmemvp.config.reading import read_recipe
 from dsmemvp.doctor.finding import Here
 from dsmemvp.doctor.needs import of_recipe
 from dsmemvp.doctor.report import slurm
-from dsmemvp.recipe_file import read_recipe
 
 
 def doctor(repository, *arguments, **variables) -> subprocess.CompletedProcess:

@@ -4,11 +4,11 @@ import pytest
 import torch
 from making import sample
 
+from dsmemvp.config.recipe import Evaluation
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
+from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.evaluation.answering import Answering
-from dsmemvp.recipe import Evaluation
-from dsmemvp.training.ranks import Ranks
 
 OPEN = sample(choices=(), answer="red")
 CAPTION = sample(choices=(), answer="A cat.", scores={"task": "caption"})

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dsmemvp.errors import UserError
 from dsmemvp.evaluation import captions
 from dsmemvp.evaluation.captions import CAPTION_COLUMNS, bleu_formula, caption_scores, missing
 from dsmemvp.evaluation.meteor import meteor_formula, meteor_sums
@@ -93,7 +94,7 @@ def test_a_meteor_that_does_not_run_through_is_said_and_the_other_scores_come(mo
     java.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     said = r"exit code 1.*Could not reserve enough space"
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=said):
         meteor_sums(["a"], [["a"]])
     with pytest.warns(UserWarning, match=said):
         assert list(caption_scores(["a"], [["a"]])) == ["CIDEr", "BLEU-4", "ROUGE-L"]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dsmemvp.errors import UserError
 from dsmemvp.evaluation.confidence import mean_score, score_of_sums
 
 TWO_SIDED = 1.959964
@@ -64,5 +65,5 @@ def test_values_that_do_not_differ_have_no_width(values):
 
 
 def test_no_sample_is_an_error():
-    with pytest.raises(ValueError, match="no sample"):
+    with pytest.raises(UserError, match="no sample"):
         mean_score(np.array([]))

@@ -4,21 +4,21 @@ import pytest
 from making import fields, picture
 
 from data_prep.shards import Row, write_shards
-from dsmemvp.data.encoder import recipe_encoder
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.config.reading import read_recipe
+from dsmemvp.data.collator import recipe_collator
 from dsmemvp.evaluation.looking import samples_to_show
-from dsmemvp.models.weights import read_configs
-from dsmemvp.recipe_file import read_recipe
 
 
 @pytest.fixture
 def shown(recipe_path, tokenizer, tmp_path):
     recipe = read_recipe(recipe_path)
     configs = read_configs(recipe)
-    encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
+    collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
 
     def shown(rows: list[Row]):
         data = write_shards(rows, tmp_path / "shards", "test", per_shard=30)
-        return samples_to_show(data, encoder, tokenizer)
+        return samples_to_show(data, collator, tokenizer)
 
     return shown
 

@@ -7,13 +7,13 @@ import torch
 from making import sample
 from transformers import LlamaForCausalLM
 
+from dsmemvp.backbones.language import LanguageModel
 from dsmemvp.data.batch import make_batch
-from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.letters import letter_tokens
 from dsmemvp.data.text import encode_for_answer, encode_for_training, prompt_text
 from dsmemvp.evaluation.likelihood import likeliest, log_likelihoods
-from dsmemvp.models.language import LanguageModel
 from dsmemvp.prompts import VisualPrompt
 
 CHOICES = ("red", "a blue circle", "green", "the yellow one", "none")
@@ -35,8 +35,8 @@ def samples():
 
 
 def _batch(tokenizer_path, tokenizer, samples):
-    encoder = Encoder(str(tokenizer_path), ImageTransform(4, "imagenet", 100), False, 300, False, answers=True)
-    return make_batch([encoder.item(tokenizer, s) for s in samples], 4, last_only=True)
+    collator = Collator(str(tokenizer_path), ImageTransform(4, "imagenet", 100), False, 300, False, answers=True)
+    return make_batch([collator.item(tokenizer, s) for s in samples], 4, last_only=True)
 
 
 def _theirs(model, tokens, count):

@@ -6,7 +6,7 @@ import pytest
 
 from dsmemvp.evaluation.partial import Partial
 
-BELONGS = {"evaluation": "captions off", "checkpoint": [12, "ab"], "encoder": {"slots": 4, "image": {"size": 2}}}
+BELONGS = {"evaluation": "captions off", "checkpoint": [12, "ab"], "collator": {"slots": 4, "image": {"size": 2}}}
 
 
 def line(number: int) -> str:
@@ -31,7 +31,7 @@ def test_the_same_evaluation_finds_its_batches(path):
     assert Partial(path, BELONGS).lines == [line(0), line(2), line(1), line(3)]
 
 
-@pytest.mark.parametrize("changed", [{"checkpoint": [13, "ab"]}, {"encoder": {"slots": 5}}, {"more": 1}])
+@pytest.mark.parametrize("changed", [{"checkpoint": [13, "ab"]}, {"collator": {"slots": 5}}, {"more": 1}])
 def test_another_one_starts_anew(path, changed):
     assert Partial(path, {**BELONGS, **changed}).lines == []
     assert Partial(path, BELONGS).lines == []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dsmemvp.errors import UserError
 from dsmemvp.evaluation.rescore import read_predictions, rescore
 from dsmemvp.evaluation.scores import Prediction, scored, table
 
@@ -71,7 +72,7 @@ def test_captions_that_cannot_be_scored_here_are_spoken_of(tmp_path, monkeypatch
 )
 def test_a_line_that_cannot_be_used_is_named(tmp_path, bad, said):
     path = written(tmp_path / "p.jsonl", line(), line(PREDICTIONS[1]), bad)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         rescore([path])
     assert str(error.value).startswith(f"{path}, {said}")
 
@@ -79,9 +80,9 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path, bad, said):
 def test_a_file_that_is_no_text_or_empty_or_not_there_is_named(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"p\.jsonl: is not UTF-8 text"):
+    with pytest.raises(UserError, match=r"p\.jsonl: is not UTF-8 text"):
         rescore([path])
-    with pytest.raises(ValueError, match=r"p\.jsonl: holds no prediction"):
+    with pytest.raises(UserError, match=r"p\.jsonl: holds no prediction"):
         rescore([written(path)])
-    with pytest.raises(FileNotFoundError, match=r"no\.jsonl"):
+    with pytest.raises(UserError, match=r"no\.jsonl"):
         rescore([tmp_path / "no.jsonl"])

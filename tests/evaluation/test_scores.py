@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 from making import sample
 
+from dsmemvp.errors import UserError
 from dsmemvp.evaluation.confidence import Score
 from dsmemvp.evaluation.scores import Prediction, as_json, classes_of, main_score, points, predict, scored, table
 
@@ -249,7 +250,7 @@ def test_the_main_score_is_that_of_all_samples():
     one = Score(1.0, 0.0, 2.0, 3)
     assert main_score({"NAT": Score(9.0, 9.0, 9.0, 1), "Avg": one}) is one
     assert main_score({"ROUGE-L": Score(9.0, 9.0, 9.0, 1), "CIDEr": one}) is one
-    with pytest.raises(ValueError, match="no score at all"):
+    with pytest.raises(UserError, match="no score at all"):
         main_score({})
 
 

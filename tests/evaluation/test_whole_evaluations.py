@@ -10,7 +10,7 @@ from making import fields
 
 from data_prep.shards import Row, write_shards
 from data_prep.tokenizer import train_tokenizer
-from dsmemvp import cli
+from dsmemvp.cli import main as cli
 from dsmemvp.data.tokenizer import Tokenizer
 
 OPEN = {"choices": None, "answer": "red", "subject": None, "grade": None}

@@ -12,16 +12,17 @@ from reference import Recording
 from safetensors.torch import load_file, save_file
 
 import dsmemvp
-from dsmemvp.convert.run import convert
-from dsmemvp.export.run import export, export_file
-from dsmemvp.models.fingerprint import base_fingerprint
-from dsmemvp.models.joined import VisualLanguageModel, add_trainables, build_frozen
-from dsmemvp.models.weights import load_frozen, read_configs
-from dsmemvp.recipe import Recipe
-from dsmemvp.recipe_file import as_dict, read_recipe
-from dsmemvp.training.checkpoint import State, read_checkpoint, save_checkpoint
-from dsmemvp.training.opening import open_run
-from dsmemvp.training.state_file import own_sum
+from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.backbones.joined import VisualLanguageModel, add_trainables, build_frozen
+from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.checkpoints.checkpoint import State, read_checkpoint, save_checkpoint
+from dsmemvp.checkpoints.loading import load_run
+from dsmemvp.checkpoints.state_file import own_sum
+from dsmemvp.config.reading import as_dict, read_recipe
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.convert.convert import convert
+from dsmemvp.errors import UserError
+from dsmemvp.export.export import export, export_file
 
 
 def _model(recipe: Recipe) -> VisualLanguageModel:
@@ -76,7 +77,7 @@ def test_an_exported_folder_is_opened_onto_a_copy_of_the_base(run, recipe, train
         copy = shutil.copytree if part != "tokenizer" else shutil.copyfile
         copy(place, tmp_path / f"copy of {part}")
     copies = {part: tmp_path / f"copy of {part}" for part in _base(recipe)}
-    opened, checkpoint = open_run(tmp_path / "out", _named(copies))
+    opened, checkpoint = load_run(tmp_path / "out", _named(copies))
     assert _base(opened) == {part: str(place) for part, place in copies.items()}
     assert (opened.method, opened.vision, opened.name) == (recipe.method, recipe.vision, "tiny")
     assert (opened.data.max_length, opened.model.dtype) == (160, "fp32")
@@ -90,7 +91,7 @@ def test_it_is_a_checkpoint_for_the_recipe_it_was_trained_with(run, recipe, tmp_
     assert (found.state.epoch, found.state.step, found.state.validation_loss) == (2, 12, 0.25)
     found.check_method(as_dict(recipe))
     recipe.method.visual_scale = 0.2
-    with pytest.raises(ValueError, match=r"^method\.visual_scale: is 0\.2, but .*out was trained with 0\.1"):
+    with pytest.raises(UserError, match=r"^method\.visual_scale: is 0\.2, but .*out was trained with 0\.1"):
         found.check_method(as_dict(recipe))
 
 
@@ -100,8 +101,8 @@ def test_another_base_is_refused_by_its_key(run, recipe, tmp_path):
     tensors = load_file(tmp_path / "other" / "model.safetensors")
     tensors["pre_layrnorm.bias"] += 1
     save_file(tensors, tmp_path / "other" / "model.safetensors")
-    with pytest.raises(ValueError, match=r"^model\.vision_tower: .*out was trained on another one"):
-        open_run(tmp_path / "out", _named({**_base(recipe), "vision_tower": tmp_path / "other"}))
+    with pytest.raises(UserError, match=r"^model\.vision_tower: .*out was trained on another one"):
+        load_run(tmp_path / "out", _named({**_base(recipe), "vision_tower": tmp_path / "other"}))
 
 
 def _changed(content: dict, **changed) -> str:
@@ -123,26 +124,26 @@ def test_damaged_folders_and_those_of_other_versions_are_told(run, recipe, tmp_p
         (kept[:-20], "adapter.json is not a checkpoint's state"),
     ):
         path.write_text(content)
-        with pytest.raises(ValueError, match=message):
-            open_run(tmp_path / "out", _named(_base(recipe)))
+        with pytest.raises(UserError, match=message):
+            load_run(tmp_path / "out", _named(_base(recipe)))
     settings = json.loads(kept)["recipe"]
     settings["method"]["gate"] = True
     path.write_text(_changed(json.loads(kept), recipe=settings))
-    with pytest.raises(ValueError, match=r"adapter\.json: unknown key 'method\.gate'"):
-        open_run(tmp_path / "out", _named(_base(recipe)))
+    with pytest.raises(UserError, match=r"adapter\.json: unknown key 'method\.gate'"):
+        load_run(tmp_path / "out", _named(_base(recipe)))
     path.write_text(kept)
     tensors = tmp_path / "out" / "trained.safetensors"
     content = bytearray(tensors.read_bytes())
     content[-1] ^= 1
     tensors.write_bytes(content)
-    with pytest.raises(ValueError, match=r"trained\.safetensors is damaged"):
-        open_run(tmp_path / "out", _named(_base(recipe)))
+    with pytest.raises(UserError, match=r"trained\.safetensors is damaged"):
+        load_run(tmp_path / "out", _named(_base(recipe)))
 
 
 def test_a_base_has_to_be_named(run, recipe, tmp_path):
     export(run, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"^model\.tokenizer: .*out goes with a copy of its base"):
-        open_run(tmp_path / "out", _named(_base(recipe))[:2])
+    with pytest.raises(UserError, match=r"^model\.tokenizer: .*out goes with a copy of its base"):
+        load_run(tmp_path / "out", _named(_base(recipe))[:2])
 
 
 def test_the_cards_lines_answer_as_the_run_itself_does(run, recipe, tmp_path, capsys):
@@ -229,29 +230,29 @@ def test_an_earlier_export_is_replaced_and_nothing_else(run, recipe, trained, tm
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "out" / "notes.txt").touch()
     for place in (run, tmp_path / "out"):
-        with pytest.raises(ValueError, match="is there already and holds other things than an export"):
+        with pytest.raises(UserError, match="is there already and holds other things than an export"):
             export(run, place)
 
 
 def test_what_cannot_be_exported_is_told(run, recipe, tmp_path):
-    with pytest.raises(FileNotFoundError, match="checkpoints holds no intact checkpoint"):
+    with pytest.raises(UserError, match="checkpoints holds no intact checkpoint"):
         export(tmp_path, tmp_path / "out")
-    with pytest.raises(ValueError, match="give --out, --published or both"):
+    with pytest.raises(UserError, match="give --out, --published or both"):
         export(run, None)
     folder = next((run / "checkpoints").iterdir())
-    with pytest.raises(ValueError, match="does not say how and on what base it was trained"):
+    with pytest.raises(UserError, match="does not say how and on what base it was trained"):
         export(run, tmp_path / "out", checkpoint=folder / "trained.safetensors")
     # this recipe's scale is not the one that stands in the published code
-    with pytest.raises(ValueError, match=r"^method\.visual_scale: is 0\.1, but 0\.01 stands in the published code"):
+    with pytest.raises(UserError, match=r"^method\.visual_scale: is 0\.1, but 0\.01 stands in the published code"):
         export(run, None, tmp_path / "file.pth")
-    with pytest.raises(ValueError, match=r"--published: .* is a folder"):
+    with pytest.raises(UserError, match=r"--published: .* is a folder"):
         recipe.method.visual_scale = 0.01
         export(_saved_as(tmp_path / "runs" / "like published", recipe, folder), None, tmp_path)
     recipe.vision.statistics = "clip"
-    with pytest.raises(ValueError, match=r"^vision\.statistics: is clip, but imagenet stands in the published code"):
+    with pytest.raises(UserError, match=r"^vision\.statistics: is clip, but imagenet stands in the published code"):
         export(_saved_as(tmp_path / "runs" / "other pixels", recipe, folder), None, tmp_path / "file.pth")
     (folder / "trained.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"trained\.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"trained\.safetensors is damaged"):
         export(run, tmp_path / "out", checkpoint=folder)
     assert not (tmp_path / "out").exists() and not (tmp_path / "file.pth").exists()
 
@@ -271,7 +272,7 @@ def test_published_converted_exported_and_converted_again_is_the_same(shared, to
     convert(tmp_path / "published" / "checkpoint-1.pth", tmp_path / "second")
     second = load_file(tmp_path / "second" / "trained.safetensors")
     assert second.keys() == first.keys() and all(torch.equal(second[name], first[name]) for name in first)
-    opened, checkpoint = open_run(tmp_path / "out", _named(_base(recipe)))
+    opened, checkpoint = load_run(tmp_path / "out", _named(_base(recipe)))
     third = checkpoint.values({name: tuple(t.shape) for name, t in first.items()})
     logits = []
     for settings, values in ((recipe, first), (recipe, second), (opened, third)):
@@ -286,7 +287,7 @@ def test_a_published_checkpoint_becomes_a_folder_that_opens_onto_the_recipes_bas
     save_file(trained, tmp_path / "imported.safetensors", metadata={"method.output_scale": "1.0", "method.slots": "24"})
     said = export_file(recipe, tmp_path / "imported.safetensors", tmp_path / "out")
     assert said.startswith("3,120 trained parameters -> ")
-    opened, checkpoint = open_run(tmp_path / "out", _named(_base(recipe)))
+    opened, checkpoint = load_run(tmp_path / "out", _named(_base(recipe)))
     found = checkpoint.values({name: tuple(t.shape) for name, t in trained.items()})
     assert opened.method == recipe.method and all(torch.equal(found[name], t) for name, t in trained.items())
     assert checkpoint.state.base == base_fingerprint(recipe)
@@ -297,8 +298,8 @@ def test_a_published_checkpoint_becomes_a_folder_that_opens_onto_the_recipes_bas
     ):
         export_file(recipe, tmp_path / "imported.safetensors", tmp_path / "other")
     recipe.method.output_scale, recipe.vision.adapter_dim = 1.0, 5
-    with pytest.raises(ValueError, match=r"imported\.safetensors does not fit the recipe's model: vision\.layers\.0"):
+    with pytest.raises(UserError, match=r"imported\.safetensors does not fit the recipe's model: vision\.layers\.0"):
         export_file(recipe, tmp_path / "imported.safetensors", tmp_path / "other")
-    with pytest.raises(FileNotFoundError, match="nowhere is no file of trained tensors"):
+    with pytest.raises(UserError, match="nowhere is no file of trained tensors"):
         export_file(recipe, tmp_path / "nowhere", tmp_path / "other")
     assert not (tmp_path / "other").exists()

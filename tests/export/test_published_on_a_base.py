@@ -8,11 +8,11 @@ import shlex
 import pytest
 import torch
 
-from dsmemvp import cli
+from dsmemvp.backbones.joined import trainable_shapes
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.cli import main as cli
+from dsmemvp.config.reading import read_recipe
 from dsmemvp.convert.memvp import published_names
-from dsmemvp.models.joined import trainable_shapes
-from dsmemvp.models.weights import read_configs
-from dsmemvp.recipe_file import read_recipe
 
 
 @pytest.fixture

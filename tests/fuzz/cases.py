@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsmemvp.stopping import exit_code
+from dsmemvp.distributed.stopping import exit_code
 
 SECONDS, MEMORY = 20, 1 << 30
 """What a reader may take, whatever is in the file."""

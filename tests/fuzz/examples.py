@@ -22,8 +22,15 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from data_prep.tokenizer import train_tokenizer
+from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.backbones.joined import add_trainables, build_frozen, count
+from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.checkpoints.adapter import open_adapter
+from dsmemvp.checkpoints.checkpoint import State, newest_checkpoint, save_checkpoint
+from dsmemvp.config.reading import as_dict, read_recipe
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.convert.convert import convert
 from dsmemvp.convert.memvp import published_names
-from dsmemvp.convert.run import convert
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.index import index_shard
 from dsmemvp.data.manifest import read_manifest
@@ -31,17 +38,10 @@ from dsmemvp.data.sample import BadSample, EncodedSample, read_sample
 from dsmemvp.data.stream import read_all
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.evaluation.rescore import rescore
-from dsmemvp.export.run import export
-from dsmemvp.models.fingerprint import base_fingerprint
-from dsmemvp.models.joined import add_trainables, build_frozen, count
-from dsmemvp.models.weights import load_frozen, read_configs
+from dsmemvp.export.export import export
+from dsmemvp.fault_tolerance.restart_limit import count_start
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
-from dsmemvp.recipe import Recipe
-from dsmemvp.recipe_file import as_dict, read_recipe
-from dsmemvp.training.adapter import open_adapter
-from dsmemvp.training.checkpoint import State, newest_checkpoint, save_checkpoint
 from dsmemvp.training.monitor import Monitor
-from dsmemvp.training.starts import note_start
 
 TEXT = "Question: What colour is the circle? 42 Ünïcode"
 WORDS = ["Which number is it?", "The answer is B.", "What colour is the circle?", "red blue green", TEXT] * 60
@@ -195,7 +195,7 @@ def _of_runs(folder: Path, base: Path) -> Iterator[Reader]:
         return str(found.state) + str(sorted((n, t.sum().item()) for n, t in found.values(shapes).items()))
 
     def starts(place: Path) -> str:
-        note_start(place, 3, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, 5)
+        count_start(place, 3, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, 5)
         return "noted"
 
     def lines(place: Path) -> str:

@@ -4,11 +4,11 @@ import pytest
 import small
 import torch
 
-from dsmemvp.models.fingerprint import base_fingerprint
-from dsmemvp.models.joined import add_trainables, build_frozen
-from dsmemvp.models.weights import read_configs
-from dsmemvp.recipe_file import as_dict, read_recipe
-from dsmemvp.training.checkpoint import State, save_checkpoint
+from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.backbones.joined import add_trainables, build_frozen
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
+from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.training.monitor import write_json
 
 

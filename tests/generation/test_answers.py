@@ -12,9 +12,10 @@ from launch import run_on_ranks
 from PIL import Image
 
 import dsmemvp
-from dsmemvp import cli
+from dsmemvp.cli import main as cli
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
+from dsmemvp.errors import UserError
 
 QUESTIONS = ["What colour is the star?", "Is there a star?", "How many?"]
 
@@ -91,9 +92,9 @@ def test_a_choice_is_one_of_those_given(run_folder, picture_path, monkeypatch):
 
 
 def test_overrides_are_keys_of_the_recipe(run_folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"model\.tokenizer: nowhere"):
+    with pytest.raises(UserError, match=r"model\.tokenizer: nowhere"):
         dsmemvp.load(run_folder, **{"model.tokenizer": "nowhere"})
-    with pytest.raises(ValueError, match=r"method\.output_scale: is 2\.0"):
+    with pytest.raises(UserError, match=r"method\.output_scale: is 2\.0"):
         dsmemvp.load(run_folder, **{"method.output_scale": 2})
 
 

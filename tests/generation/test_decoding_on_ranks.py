@@ -10,14 +10,14 @@ from launch import run_on_ranks, written
 from programs import decoding
 from safetensors.torch import save_file
 
+from dsmemvp.backbones.joined import add_trainables, build_frozen
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.checkpoints.checkpoint import Checkpoint
+from dsmemvp.config.reading import read_recipe
+from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
-from dsmemvp.models.joined import add_trainables, build_frozen
-from dsmemvp.models.weights import read_configs
-from dsmemvp.recipe_file import read_recipe
-from dsmemvp.training.checkpoint import Checkpoint
 from dsmemvp.training.engine import build_for_inference
-from dsmemvp.training.ranks import Ranks
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "decoding.py"
 

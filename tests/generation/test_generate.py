@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from dsmemvp.data.batch import make_batch
+from dsmemvp.errors import UserError
 from dsmemvp.generation.generate import Sampling, generate
 
 STEPS = Sampling(max_new_tokens=12)
@@ -143,5 +144,5 @@ def test_equal_seeds_draw_equal_texts_and_leave_torch_s_generator_alone():
     [("max_new_tokens", 0), ("temperature", -1.0), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.5)],
 )
 def test_a_setting_out_of_range_is_named(setting, value):
-    with pytest.raises(ValueError, match=f"^{setting}: must be"):
+    with pytest.raises(UserError, match=f"^{setting}: must be"):
         Sampling(**{setting: value})

@@ -13,16 +13,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dsmemvp import cli
+from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.backbones.joined import add_trainables, build_frozen
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
+from dsmemvp.checkpoints.loading import load_run
+from dsmemvp.cli import main as cli
+from dsmemvp.config.reading import as_dict, read_recipe
+from dsmemvp.errors import UserError
 from dsmemvp.inspection.board import BoardReport
 from dsmemvp.inspection.look import alone, check_method, open_model, spread
-from dsmemvp.models.fingerprint import base_fingerprint
-from dsmemvp.models.joined import add_trainables, build_frozen
-from dsmemvp.models.weights import read_configs
-from dsmemvp.recipe_file import as_dict, read_recipe
-from dsmemvp.training.checkpoint import State, save_checkpoint
 from dsmemvp.training.event_file import EventFile
-from dsmemvp.training.opening import open_run
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "looked_into.py"
 
@@ -99,7 +100,7 @@ def test_the_command_writes_a_sheet_and_a_table(run, repository, tmp_path):
 def test_a_sample_of_the_data_is_shown_with_its_right_answer(run, repository, demo_shards):
     """On one process, from Python, as the command does."""
     opened = open_model(
-        *open_run(run, [f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]), alone()
+        *load_run(run, [f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]), alone()
     )
     sample = opened.sample(0, test=True)
     look = opened.look(sample)
@@ -153,5 +154,5 @@ def test_an_image_that_does_not_decode_ends_in_one_line(command, run, tmp_path):
 
 def test_another_method_has_no_memory_to_look_into(recipe_path):
     recipe = read_recipe(recipe_path, ["method.name=input_space"])
-    with pytest.raises(ValueError, match=r"^method\.name: tiny was trained with input_space; only memvp"):
+    with pytest.raises(UserError, match=r"^method\.name: tiny was trained with input_space; only memvp"):
         check_method(recipe)

@@ -3,17 +3,18 @@
 import pytest
 import torch
 
+from dsmemvp.backbones.joined import add_trainables, build_frozen
+from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.config.reading import read_recipe
 from dsmemvp.data.batch import make_batch
-from dsmemvp.data.encoder import recipe_encoder
+from dsmemvp.data.collator import recipe_collator
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.sample import read_sample
 from dsmemvp.data.stream import read_all
 from dsmemvp.data.text import Tokenizer
+from dsmemvp.errors import UserError
 from dsmemvp.inspection.probe import Memory, memory_of, probe
 from dsmemvp.inspection.table import lines, memory_norms, shares
-from dsmemvp.models.joined import add_trainables, build_frozen
-from dsmemvp.models.weights import load_frozen, read_configs
-from dsmemvp.recipe_file import read_recipe
 
 PATCHES, SLOTS = 16, 24
 
@@ -30,10 +31,10 @@ def tiny(recipe_path, demo_shards):
         torch.manual_seed(3)
         torch.nn.init.normal_(model.method.value_positions)
         torch.nn.init.normal_(model.method.key_positions)
-    encoder = recipe_encoder(recipe, configs.resolution, configs.language.vocab_size)
+    collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
     samples = [read_sample(entry) for entry in read_all(read_manifest(demo_shards))][:3]
     tokenizer = Tokenizer(recipe.model.tokenizer)
-    batch = make_batch([encoder.item(tokenizer, sample) for sample in samples], configs.resolution)
+    batch = make_batch([collator.item(tokenizer, sample) for sample in samples], configs.resolution)
     return model.eval(), batch
 
 
@@ -116,5 +117,5 @@ def test_nothing_changes_against_the_same_memory_and_the_forward_is_as_without_a
 
 def test_a_change_without_another_memory_is_refused(tiny):
     model, batch = tiny
-    with pytest.raises(ValueError, match="another memory"):
+    with pytest.raises(UserError, match="another memory"):
         probe(model, model, batch).at([0], "change")

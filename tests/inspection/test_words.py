@@ -2,6 +2,7 @@
 
 import pytest
 
+from dsmemvp.errors import UserError
 from dsmemvp.inspection.words import ANSWER, QUESTION, all_words, chosen_words
 
 PROMPT = (
@@ -50,7 +51,7 @@ def test_wanted_words_are_taken_where_they_stand_first(tokenizer):
     the, circle, answer = chosen_words(tokenizer, tokens, "", ["The", "circle"])
     assert the == all_words(tokenizer, tokens)[4] and "circle" in _joined(tokenizer, tokens, circle)
     assert answer.text == ANSWER
-    with pytest.raises(ValueError, match=r"--words: 'cat' is not in the prompt, which has: Question, Which"):
+    with pytest.raises(UserError, match=r"--words: 'cat' is not in the prompt, which has: Question, Which"):
         chosen_words(tokenizer, tokens, "", ["cat"])
 
 

@@ -8,14 +8,14 @@ import yaml
 from launch import run_on_ranks, written
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dsmemvp.models.joined import Configs
+from dsmemvp.backbones.joined import Configs
+from dsmemvp.config.reading import read_recipe
 from dsmemvp.planning.cluster import Cluster
 from dsmemvp.planning.gathers import simulate
 from dsmemvp.planning.memory import memory
 from dsmemvp.planning.sharding import read_sharding
 from dsmemvp.planning.trace import trace
 from dsmemvp.planning.traffic import traffic
-from dsmemvp.recipe_file import read_recipe
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "planned_run.py"
 ZERO3 = Path(__file__).parent.parent.parent / "ds_configs" / "zero3.json"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dsmemvp.cli import main
+from dsmemvp.cli.main import main
+from dsmemvp.errors import UserError
 from dsmemvp.planning.deepspeed_file import SETTINGS, WHY, ZERO, read_settings
 from dsmemvp.planning.sharding import read_sharding
 
@@ -68,7 +69,7 @@ def test_every_shipped_file_is_read_as_it_is(path):
 def test_what_is_decided_elsewhere_or_makes_no_sense_is_refused_by_all_alike(file, settings, part, capsys, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     path = file(**settings)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         read_sharding(path)
     assert str(caught.value).startswith(f"training.deepspeed: {path}: ") and part in str(caught.value)
     recipe, given = str(ROOT / "recipes" / "demo.yaml"), f"training.deepspeed={path}"
@@ -107,7 +108,7 @@ def test_what_is_off_needs_no_leaving_out(file):
 
 def test_a_key_that_is_given_twice_is_refused(tmp_path):
     (tmp_path / "s.json").write_text('{"zero_optimization": {"stage": 3}, "zero_optimization": {"stage": 1}}')
-    with pytest.raises(ValueError, match=r"s\.json is not JSON: 'zero_optimization' is given twice"):
+    with pytest.raises(UserError, match=r"s\.json is not JSON: 'zero_optimization' is given twice"):
         read_settings(tmp_path / "s.json")
 
 
@@ -119,12 +120,12 @@ def test_whole_numbers_may_be_written_with_an_exponent(file):
 
 def test_a_file_that_nests_deeply_or_never_ends_is_refused(tmp_path):
     (tmp_path / "deep.json").write_text('{"zero_optimization":' * 40_000)
-    with pytest.raises(ValueError, match=r"training\.deepspeed: .*deep\.json is not usable JSON: it is nested"):
+    with pytest.raises(UserError, match=r"training\.deepspeed: .*deep\.json is not usable JSON: it is nested"):
         read_settings(tmp_path / "deep.json")
     (tmp_path / "long.json").write_text(" " * (2 << 20))
-    with pytest.raises(ValueError, match=r"training\.deepspeed: .*long\.json has 2097152 bytes"):
+    with pytest.raises(UserError, match=r"training\.deepspeed: .*long\.json has 2097152 bytes"):
         read_settings(tmp_path / "long.json")
-    with pytest.raises(ValueError, match="is not a regular file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         read_settings(Path("/dev/zero"))
 
 

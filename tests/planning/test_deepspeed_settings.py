@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.errors import UserError
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
-from dsmemvp.recipe import Recipe
 
 CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
 ZERO3 = CONFIGS / "zero3.json"
@@ -31,14 +32,14 @@ def test_auto_is_filled_from_the_recipe():
 
 
 def test_a_global_batch_that_the_ranks_cannot_share_is_refused():
-    with pytest.raises(ValueError, match=r"training\.global_batch: 32 is not a multiple of .* 4 x 3 ranks"):
+    with pytest.raises(UserError, match=r"training\.global_batch: 32 is not a multiple of .* 4 x 3 ranks"):
         deepspeed_settings(_recipe(), world=3)
 
 
 def test_a_configuration_that_contradicts_the_recipe_is_refused(tmp_path):
     settings = json.loads(ZERO3.read_text()) | {"train_batch_size": 64}
     (tmp_path / "other.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"sets train_batch_size to 64, the recipe decides 32"):
+    with pytest.raises(UserError, match=r"sets train_batch_size to 64, the recipe decides 32"):
         deepspeed_settings(_recipe(deepspeed=str(tmp_path / "other.json")), world=1)
 
 
@@ -46,18 +47,18 @@ def test_another_stage_is_refused_before_anything_is_loaded(tmp_path):
     settings = json.loads(ZERO3.read_text())
     settings["zero_optimization"]["stage"] = 0
     (tmp_path / "none.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"none\.json: zero_optimization\.stage must be 1, 2 or 3"):
+    with pytest.raises(UserError, match=r"none\.json: zero_optimization\.stage must be 1, 2 or 3"):
         deepspeed_settings(_recipe(deepspeed=str(tmp_path / "none.json")), world=1)
 
 
 def test_missing_and_unreadable_configurations_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"training\.deepspeed"):
+    with pytest.raises(UserError, match=r"training\.deepspeed"):
         deepspeed_settings(_recipe(deepspeed="nowhere.json"), world=1)
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(UserError, match="is not JSON"):
         deepspeed_settings(_recipe(deepspeed=str(tmp_path / "bad.json")), world=1)
     (tmp_path / "other.json").write_text("[1]")
-    with pytest.raises(ValueError, match="has no zero_optimization"):
+    with pytest.raises(UserError, match="has no zero_optimization"):
         deepspeed_settings(_recipe(deepspeed=str(tmp_path / "other.json")), world=1)
 
 
@@ -65,7 +66,7 @@ def test_hpz_cuts_inside_a_node_and_wants_nodes_of_one_size(monkeypatch):
     recipe = _recipe(deepspeed=str(CONFIGS / "zero3_hpz.json"), global_batch=48, micro_batch=1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert deepspeed_settings(recipe, world=8)["zero_optimization"]["zero_hpz_partition_size"] == 4
-    with pytest.raises(ValueError, match=r"zero_hpz_partition_size 4 does not divide 6 ranks"):
+    with pytest.raises(UserError, match=r"zero_hpz_partition_size 4 does not divide 6 ranks"):
         deepspeed_settings(recipe, world=6)
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert deepspeed_settings(recipe, world=2)["zero_optimization"]["zero_hpz_partition_size"] == 2

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from dsmemvp.cli import main
-from dsmemvp.models.weights import configs_of_shapes
+from dsmemvp.backbones.weights import configs_of_shapes
+from dsmemvp.cli.main import main
+from dsmemvp.config.reading import read_recipe
+from dsmemvp.errors import UserError
 from dsmemvp.planning.cluster import Cluster, clusters, quantity
 from dsmemvp.planning.gathers import simulate
 from dsmemvp.planning.plan import RESERVE, compare, with_batch_for
 from dsmemvp.planning.sharding import Sharding, read_sharding
 from dsmemvp.planning.table import lines, recommendation
 from dsmemvp.planning.trace import trace
-from dsmemvp.recipe_file import read_recipe
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "recipes" / "scienceqa-13b.yaml"
@@ -41,16 +42,16 @@ def test_sizes_are_read_with_their_units(text, number):
 
 @pytest.mark.parametrize("text", ["", "much", "80 bananas", "-3GB", "1.2.3GB", "80"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(ValueError, match=r"^--x: .* is no size"):
+    with pytest.raises(UserError, match=r"^--x: .* is no size"):
         quantity(text, "--x")
 
 
 def test_clusters_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="12 GPUs do not fill nodes of 8"):
+    with pytest.raises(UserError, match="12 GPUs do not fill nodes of 8"):
         Cluster(12, 8)
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(UserError, match="must be at least 1"):
         Cluster(0, 8)
-    with pytest.raises(ValueError, match="--gpus: a number"):
+    with pytest.raises(UserError, match="--gpus: a number"):
         clusters("8,x", 8, "80GiB", "400Gb", "450GB", "1P")
     assert (Cluster(4, 8).nodes, Cluster(4, 8).on_node, Cluster(16, 8).nodes) == (1, 4, 2)
 
@@ -184,7 +185,7 @@ def test_mistakes_end_in_one_line(given, message, capsys, monkeypatch):
 
 def test_other_stages_are_left_out_and_named_unless_they_are_the_recipes_own(shardings):
     (shardings / "two.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
-    with pytest.raises(ValueError, match=r"two\.json: ZeRO stage 2 cannot be planned"):
+    with pytest.raises(UserError, match=r"two\.json: ZeRO stage 2 cannot be planned"):
         read_sharding(shardings / "two.json")
     recipe = read_recipe(RECIPE, [*TINY, f"training.deepspeed={shardings}/flat.json"])
     plan = compare(recipe, [Cluster(8, 8)], 200)[0]

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsmemvp.models.joined import add_trainables, build_frozen, count, loss_sum
-from dsmemvp.models.weights import configs_of_shapes
+from dsmemvp.backbones.joined import add_trainables, build_frozen, count, loss_sum
+from dsmemvp.backbones.weights import configs_of_shapes
+from dsmemvp.config.reading import read_recipe
 from dsmemvp.planning.trace import example_batch, trace
-from dsmemvp.recipe_file import read_recipe
 
 RECIPE = Path(__file__).parent.parent.parent / "recipes" / "scienceqa-13b.yaml"
 TINY = ["model.language_shape=llama-tiny", "model.vision_shape=clip-tiny", "model.dtype=fp32", "training.micro_batch=2"]

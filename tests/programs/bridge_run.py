@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dsmemvp.models.joined import Configs
-from dsmemvp.models.partitioned import fill_randomly
+from dsmemvp.backbones.joined import Configs
+from dsmemvp.backbones.partitioned import fill_randomly
+from dsmemvp.config.reading import read_recipe
+from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.planning.trace import example_batch
-from dsmemvp.recipe_file import read_recipe
 from dsmemvp.training.engine import build_trainer
-from dsmemvp.training.ranks import join_ranks, leave_ranks
 
 STEPS = 4
 

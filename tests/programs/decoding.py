@@ -11,15 +11,15 @@ from pathlib import Path
 import small
 import torch
 
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.checkpoints.checkpoint import Checkpoint
+from dsmemvp.config.reading import read_recipe
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
+from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
-from dsmemvp.models.weights import read_configs
-from dsmemvp.recipe_file import read_recipe
-from dsmemvp.training.checkpoint import Checkpoint
 from dsmemvp.training.engine import build_for_inference
-from dsmemvp.training.ranks import join_ranks, leave_ranks
 
 ROUNDS = {"memvp": [((2,), (0, 1, 3)), ((), (0, 1, 2, 3))], "input_space": [((0, 2), (1, 3))]}
 """For each round, the prompts of both ranks."""

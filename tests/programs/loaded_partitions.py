@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dsmemvp.models.weights import load_frozen, read_configs
+from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.config.reading import read_recipe
+from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
-from dsmemvp.recipe_file import read_recipe
 from dsmemvp.training.engine import TYPES, build_model
-from dsmemvp.training.ranks import join_ranks, leave_ranks
 
 
 def main(given: str, out: str) -> None:

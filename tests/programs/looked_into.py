@@ -7,20 +7,20 @@ import sys
 import torch
 from safetensors.torch import save_file
 
+from dsmemvp.checkpoints.loading import load_run
+from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.inspection.board import board_report
 from dsmemvp.inspection.look import open_model
-from dsmemvp.training.opening import open_run
-from dsmemvp.training.ranks import join_ranks, leave_ranks
 
 
 def main(run: str, settings: str, out: str) -> None:
     ranks = join_ranks(seconds=600)
-    opened = open_model(*open_run(run, [f"training.deepspeed={settings}"]), ranks)
+    opened = open_model(*load_run(run, [f"training.deepspeed={settings}"]), ranks)
     against = opened.average()
     seen = opened.look(opened.sample(2, test=True), against=against)
     probe = seen.probe
     samples = [opened.sample(n, test=True) for n in (0, 1, 4)]
-    report = board_report(opened.model, opened.forward, opened.encoder, opened.tokenizer, samples, {"t": "one"})
+    report = board_report(opened.model, opened.forward, opened.collator, opened.tokenizer, samples, {"t": "one"})
     if ranks.first:
         found = {"activation": probe.activation, "contribution": probe.contribution, "change": probe.change}
         found |= {"branch": probe.branch_norm, "feed_forward": probe.feed_forward_norm, "key": probe.key_norm}

@@ -77,7 +77,7 @@ def _before(owner: object, name: str, act: Callable[[], object]) -> None:
 def _within_import(fault: Fault) -> None:
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name == "dsmemvp.training.loop" or name == "dsmemvp.evaluation.run":
+            if name == "dsmemvp.training.loop" or name == "dsmemvp.evaluation.evaluate":
                 fault()
 
     sys.meta_path.insert(0, Finder())
@@ -104,7 +104,7 @@ def _in_loss(fault: Fault) -> None:
 def _in_flush(fault: Fault) -> None:
     """Of a checkpoint: state.json is there when the first file is flushed, the folder is flushed before the rename, the
     one above it after the rename."""
-    checkpoint = importlib.import_module("dsmemvp.training.checkpoint")
+    checkpoint = importlib.import_module("dsmemvp.checkpoints.checkpoint")
     old = checkpoint.flush
 
     def flush(path: Path) -> None:
@@ -119,7 +119,7 @@ def _in_flush(fault: Fault) -> None:
 
 def _in_pruning(fault: Fault) -> None:
     """When one file of a checkpoint that is taken away is gone."""
-    checkpoint = importlib.import_module("dsmemvp.training.checkpoint")
+    checkpoint = importlib.import_module("dsmemvp.checkpoints.checkpoint")
     old = checkpoint.shutil.rmtree
 
     def rmtree(path: Path, **named) -> None:
@@ -132,16 +132,16 @@ def _in_pruning(fault: Fault) -> None:
 
 
 def _in_connecting(fault: Fault) -> None:
-    """Before this rank connects to rank 0's hub, which then waits for it; where that is, is said."""
-    watch = importlib.import_module("dsmemvp.training.watch")
-    old = watch.connect
+    """Before this rank connects to rank 0's heartbeat server, which then waits for it; where that is, is said."""
+    heartbeat = importlib.import_module("dsmemvp.fault_tolerance.heartbeat")
+    old = heartbeat.connect
 
     def connect(address: str, port: int, *given):
         print(f"hub: {address} {port}", file=sys.stderr, flush=True)
         fault()
         return old(address, port, *given)
 
-    watch.connect = connect
+    heartbeat.connect = connect
 
 
 WITHIN = {
@@ -155,17 +155,17 @@ WITHIN = {
     "prune": _in_pruning,
 }
 BEFORE = {
-    "join": ("dsmemvp.training.ranks", "join_ranks"),
+    "join": ("dsmemvp.distributed.ranks", "join_ranks"),
     "loading": ("dsmemvp.training.engine", "build_model"),
-    "forward": ("dsmemvp.models.joined", "VisualLanguageModel.forward"),
-    "between": ("dsmemvp.training.loop", "_Run._between"),
+    "forward": ("dsmemvp.backbones.joined", "VisualLanguageModel.forward"),
+    "between": ("dsmemvp.training.loop", "_Run._poll"),
     "step": ("dsmemvp.training.loop", "_Run._step"),
     "update": ("torch.optim", "AdamW.step"),
     "validation": ("dsmemvp.training.validation", "loss_sum"),
     "evaluation": ("dsmemvp.evaluation.answering", "Answering.__call__"),
-    "save-begin": ("dsmemvp.training.saver", "Saver.begin"),
-    "save-write": ("dsmemvp.training.saver", "save_checkpoint"),
-    "save-tensors": ("dsmemvp.training.checkpoint", "save"),
+    "save-begin": ("dsmemvp.training.checkpoint_manager", "CheckpointManager.begin"),
+    "save-write": ("dsmemvp.training.checkpoint_manager", "save_checkpoint"),
+    "save-tensors": ("dsmemvp.checkpoints.checkpoint", "save"),
 }
 
 
@@ -195,7 +195,12 @@ def _run(command: list[str]) -> None:
 def _serve() -> None:
     """Ranks without the seconds of importing. Answers every line with a process's number, or with its exit code, null
     while it has none."""
-    for name in ("dsmemvp.cli", "dsmemvp.training.loop", "dsmemvp.training.watch", "dsmemvp.evaluation.run"):
+    for name in (
+        "dsmemvp.cli.main",
+        "dsmemvp.training.loop",
+        "dsmemvp.fault_tolerance.heartbeat",
+        "dsmemvp.evaluation.evaluate",
+    ):
         importlib.import_module(name)
     assert threading.active_count() == 1  # a fork would lose the others
     for line in sys.stdin:

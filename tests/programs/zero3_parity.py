@@ -12,9 +12,9 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 from reference import Recording
 
-from dsmemvp.models.weights import read_configs
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.training.engine import build_trainer
-from dsmemvp.training.ranks import join_ranks, leave_ranks
 
 
 def main(folder: str, shared: str, settings: str, out: str) -> None:
@@ -29,8 +29,8 @@ def main(folder: str, shared: str, settings: str, out: str) -> None:
     whole = sum(p.ds_numel for p in trainer.model.parameters())
 
     trained = recording.trained()
-    trainer.masters.set(trained)
-    kept = all(torch.equal(value, trained[name]) for name, value in trainer.masters.values().items())
+    trainer.master_weights.set(trained)
+    kept = all(torch.equal(value, trained[name]) for name, value in trainer.master_weights.values().items())
     findings = {"held": held, "whole": whole, "values_kept": kept, "norm": []}
 
     # sample 1 has no image: rank 0 of 2 sees only text, rank 1 only images

@@ -5,6 +5,7 @@ import torch
 
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
+from dsmemvp.errors import UserError
 from dsmemvp.prompts import Sizes
 from dsmemvp.prompts.memvp import MemVP
 
@@ -101,5 +102,5 @@ def test_dropout_acts_on_slots_in_training_only():
 
 
 def test_too_few_slots_for_the_image_tokens_are_refused():
-    with pytest.raises(ValueError, match=r"method.slots: 4 slots cannot hold the 5 image tokens"):
+    with pytest.raises(UserError, match=r"method.slots: 4 slots cannot hold the 5 image tokens"):
         MemVP(Sizes(PATCHES, 6, WIDTH), 4, 4, LAMBDA, S, 0.0)

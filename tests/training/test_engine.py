@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dsmemvp.errors import UserError
 from dsmemvp.training.engine import decay_groups
 from dsmemvp.training.gradients import GradientWatch
 
@@ -30,7 +31,7 @@ def test_a_parameter_without_gradient_is_named():
     used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     watch = GradientWatch({"used": used, "unused": unused})
     (used * 2).sum().backward()
-    with pytest.raises(ValueError, match="no gradient reached unused;"):
+    with pytest.raises(UserError, match="no gradient reached unused;"):
         watch.check_all_received(_OneRank())
 
 

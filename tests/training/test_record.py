@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dsmemvp.errors import UserError
 from dsmemvp.training import record
 from dsmemvp.training.monitor import Monitor
 from dsmemvp.training.skips import Skips
@@ -85,7 +86,7 @@ def test_lines_of_others_are_passed_over_in_counting_and_in_the_report(tmp_path,
 
 def test_a_folder_in_the_place_of_a_record_is_told_in_one_line(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(ValueError, match=r"metrics\.jsonl is not a regular file"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl is not a regular file"):
         Monitor(tmp_path, active=True, steps=9, start=1)
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dsmemvp.recipe import Training
+from dsmemvp.config.recipe import Training
 from dsmemvp.training.schedule import learning_rate
 
 TRAINING = Training(epochs=20, warmup_epochs=2, learning_rate=1.125e-3, min_learning_rate=0.0)

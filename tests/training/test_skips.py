@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from dsmemvp.data.batch import Skip, make_batch
+from dsmemvp.errors import UserError
 from dsmemvp.training.monitor import Monitor
 from dsmemvp.training.skips import Skips
 
@@ -67,7 +68,7 @@ def test_every_skip_is_counted_and_written_in_the_order_of_the_samples(run):
 def test_a_streak_goes_on_over_steps_and_over_ranks_and_ends_the_run_at_its_limit(run):
     run.step(own=(5,), others=(6, 7))
     run.step(own=(0, 2, 4), others=(1, 3))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         run.step(own=(0, 1, 2, 3, 4, 5, 6, 7))  # 5 in step 2 was good: 0 to 7 are eight in a row, not ten
         run.step(own=(0,), others=(1, 2))
     assert run.now == 4
@@ -80,7 +81,7 @@ def test_the_limit_ends_the_run_on_every_rank_alike(tmp_path):
     others = Run(tmp_path / "other", most=3, active=False)
     first = Run(tmp_path / "first", most=3)
     for rank, own, rest in ((first, (0, 2), (1,)), (others, (1,), (0, 2))):
-        with pytest.raises(ValueError, match="step 1: 3 samples one after another"):
+        with pytest.raises(UserError, match="step 1: 3 samples one after another"):
             rank.step(own, rest)
     assert not (tmp_path / "other").exists()
     first.monitor.close()
@@ -96,14 +97,14 @@ def test_a_step_without_skips_begins_a_new_count(run):
     for _ in range(5):
         run.step(own=tuple(range(8)))
         run.step()
-    with pytest.raises(ValueError, match="10 samples one after another"):
+    with pytest.raises(UserError, match="10 samples one after another"):
         run.step(own=tuple(range(8)))
         run.step(own=(0, 1))
 
 
 def test_a_limit_of_one_ends_the_run_at_the_first(tmp_path):
     run = Run(tmp_path, most=1)
-    with pytest.raises(ValueError, match=r"1 sample one after another.*s3: is odd"):
+    with pytest.raises(UserError, match=r"1 sample one after another.*s3: is odd"):
         run.step(own=(3,))
     run.monitor.close()
 

@@ -7,11 +7,12 @@ import torch
 from making import good_rows
 
 from data_prep.shards import write_shards
-from dsmemvp.data.encoder import Encoder
+from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.loader import Share, training_steps
 from dsmemvp.data.order import Order, Source
-from dsmemvp.training.ranks import Ranks
+from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.errors import UserError
 from dsmemvp.training.validation import examine, validation_loss
 
 SAMPLES = 23
@@ -49,8 +50,8 @@ class Alone(Ranks):
 
 
 @pytest.fixture
-def encoder(tokenizer_path):
-    return Encoder(str(tokenizer_path), ImageTransform(4, "imagenet", 10_000), False, 200, skip_bad=False)
+def collator(tokenizer_path):
+    return Collator(str(tokenizer_path), ImageTransform(4, "imagenet", 10_000), False, 200, skip_bad=False)
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +60,18 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("world", "batch"), [(1, 1), (1, 4), (2, 4), (3, 4), (5, 4), (3, 8)])
-def test_it_is_the_mean_over_all_supervised_tokens_on_any_number_of_ranks(data, encoder, tokenizer, world, batch):
+def test_it_is_the_mean_over_all_supervised_tokens_on_any_number_of_ranks(data, collator, tokenizer, world, batch):
     engine = Engine(tokenizer.vocabulary)
     told = []
     for rank in range(world):
         ranks = Alone(rank, world, torch.device("cpu"))
-        validation_loss(SimpleNamespace(engine=engine), ranks, data, encoder, batch, 0, lambda: None)
+        validation_loss(SimpleNamespace(engine=engine), ranks, data, collator, batch, 0, lambda: None)
         told.append(ranks.told)
     total, tokens = (sum(column) for column in zip(*told, strict=True))
 
     # all samples as one batch of training
     order = Order([Source(data.counts)], 0, 1, SAMPLES)
-    ((whole,),) = training_steps([data], order, encoder, Share(0, 1, SAMPLES), range(1), 0)
+    ((whole,),) = training_steps([data], order, collator, Share(0, 1, SAMPLES), range(1), 0)
     ends = whole.offsets.tolist()
     assert whole.indices.numel() == SAMPLES and len(ends) == SAMPLES + 1
     engine.eval()
@@ -81,24 +82,24 @@ def test_it_is_the_mean_over_all_supervised_tokens_on_any_number_of_ranks(data, 
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_model_trains_again_after_its_scores_whatever_happens(data, encoder, tokenizer, fails):
+def test_the_model_trains_again_after_its_scores_whatever_happens(data, collator, tokenizer, fails):
     engine = Engine(tokenizer.vocabulary)
 
-    def scoring(recipe, ranks, manifest, encoder, model, forward, between, step):
-        between()
+    def scoring(recipe, ranks, manifest, collator, model, forward, poll, step):
+        poll()
         ((batch,),) = training_steps(
-            [data], Order([Source(data.counts)], 0, 1, 4), encoder, Share(0, 1, 4), range(1), 0
+            [data], Order([Source(data.counts)], 0, 1, 4), collator, Share(0, 1, 4), range(1), 0
         )
         return {"Avg": float(forward(batch).shape[0])}
 
-    def between():
+    def poll():
         if fails:
             raise ValueError("enough")
 
     trainer = SimpleNamespace(engine=engine, model=None)
-    given = (trainer, None, Alone(0, 1, torch.device("cpu")), data, encoder, between, 3, scoring)
+    given = (trainer, None, Alone(0, 1, torch.device("cpu")), data, collator, poll, 3, scoring)
     if fails:
-        with pytest.raises(ValueError, match="enough"):
+        with pytest.raises(UserError, match="enough"):
             examine(*given)
     else:
         assert examine(*given)["Avg"] > 0

@@ -1,0 +1,121 @@
+"""Reading runs of elements out of safetensors files, straight into the memory where they stay.
+
+Bytes are read by their place in the file, without mapping it: a process that reads a part of a model never has more
+than that part, and a mapped file would count as its memory. Where the type or the device differs, they pass through a
+buffer of a few megabytes.
+"""
+
+import math
+import sys
+import time
+from io import FileIO
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dsmemvp.backbones.safetensors_file import StoredTensor
+from dsmemvp.errors import UserError
+
+TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+"""Types that weights are read in; they become the model's on the way."""
+BUFFER = 16 << 20
+"""Bytes that are read at once."""
+LINE_EVERY = 10.0
+"""Seconds between lines in a log."""
+BLOCK, BLOCKS = 2048, 4
+"""Elements in a block of a sample; blocks of each tensor, the first and the last elements among them."""
+
+
+def sampled(stored: StoredTensor, key: str) -> bytes:
+    """A few blocks of a tensor's values as float32, which holds 16-bit ones exactly: any training changes some of them.
+    Raises UserError that begins with `key` for a type that is not read, OSError."""
+    if stored.dtype not in TYPES:
+        raise UserError(f"{key}: {stored.path} holds tensors of the type {stored.dtype}, which is not read")
+    kind, count = TYPES[stored.dtype], math.prod(stored.shape)
+    values = bytearray(min(BLOCK, count) * kind.itemsize)
+    found = b""
+    with stored.path.open("rb") as file:
+        for i in range(BLOCKS if count else 0):
+            file.seek(stored.start + max(0, count - BLOCK) * i // (BLOCKS - 1) * kind.itemsize)
+            file.readinto(values)
+            found += torch.frombuffer(values, dtype=kind).float().numpy().tobytes()
+    return found
+
+
+class Reader:
+    """Reads, counts the bytes, and, where it is the one to `tell`, says how far it is: a bar on a terminal, in a log a
+    line every ten seconds. Used as a context manager. One thread."""
+
+    def __init__(self, total: int, tell: bool):
+        """`total` is the bytes that will be read."""
+        self.count = 0
+        self._total, self._tell = total, tell
+        self._path: Path | None = None
+        self._file: FileIO | None = None
+        self._buffer: torch.Tensor | None = None
+        self._began = self._told = time.monotonic()
+        self._bar = tqdm(
+            total=total, desc="weights", unit="B", unit_scale=True, disable=not (tell and sys.stderr.isatty())
+        )
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+        if self._tell and self._bar.disable and self._told > self._began:
+            self._say()
+
+    def read(self, stored: StoredTensor, first: int, into: torch.Tensor) -> None:
+        """The elements of the flattened tensor from `first` on, as many as flat `into` has. Raises OSError, or
+        ValueError where the file has become shorter."""
+        kind = TYPES[stored.dtype]
+        offset = stored.start + first * kind.itemsize
+        if into.dtype == kind and into.device.type == "cpu":
+            memory = into.view(torch.uint8)
+            for start in range(0, len(memory), BUFFER):
+                self._bytes(stored.path, offset + start, memory[start : start + BUFFER])
+            return
+        if self._buffer is None:
+            self._buffer = torch.empty(BUFFER, dtype=torch.uint8, pin_memory=into.device.type == "cuda")
+        for part in into.split(BUFFER // kind.itemsize):
+            memory = self._buffer[: part.numel() * kind.itemsize]
+            self._bytes(stored.path, offset, memory)
+            part.copy_(memory.view(kind))
+            offset += len(memory)
+
+    def _bytes(self, path: Path, offset: int, into: torch.Tensor) -> None:
+        file, rest = self._opened(path), memoryview(into.numpy().data)
+        try:
+            file.seek(offset)
+            while rest:
+                read = file.readinto(rest)
+                if not read:
+                    raise UserError(f"{path} ended while it was read; is it being written?")
+                rest = rest[read:]
+        except OSError as error:
+            error.filename = str(path)  # which a failing read does not say
+            raise
+        self._advance(len(into))
+
+    def _opened(self, path: Path) -> FileIO:
+        if self._file is None or path != self._path:
+            if self._file is not None:
+                self._file.close()
+            self._path, self._file = path, FileIO(path)
+        return self._file
+
+    def _advance(self, read: int) -> None:
+        self.count += read
+        self._bar.update(read)
+        if self._tell and self._bar.disable and time.monotonic() - self._told > LINE_EVERY:
+            self._told = time.monotonic()
+            self._say()
+
+    def _say(self) -> None:
+        speed = self.count / 1e9 / max(time.monotonic() - self._began, 1e-9)
+        text = f"weights: {self.count / 1e9:.2f} of {self._total / 1e9:.2f} GB on this rank, {speed:.2f} GB/s"
+        print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)

@@ -1,0 +1,77 @@
+"""Published shapes by name, so that parameters can be counted and speed measured without the weights.
+
+LLaMA: Touvron et al. 2023, table 2 (its 33B is the folder 30B); LLaMA-2 and 3: their config.json. CLIP: OpenAI's
+ViT-L/14.
+The tiny ones are for tests and benchmarks on a CPU.
+"""
+
+import difflib
+from typing import Any
+
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from dsmemvp.config.yaml_text import shown
+from dsmemvp.errors import UserError
+
+
+def _llama(layers: int, width: int, heads: int, feed_forward: int, **more: Any) -> dict[str, Any]:
+    """LLaMA and LLaMA-2, unless `more` says otherwise."""
+    sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+    return {"vocab_size": 32000, "rms_norm_eps": 1e-6, **sizes, "intermediate_size": feed_forward, **more}
+
+
+LLAMA_2: dict[str, Any] = {"rms_norm_eps": 1e-5}
+LLAMA_3: dict[str, Any] = {
+    "vocab_size": 128256,
+    "rms_norm_eps": 1e-5,
+    "num_key_value_heads": 8,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+}
+LANGUAGE: dict[str, dict[str, Any]] = {
+    "llama-tiny": _llama(4, 128, 4, 352, vocab_size=512),
+    "llama-7b": _llama(32, 4096, 32, 11008),
+    "llama-13b": _llama(40, 5120, 40, 13824),
+    "llama-30b": _llama(60, 6656, 52, 17920),
+    "llama-65b": _llama(80, 8192, 64, 22016, rms_norm_eps=1e-5),
+    "llama-2-7b": _llama(32, 4096, 32, 11008, **LLAMA_2),
+    "llama-2-13b": _llama(40, 5120, 40, 13824, **LLAMA_2),
+    "llama-2-70b": _llama(80, 8192, 64, 28672, num_key_value_heads=8, **LLAMA_2),
+    "llama-3-8b": _llama(32, 4096, 32, 14336, **LLAMA_3),
+    "llama-3-70b": _llama(80, 8192, 64, 28672, **LLAMA_3),
+}
+LANGUAGE["llama3-8b"] = LANGUAGE["llama-3-8b"]  # its name in exported folders of before
+VISION: dict[str, dict[str, Any]] = {
+    "clip-tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": 64,
+        "patch_size": 8,
+    },
+    "clip-vit-l-14": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+    },
+}
+
+
+def language_config(name: str) -> LlamaConfig:
+    return LlamaConfig(**_named(name, LANGUAGE, "model.language_shape"))
+
+
+def vision_config(name: str) -> CLIPVisionConfig:
+    return CLIPVisionConfig(**{"image_size": 224, **_named(name, VISION, "model.vision_shape")})
+
+
+def _named(name: str, shapes: dict[str, dict], key: str) -> dict:
+    if name not in shapes:
+        close = difflib.get_close_matches(name, shapes, n=1)
+        raise UserError(
+            f"{key}: unknown shape {shown(name)}; known: {', '.join(shapes)}"
+            + (f"; did you mean {close[0]!r}?" if close else "")
+        )
+    return shapes[name]

@@ -1,0 +1,297 @@
+"""Checkpoints of what was trained, whole and not per rank, so that a run goes on with any number of ranks, on any ZeRO
+stage and device.
+
+    RUN/checkpoints/step-00001194/trained.safetensors     float32 values, tens of megabytes
+                                  optimizer.safetensors   Adam moments
+                                  state.json              where the run is, what it depends on, the others' checksums
+
+A checkpoint is written in a folder of another name, made durable and renamed, so that one that was cut off is never
+taken for a checkpoint; what a disk has spoiled afterwards shows in the checksums. Nothing frozen is stored, only what
+the base is known by, and nothing is unpickled. There is no random state to store: order and dropout are functions of
+seed, rank and step, the learning rate of the step.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import warnings
+import zlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from dsmemvp.atomic_files import flush
+from dsmemvp.backbones.reading import TYPES
+from dsmemvp.backbones.safetensors_file import read_header, read_metadata
+from dsmemvp.checkpoints.state_file import own_sum, read_fields, sum_of
+from dsmemvp.data.text import PROMPT_FORMAT
+from dsmemvp.errors import UserError
+
+FORMATS = (3, 4, 5)
+"""Of state.json: those that are read, the last one written. 3 has no validation_score; before 5 the base was known by
+something else (backbones/fingerprint.py), which cannot be compared."""
+ADAPTER = "adapter.json"
+"""What an exported folder (checkpoints/adapter.py) has in the place of state.json, with a format of its own."""
+ADAPTER_FORMATS = (1, 2)
+"""As above; 1 knew the base by something else."""
+REFUSES_ONLY = "vision.max_pixels"
+"""A setting that changes nothing in what is computed."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What Adam keeps of each tensor."""
+TENSOR_FILES = ("trained.safetensors", "optimizer.safetensors")
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is, and what it may go on with."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Steps made: also the place in the data, since every step takes one global batch."""
+    updates: int = 0
+    """Of these steps, those that Adam has made an update in."""
+    not_finite: int = 0
+    """Steps whose loss or gradient was not finite."""
+    validation_loss: float | None = None
+    """Loss per supervised token on data.validation, where there is one."""
+    validation_score: float | None = None
+    """The main score of an evaluation on data.validation, where the recipe wants it."""
+    order: dict[str, Any] = field(default_factory=dict)
+    """What the order of samples follows from, by the recipe's keys (data/datasets.py)."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """What it was trained with; empty for a file from elsewhere."""
+    base: dict[str, str] = field(default_factory=dict)
+    """What the frozen base is known by, by the recipe's keys (backbones/fingerprint.py)."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    trained: Path
+    """The file of trained tensors."""
+    state: State = State()
+    stated: dict[str, str] = field(default_factory=dict)
+    """What a file by itself says of the recipe's keys, as `dsmemvp convert` writes it."""
+
+    def check_method(self, recipe: dict[str, Any]) -> None:
+        """A checkpoint goes only with the method it was trained with: shapes alone would let other scales pass. Raises
+        ValueError naming the key."""
+        for key, text in self.stated.items():
+            group, _, name = key.partition(".")
+            value = recipe[group].get(name)
+            if isinstance(value, str | None) or not _is_number(text):
+                raise UserError(f"{self.trained} says {key}={text[:40]!r} of itself, which is no setting of a method")
+            if float(text) != value:
+                raise UserError(f"{key}: is {recipe[group][name]}, but {self.trained} was trained with {text}")
+        trained_with = self.state.recipe
+        for group in ("method", "vision") if trained_with else ():
+            for key, value in recipe[group].items():
+                if f"{group}.{key}" != REFUSES_ONLY and trained_with.get(group, {}).get(key) != value:
+                    raise UserError(
+                        f"{group}.{key}: is {value}, but {self.trained.parent} was trained with"
+                        f" {trained_with.get(group, {}).get(key)}; take another name for the run or the old value"
+                    )
+
+    def check_base(self, base: dict[str, str]) -> None:
+        """Trained tensors mean nothing on another base. Raises UserError naming the key."""
+        for key, digest in self.state.base.items():
+            if base.get(key) != digest:
+                raise UserError(
+                    f"{key}: {self.trained.parent} was trained on another one; name a copy of the one it was trained"
+                    " with (a new run needs another name)"
+                )
+
+    def check_order(self, order: dict[str, Any]) -> None:
+        """A run goes on only in the order it began in: in another one samples would be missed or seen twice. Raises
+        ValueError naming the key."""
+        for key, value in order.items():
+            if self.state.order.get(key) != value:
+                what = "the shards differ" if key == "data.train" else f"is {value}, was {self.state.order.get(key)}"
+                raise UserError(
+                    f"{key}: {what} in the run that {self.trained.parent} is of, and so is the order of samples; take"
+                    " another name for the run, or the old value"
+                )
+
+    def digest(self) -> str:
+        """Of the trained tensors' file, SHA-256: what an evaluation belongs to. Raises OSError."""
+        return hashlib.sha256(self.trained.read_bytes()).hexdigest()
+
+    def values(self, wanted: dict[str, tuple[int, ...]]) -> Tensors:
+        """The trained tensors; `wanted` is name -> shape of the model's. Raises UserError."""
+        return read_trained(self.trained, wanted)
+
+    def moments(self, wanted: dict[str, tuple[int, ...]]) -> Tensors:
+        """Adam's moments, named after their tensors. Raises UserError."""
+        shapes = {f"{name}.{m}": shape for name, shape in wanted.items() for m in MOMENTS}
+        return read_trained(self.trained.with_name("optimizer.safetensors"), shapes)
+
+
+def save_checkpoint(run: Path, state: State, values: Tensors, moments: Tensors) -> Path:
+    """Write one checkpoint, replacing one of the same step. Called by one rank. Raises OSError; what there was before
+    is whole then."""
+    final = run / "checkpoints" / f"step-{state.step:08d}"
+    partial = final.with_name(f"partial-{final.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        content: dict[str, Any] = {"format": FORMATS[-1], **asdict(state), "files": {}}
+        for name, tensors in zip(TENSOR_FILES, (values, moments), strict=True):
+            written = save({name: t.contiguous() for name, t in tensors.items()})
+            (partial / name).write_bytes(written)
+            content["files"][name] = [len(written), zlib.crc32(written)]
+        content["crc32"] = own_sum(content)
+        (partial / "state.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for path in [*partial.iterdir(), partial]:
+            flush(path)
+        if final.exists():
+            shutil.rmtree(_out_of_the_way(final))
+        partial.rename(final)
+        flush(final.parent)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return final
+
+
+def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The intact checkpoint of the latest step in a run's folder, and what is wrong with later ones. Raises OSError."""
+    found, complaints = _first_intact(_folders(run)[::-1])
+    return found, [f"{complaint}{'; the checkpoint before it is taken' * bool(found)}" for complaint in complaints]
+
+
+def best_checkpoint(run: Path, best_by: str) -> tuple[Checkpoint | None, list[str]]:
+    """The intact checkpoint with the lowest "loss" or the highest "score" on data.validation, and what is wrong with
+    better ones. None where that was measured beside none of them."""
+    found, complaints = _first_intact(_best_first(_folders(run), best_by))
+    return found, [f"{complaint}{'; the next best checkpoint is taken' * bool(found)}" for complaint in complaints]
+
+
+def _folders(run: Path) -> list[Path]:
+    """Of checkpoints, by their steps. Raises OSError where they cannot be looked at: a run must not begin anew then."""
+    folder = run / "checkpoints"
+    return sorted(path for path in folder.iterdir() if path.name.startswith("step-")) if folder.exists() else []
+
+
+def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
+    complaints: list[str] = []
+    for folder in folders:
+        try:
+            found = read_checkpoint(folder)
+            check_sums(folder)
+        except (ValueError, FileNotFoundError) as error:
+            complaints.append(str(error))
+        else:
+            return found, complaints
+    return None, complaints
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """A checkpoint's folder, one that `dsmemvp export` has written, or a single safetensors file of trained tensors,
+    such as `dsmemvp convert` writes. Raises UserError."""
+    if folder.is_file():
+        return Checkpoint(folder, stated=_stated(folder))
+    content = read_state(folder)
+    if content.get("prompt_format", PROMPT_FORMAT) != PROMPT_FORMAT:
+        raise UserError(
+            f"{folder} was trained on prompts of format {content['prompt_format']}, this version writes"
+            f" {PROMPT_FORMAT}; use dsmemvp {content.get('dsmemvp', 'of another version')}"
+        )
+    content.setdefault("validation_score", None)
+    if content["format"] != (ADAPTER_FORMATS if (folder / ADAPTER).is_file() else FORMATS)[-1]:
+        warnings.warn(f"{folder} is of an earlier version; whether its base is this one cannot be told", stacklevel=2)
+        content["base"] = {}
+    fields = {name: content[name] for name in State.__dataclass_fields__}
+    return Checkpoint(folder / "trained.safetensors", State(**fields))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _stated(path: Path) -> dict[str, str]:
+    about = read_metadata(path, "checkpoint")
+    return {key: text for key, text in about.items() if key.startswith("method.")}
+
+
+def check_sums(folder: Path) -> None:
+    """Read a checkpoint's files and compare their checksums. Raises UserError."""
+    for name, wanted in read_state(folder)["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} does not exist")
+        if sum_of(path) != wanted:
+            raise UserError(f"{path} is damaged: its checksum is not the one it was written with")
+
+
+def prune(run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "loss") -> None:
+    """Take away all but the latest and the best (by "loss" or "score" on data.validation) checkpoints up to `step`, and
+    what cut-off writes have left. `keep_last` 0 keeps all. Those of later steps go: they were damaged, or the run would
+    have gone on from there, and counted as the latest they would push out the good ones."""
+    folder = run / "checkpoints"
+    for left in [*folder.glob("partial-*"), *folder.glob("old-*")]:
+        shutil.rmtree(left, ignore_errors=True)
+    folders = sorted(folder.glob("step-*"))
+    later = [path for path in folders if path.name > f"step-{step:08d}"]
+    folders = folders[: len(folders) - len(later)]
+    kept = set(folders[-keep_last:])  # [-0:] is all
+    kept.update(_best_first(folders, best_by)[:keep_best])
+    for path in [*folders, *later]:
+        if path not in kept:
+            shutil.rmtree(_out_of_the_way(path))
+
+
+def read_trained(path: Path, wanted: dict[str, tuple[int, ...]]) -> Tensors:
+    """Tensors of a safetensors file, which must be exactly those of `wanted`. Raises UserError
+    that lists what is missing, left over or of another shape."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    stored = read_header(path, "checkpoint")  # before a tensor takes memory
+    wrong = [f"{name} is missing" for name in sorted(wanted.keys() - stored.keys())]
+    wrong += [f"{name} is left over" for name in sorted(stored.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & stored.keys()):
+        if stored[name].shape != tuple(wanted[name]):
+            wrong.append(f"{name} has shape {stored[name].shape}, the model wants {tuple(wanted[name])}")
+        elif stored[name].dtype not in TYPES:
+            wrong.append(f"{name} is of the type {stored[name].dtype}")
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(f"{path} does not fit the recipe's model: {'; '.join(wrong[:5])}{more}")
+    return load_file(path)
+
+
+def _out_of_the_way(folder: Path) -> Path:
+    """Renamed before its files go one by one: half a checkpoint must not bear the name of a whole one."""
+    return folder.rename(folder.with_name(f"old-{folder.name}"))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What the folder says of itself, its checksum compared. Raises UserError."""
+    adapter = folder / ADAPTER
+    path, known = (adapter, ADAPTER_FORMATS) if adapter.is_file() else (folder / "state.json", FORMATS)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; {folder} is not a checkpoint")
+    return read_fields(path, known, TENSOR_FILES[:1] if path == adapter else TENSOR_FILES)
+
+
+def _best_first(folders: list[Path], best_by: str) -> list[Path]:
+    """Of checkpoints in the order of their steps, those for which it is known how good they are; the earlier of two
+    equal ones first."""
+    badness = {folder: _badness(folder, best_by) for folder in folders}
+    return sorted((folder for folder in folders if badness[folder] < math.inf), key=badness.__getitem__)
+
+
+def _badness(folder: Path, best_by: str) -> float:
+    """On data.validation; infinite where it is not known."""
+    try:
+        value = read_state(folder).get(f"validation_{best_by}")
+    except (ValueError, FileNotFoundError):
+        return math.inf
+    return math.inf if value is None else -value if best_by == "score" else value

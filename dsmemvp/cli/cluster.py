@@ -1,0 +1,99 @@
+"""count, plan, submit, doctor: before a run."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from dsmemvp.cli.recipe_command import given_recipe, recipe_command, recipe_to_run
+from dsmemvp.errors import UserError
+
+
+def add(commands: Any) -> None:
+    recipe_command(commands, "count", _count, "count parameters from the recipe's shapes, without weights")
+    command = recipe_command(commands, "plan", _plan, "memory, traffic and time of every sharding on a cluster")
+    command.add_argument("--gpus", required=True, help="number of GPUs, or several to compare: 8,16,64")
+    command.add_argument("--gpus-per-node", type=int, default=8)
+    command.add_argument("--gpu-memory", default="80GiB")
+    command.add_argument("--interconnect", default="400Gb", help="between nodes, per node and second: 400Gb, 50GB")
+    command.add_argument("--intra", default="450GB", help="inside a node, per GPU and second (default: NVLink 4)")
+    command.add_argument("--gpu-flops", default="989T", help="16-bit products per second of a GPU (default: H100)")
+    command.add_argument("--tokens", type=int, default=200, help="text tokens per sample (default: 200)")
+
+    command = recipe_command(commands, "submit", _submit, "submit slurm/train.sbatch with its #SBATCH lines filled in")
+    _allocation_options(command)
+    command = commands.add_parser("doctor", help="what a run would find on this node, or under srun on every node")
+    command.set_defaults(run=_doctor)
+    command.add_argument("recipe", type=Path, nargs="?", help="YAML file; without it, the machine alone is looked at")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings instead of the recipe's")
+
+
+def _allocation_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--nodes", type=int, default=1)
+    command.add_argument("--gpus-per-node", type=int, default=0, help="one rank for each")
+    command.add_argument("--cpu-ranks-per-node", type=int, default=0, help="instead, for nodes without GPUs")
+    command.add_argument("--cpus-per-gpu", type=int, metavar="N", help="CPU cores of every rank (default: the file's)")
+    command.add_argument("--time", help="limit, as in 12:00:00 or 1-00:00:00 (default: the start file's)")
+    command.add_argument("--partition")
+    command.add_argument("--account")
+    command.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="another option: --sbatch=--mail-type=END"
+    )
+    command.add_argument("--evaluate-only", action="store_true", help="slurm/evaluate.sbatch instead")
+    command.add_argument("--print", action="store_true", help="print the text and submit nothing")
+
+
+def _count(given: argparse.Namespace) -> None:
+    recipe = given_recipe(given)
+
+    from dsmemvp.backbones.joined import count
+    from dsmemvp.backbones.weights import configs_of_shapes, read_configs
+
+    named = recipe.model.language_shape and recipe.model.vision_shape
+    trainable, frozen = count(recipe, configs_of_shapes(recipe) if named else read_configs(recipe))
+    print(f"{trainable:,} trainable parameters\n{frozen:,} frozen parameters in the language model")
+
+
+def _plan(given: argparse.Namespace) -> None:
+    from dsmemvp.planning.cluster import clusters
+
+    recipe = recipe_to_run(given)
+    sizes = (given.gpu_memory, given.interconnect, given.intra, given.gpu_flops)
+    planned = clusters(given.gpus, given.gpus_per_node, *sizes)
+
+    from dsmemvp.planning.plan import compare
+    from dsmemvp.planning.table import lines
+
+    plans = compare(recipe, planned, given.tokens)
+    print(*lines(plans, given.tokens), sep="\n")
+
+
+def _submit(given: argparse.Namespace) -> None:
+    from dsmemvp.planning.deepspeed_settings import deepspeed_settings
+    from dsmemvp.submit import Allocation, sbatch_text, submit
+
+    recipe = recipe_to_run(given)
+    asked = Allocation(
+        given.nodes,
+        given.gpus_per_node,
+        given.cpu_ranks_per_node,
+        given.cpus_per_gpu,
+        given.time,
+        given.partition,
+        given.account,
+        given.sbatch,
+    )
+    asked.check()
+    if not given.evaluate_only:
+        deepspeed_settings(recipe, asked.ranks)  # what a run would refuse, before it waits in a queue
+    text = sbatch_text(recipe.name, [str(given.recipe), *given.overrides], asked, given.evaluate_only)
+    print(text if given.print else submit(text), end="" if given.print else "\n")
+
+
+def _doctor(given: argparse.Namespace) -> None:
+    recipe = given_recipe(given) if given.recipe else None
+
+    from dsmemvp.doctor.report import examine
+
+    failures = examine(recipe)
+    if failures:
+        raise UserError(f"a run would fail here: {', '.join(failures)}")

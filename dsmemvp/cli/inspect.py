@@ -1,0 +1,99 @@
+"""inspect: which patches of a picture the feed-forward memory fires on."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsmemvp.config.reading import check_overrides
+from dsmemvp.distributed.orphans import ended_with_launcher
+from dsmemvp.distributed.stopping import listening
+from dsmemvp.errors import UserError
+
+if TYPE_CHECKING:
+    from dsmemvp.config.recipe import Recipe
+    from dsmemvp.inspection.look import Question
+
+
+def add(commands: Any) -> None:
+    about = "heat maps of what the feed-forward memory fires on in a picture, and its weight layer by layer"
+    command = commands.add_parser("inspect", help=about, description=about)
+    command.set_defaults(run=_inspect, listens=True)
+    command.add_argument("--run", type=Path, required=True, dest="folder", metavar="RUN", help="a run's folder")
+    command.add_argument("--checkpoint", type=Path, help="a checkpoint, or a file of trained tensors, not the newest")
+    command.add_argument("question", nargs="?", help="the question about --image")
+    command.add_argument("--image", type=Path, help="a picture")
+    command.add_argument(
+        "--choice", action="append", default=[], metavar="TEXT", help="an option of the question; give it several times"
+    )
+    command.add_argument("--context", default="", help="the question's context")
+    command.add_argument("--sample", type=int, metavar="N", help="instead: a sample of data.train, by running number")
+    command.add_argument("--test", action="store_true", help="with --sample: of data.test")
+    command.add_argument("--words", nargs="+", default=[], help="words of the prompt (default: those of the question)")
+    command.add_argument("--layers", nargs="+", type=int, default=[], help="from 0 (default: five, evenly spaced)")
+    command.add_argument(
+        "--what",
+        choices=["change", "activation", "contribution"],
+        default="change",
+        help="how differently each patch's slot writes than with another memory (default), how strongly it fires, or"
+        " its share of the branch's output",
+    )
+    command.add_argument(
+        "--against",
+        choices=["average", "none"],
+        default="average",
+        help="what a change is measured against: the mean memory of the first 64 pictures of data.test, or no picture",
+    )
+    command.add_argument(
+        "--out", type=Path, help="folder for heat-map.png (default: RUN/inspect; of an exported folder inspect)"
+    )
+    command.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="a recipe's key; may be repeated"
+    )
+
+
+def _inspect(given: argparse.Namespace) -> None:
+    with listening() as stop, ended_with_launcher(stop):
+        check_overrides(given.set)
+
+        from dsmemvp.checkpoints.loading import check_same, load_run
+        from dsmemvp.cli.runs import join
+        from dsmemvp.distributed.ranks import leave_ranks
+        from dsmemvp.inspection.look import open_model
+
+        recipe, found = load_run(given.folder, given.set, given.checkpoint)
+        asked = _checked(given, recipe)
+        ranks, watched = join(recipe, stop)
+        with watched as heartbeat:
+            heartbeat.at("loading", 0)
+            check_same(found, ranks)
+            opened = open_model(recipe, found, ranks)
+            heartbeat.at("inspecting", 0)
+            sample = asked or opened.sample(given.sample, given.test)
+            against = opened.average() if given.what == "change" and given.against == "average" else None
+            look = opened.look(sample, given.words, against)
+            if ranks.first:
+                out = given.out or (given.folder if (given.folder / "recipe.json").is_file() else Path()) / "inspect"
+                out.mkdir(parents=True, exist_ok=True)
+                look.sheet(given.what, given.layers).save(out / "heat-map.png")
+                print(*look.table(), "", look.asked, f"-> {out / 'heat-map.png'}", sep="\n")
+        leave_ranks()
+
+
+def _checked(given: argparse.Namespace, recipe: "Recipe") -> "Question | None":
+    """What is asked about --image, before the model is loaded; None for a sample of the data. Raises UserError or
+    OSError."""
+    from dsmemvp.backbones.weights import read_configs
+    from dsmemvp.data.images import decoded
+    from dsmemvp.inspection.look import Question, check_layers, check_method
+
+    check_method(recipe)
+    check_layers(given.layers, read_configs(recipe).language.num_hidden_layers)
+    if (given.sample is None) == (given.image is None) or (given.image is None) != (given.question is None):
+        raise UserError("give --image and a question about it, or --sample N")
+    if given.image is None:
+        return None
+    asked = Question(given.question, given.image, tuple(given.choice), given.context)
+    sample = asked.sample()
+    assert sample.image is not None
+    decoded(sample.image, sample.where, recipe.vision.max_pixels)
+    return asked

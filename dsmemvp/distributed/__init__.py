@@ -1,0 +1,1 @@
+"""The processes of a launch: launchers, signals, rendezvous, ranks. Knows nothing of models or data."""

@@ -1,0 +1,201 @@
+"""Evaluation of a run on its test or validation shards, for captions on and off, the work dealt over all ranks.
+
+    RUN/evaluation.json, RUN/predictions.jsonl     scores, and a JSON line for every answer
+    RUN/evaluation/NAME.jsonl                      answers of one that is under way (partial.py)
+
+Files of another checkpoint than the newest have its name, or "best", behind theirs, as in evaluation-best.json; then
+come -validation, -captions-off or -captions-on if it is one of them alone, -likelihood, and -blind (naming.py). What
+follows from a checkpoint, the data and the recipe does not depend on the number of ranks.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial as bound
+from pathlib import Path
+from typing import Any
+
+from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.backbones.joined import VisualLanguageModel
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.checkpoints.checkpoint import Checkpoint, State, best_checkpoint, read_checkpoint
+from dsmemvp.config.reading import as_dict
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.data.batch import Batch
+from dsmemvp.data.collator import Collator, recipe_collator
+from dsmemvp.data.datasets import open_test_data, open_validation_data
+from dsmemvp.data.manifest import Manifest, check_files
+from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.distributed.stopping import Stop, Stopped
+from dsmemvp.errors import UserError
+from dsmemvp.evaluation.answering import Answering, Over
+from dsmemvp.evaluation.looking import show_memory
+from dsmemvp.evaluation.naming import checkpoint_name, data_name, file_suffix
+from dsmemvp.evaluation.partial import Partial
+from dsmemvp.evaluation.predictions import Predicted, predict_all
+from dsmemvp.evaluation.remarks import remarks
+from dsmemvp.evaluation.report import Report
+from dsmemvp.evaluation.scores import main_score, scored
+from dsmemvp.fault_tolerance.heartbeat import Heartbeat
+from dsmemvp.generation.decoder import build_decoder
+from dsmemvp.generation.generate import Sampling, generate
+from dsmemvp.training.checkpoint_manager import agreed_checkpoint
+from dsmemvp.training.engine import build_for_inference
+
+ANSWERS = 2
+"""Counts up when the same model's answers are decoded or marked otherwise: those of an evaluation that was interrupted
+before belong to no later one."""
+
+
+def evaluate(
+    recipe: Recipe,
+    ranks: Ranks,
+    stop: Stop,
+    heartbeat: Heartbeat,
+    blind: bool = False,
+    split: str = "test",
+    checkpoint: Path | None = None,
+    best: bool = False,
+) -> None:
+    """Score the run's newest checkpoint, its best one, or the given one, on the "test" or "validation" data. Goes on
+    where the same evaluation was interrupted. Raises UserError or OSError with what to do, and Stopped where `stop`
+    asked for it."""
+    run = Path(recipe.output) / recipe.name
+    data = _open_data(recipe, split)
+    ranks.together(lambda: check_files(data) if ranks.first else None)
+    configs = read_configs(recipe)
+    collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
+    found = read_checkpoint(checkpoint) if checkpoint else _chosen(recipe, ranks, run, best)
+    base = ranks.together(lambda: base_fingerprint(recipe))
+    if found is not None:
+        found.check_method(as_dict(recipe))
+        found.check_base(base)
+    state = found.state if found else State()
+
+    def poll() -> None:
+        heartbeat.at("evaluating", state.step)
+        if ranks.any(stop.asked):
+            raise Stopped("during the evaluation")
+
+    heartbeat.at("loading", state.step)
+    model, forward = build_for_inference(recipe, configs, ranks, found)
+    stop.plan = "ending after this batch, its answers are kept"
+    answering = _answering(recipe, ranks, model, forward)
+    collator = replace(collator, slots=model.method.slots, answers=True, blind=blind)
+    digest = ranks.together(lambda: found.digest() if found and ranks.first else "")
+    which, protocol = checkpoint_name(run, checkpoint, best, digest), recipe.evaluation.protocol
+    file = run / f"evaluation{file_suffix(which, split, recipe.evaluation.captions, protocol, blind)}.json"
+    own_data = ranks.together(lambda: data_name(file, data.fingerprint) if ranks.first else "")
+    which = "-".join(filter(None, (which, *ranks.gather([own_data]))))
+    about = {"answers": ANSWERS, "checkpoint": [state.step, digest], "base": base, "data": data.fingerprint}
+    about |= _what_counts(recipe)
+    predicted: dict[str, Predicted] = {}
+    partials: list[Partial | None] = []
+    for captions in recipe.evaluation.captions:
+        name, own = _name(recipe, captions, blind), replace(collator, captions=captions)
+        belongs = {"evaluation": name, "collator": asdict(own), **about}
+        part = file_suffix(which, split, [captions], protocol, blind).removeprefix("-")
+        partials.append(ranks.together(bound(_open_partial, ranks, run / "evaluation" / f"{part}.jsonl", belongs)))
+        predicted[name] = predict_all(recipe, ranks, data, own, answering, name, poll, partials[-1])
+    heartbeat.at("scoring", state.step)
+    suffix = file_suffix(which, split, recipe.evaluation.captions, protocol, blind)
+    # names of evaluations say the rest
+    group = f"evaluation{file_suffix(which, split, [False, True], 'generate', blind)}"
+    report = Report(run, suffix, group, state, digest, data, protocol)
+    ranks.together(lambda: report.write(predicted) if ranks.first else None)
+    for partial in partials:
+        ranks.together(partial.remove if partial else lambda: None)
+    if not blind:
+        show_memory(run, state.step, ranks, data, collator, answering.tokenizer, model, forward)
+
+
+def look_and_score(
+    recipe: Recipe,
+    ranks: Ranks,
+    data: Manifest,
+    collator: Collator,
+    model: VisualLanguageModel,
+    forward: Callable[..., Any],
+    poll: Callable[[], object],
+    step: int,
+) -> dict[str, float]:
+    """Inside training, after `step` steps (training/validation.py's Evaluator): the memory of a few samples in
+    TensorBoard; and where training.best_by wants them scores, with the first of evaluation.captions, the main one
+    first. Raises UserError."""
+    answering = _answering(recipe, ranks, model, forward)
+    collator = replace(collator, answers=True, captions=recipe.evaluation.captions[0])
+    run = Path(recipe.output) / recipe.name
+    show_memory(run, step, ranks, data, collator, answering.tokenizer, model, forward)
+    if recipe.training.best_by != "score":
+        return {}
+    name = f"validation, {_name(recipe, collator.captions, blind=False)}"
+    predicted = predict_all(recipe, ranks, data, collator, answering, name, poll)
+
+    def score() -> list[str]:
+        if not ranks.first:
+            return []
+        scores = scored(predicted.predictions)
+        for remark in remarks(name, predicted.predictions):
+            print(remark, flush=True)
+        main = main_score(scores)
+        ordered = sorted(scores.items(), key=lambda item: item[1] is not main)
+        return [json.dumps([[column, score.value] for column, score in ordered])]
+
+    (text,) = ranks.gather(ranks.together(score))
+    return dict(json.loads(text))
+
+
+def _answering(recipe: Recipe, ranks: Ranks, model: VisualLanguageModel, forward: Callable[..., Any]) -> Answering:
+    tokenizer = Tokenizer(recipe.model.tokenizer)
+    decoder = build_decoder(model, forward, ranks, tokenizer.eos)
+
+    def decode(batch: Batch, steps: int, over: Over) -> list[list[int]]:
+        if steps == 1:  # no cache, no mask: the forward of training
+            return [[token] for token in forward(batch)[: batch.indices.numel()].argmax(-1).tolist()]
+        return generate(decoder, batch, Sampling(max_new_tokens=steps), over)
+
+    return Answering(recipe.evaluation, ranks, tokenizer, forward, decode, model.method.slots)
+
+
+def _open_data(recipe: Recipe, split: str) -> Manifest:
+    if split == "test":
+        return open_test_data(recipe)
+    data = open_validation_data(recipe)
+    if data is None:
+        raise UserError("data.validation: give the folder of shards to evaluate on")
+    return data
+
+
+def _chosen(recipe: Recipe, ranks: Ranks, run: Path, best: bool) -> Checkpoint | None:
+    """The newest or the best checkpoint; None where there is nothing trained to look for."""
+    by = recipe.training.best_by
+    find = (bound(best_checkpoint, best_by=by),) if best else ()
+    found, complaints = agreed_checkpoint(run, ranks, *find)
+    if ranks.first:
+        print(*complaints, sep="\n", end="\n" if complaints else "", flush=True)
+    if found is None and best:
+        raise UserError(
+            f"{run / 'checkpoints'} holds no checkpoint with a {by} on data.validation, by which training.best_by tells"
+            " the best; evaluate without --best, or give --checkpoint"
+        )
+    if found is None and recipe.method.name != "none":
+        raise UserError(f"{run / 'checkpoints'} holds no checkpoint; train first, or give --checkpoint")
+    return found
+
+
+def _name(recipe: Recipe, captions: bool, blind: bool) -> str:
+    protocol = recipe.evaluation.protocol
+    return f"captions {'on' if captions else 'off'}" + ", blind" * blind + f", {protocol}" * (protocol != "generate")
+
+
+def _open_partial(ranks: Ranks, path: Path, belongs: dict[str, Any]) -> Partial | None:
+    """The first rank's."""
+    return Partial(path, belongs) if ranks.first else None
+
+
+def _what_counts(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's part in the answers, beside what the collator has of it."""
+    whole = as_dict(recipe)
+    evaluation = {key: value for key, value in whole["evaluation"].items() if key != "captions"}
+    return {"dtype": recipe.model.dtype, "vision": whole["vision"], "method": whole["method"], "settings": evaluation}

@@ -1,0 +1,1 @@
+"""Heartbeats, failure detection, the lease on a run's folder, the limit of restarts."""

@@ -1,0 +1,46 @@
+"""What is summed up between two lines of the log, and the numbers that become of it."""
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Throughput:
+    """Sums since the last line in the log, over all ranks; steps that updated nothing are not among them."""
+
+    start: float = field(default_factory=time.monotonic)
+    loss: float = 0.0
+    samples: float = 0.0
+    tokens: float = 0.0
+    imbalance: float = 0.0
+    steps: int = 0
+    rate: float = 0.0
+    norm: float = 0.0
+
+    def add(self, loss: float, samples: float, tokens: float, imbalance: float) -> None:
+        self.loss += loss
+        self.samples += samples
+        self.tokens += tokens
+        self.imbalance += imbalance
+        self.steps += 1
+
+    def numbers(self, language_parameters: int) -> dict[str, float]:
+        """Under their names in TensorBoard, which sorts them: loss comes first, then score. Wants at least one step."""
+        seconds = time.monotonic() - self.start
+        return {
+            "loss/train": self.loss / self.steps,
+            "training/learning_rate": self.rate,
+            "training/gradient_norm": self.norm,
+            "speed/samples_per_second": self.samples / seconds,
+            "speed/tokens_per_second": self.tokens / seconds,
+            # a frozen layer needs no weight gradient: 2N forward + 2N backward, recomputation not counted
+            "speed/tflops": 4 * language_parameters * self.tokens / seconds / 1e12,
+            "training/imbalance": self.imbalance / self.steps,
+        }
+
+
+def imbalance(costs: list[list[float]]) -> float:
+    """How much longer the ranks are busy together than they would be if every micro-step cost them the same; `costs`
+    is [rank][micro-step]. 1 is even."""
+    columns = list(zip(*costs, strict=True))
+    return sum(max(column) for column in columns) * len(costs) / sum(sum(column) for column in columns)

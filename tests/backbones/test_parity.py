@@ -1,0 +1,74 @@
+"""The same mathematics as the published implementation: its recorded features, logits, loss and gradients."""
+
+import pytest
+import torch
+from reference import Recording
+
+from dsmemvp.backbones.joined import add_trainables, build_frozen, loss_sum
+from dsmemvp.backbones.weights import load_frozen, read_configs
+
+
+@pytest.fixture(scope="module")
+def recording(shared, tmp_path_factory):
+    recording = Recording(shared, tmp_path_factory.mktemp("reference"))
+    recording.write(shared)
+    return recording
+
+
+@pytest.fixture(scope="module")
+def model(recording):
+    recipe = recording.recipe()
+    configs = read_configs(recipe)
+    model = build_frozen(recipe, configs)
+    load_frozen(model, recipe)
+    add_trainables(model, recipe, configs)
+    trained = recording.trained()
+    assert trained.keys() == model.trainables().keys()
+    model.load_state_dict(trained, strict=False)
+    return model
+
+
+def test_vision_features_and_projection_are_the_recorded_ones(model, recording):
+    features = model.vision(recording.images)
+    torch.testing.assert_close(features, recording.tensors["out.features"], atol=1e-5, rtol=0)
+    projected = model.method.projector(features)
+    torch.testing.assert_close(projected, recording.tensors["out.projected"], atol=1e-5, rtol=0)
+
+
+def test_logits_and_loss_are_the_recorded_ones(model, recording):
+    batch = recording.batch()
+    logits = model(batch)
+    recorded = recording.tensors["out.logits"].flatten(0, 1)[batch.supervised]
+    torch.testing.assert_close(logits, recorded, atol=1e-5, rtol=0)
+    loss = loss_sum(logits, batch.targets) / batch.targets.numel()
+    torch.testing.assert_close(loss, recording.tensors["out.loss"][0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_every_gradient_is_the_recorded_one(model, recording, recompute):
+    model.vision.recompute = model.language.recompute = recompute
+    model.zero_grad(set_to_none=True)
+    batch = recording.batch()
+    (loss_sum(model(batch), batch.targets) / batch.targets.numel()).backward()
+    recorded = recording.gradients()
+    assert recorded.keys() == model.trainables().keys()
+    for name, parameter in model.trainables().items():
+        error = (parameter.grad - recorded[name]).norm() / recorded[name].norm()
+        assert error < 1e-4, name
+
+
+def test_a_sample_alone_has_the_logits_it_has_in_the_batch(model, recording):
+    together = model(recording.batch())
+    alone = torch.cat([model(recording.batch((b,))) for b in range(3)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_one_sample_never_reads_another_samples_image(model, recording):
+    batch = recording.batch()
+    before = model(batch)
+    batch.images[1] += 1  # the image of sample 2
+    after = model(batch)
+    batch.images[1] -= 1
+    owner = batch.supervised // batch.length
+    torch.testing.assert_close(before[owner != 2], after[owner != 2], atol=0, rtol=0)
+    assert not torch.allclose(before[owner == 2], after[owner == 2])
