@@ -81,7 +81,7 @@ def encode_for_training(tokenizer: Tokenizer, sample: Sample, captions: bool, mo
         return prompt, [*whole, tokenizer.eos]
 
     (prompt, whole), cut = _fitted(encode, sample, captions, most)
-    return EncodedText(whole, len(prompt), cut)
+    return EncodedText(whole, len(prompt), cut, len(tokenizer.front))
 
 
 def encode_for_answer(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:
@@ -92,7 +92,7 @@ def encode_for_answer(tokenizer: Tokenizer, sample: Sample, captions: bool, most
         return whole, whole
 
     (_, whole), cut = _fitted(encode, sample, captions, most)
-    return EncodedText(whole, len(whole), cut)
+    return EncodedText(whole, len(whole), cut, len(tokenizer.front))
 
 
 def _continued(tokenizer: Tokenizer, prompt: str, rest: str, where: str) -> tuple[list[int], list[int]]:
@@ -101,7 +101,7 @@ def _continued(tokenizer: Tokenizer, prompt: str, rest: str, where: str) -> tupl
     if whole[: len(first)] != first:
         # a byte-level tokenizer may have a piece like ":The"; the two are then encoded one by one. With a sentencepiece
         # model that would put a space between them
-        whole = [*first, *tokenizer.encode(rest)[1:]]
+        whole = [*first, *tokenizer.encode(rest)[len(tokenizer.front) :]]
         if tokenizer.decode(whole) != prompt + rest:
             raise SampleError(where, "the tokenizer joins the end of the prompt with the target; use another one")
     return first, whole
