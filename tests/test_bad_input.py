@@ -21,7 +21,7 @@ from dsmemvp.export.export import export
 @pytest.fixture
 def refused(monkeypatch, capsys):
     """Runs a command in this process, as its only rank, and returns its one line."""
-    from dsmemvp.training import ranks
+    from dsmemvp.distributed import ranks
 
     monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
     for name in ("DSMEMVP_TRACEBACK", "RANK"):

@@ -8,7 +8,7 @@ import pytest
 
 from dsmemvp.distributed.rendezvous import meet
 from dsmemvp.distributed.stopping import Stop, Stopped
-from dsmemvp.training import rendezvous
+from dsmemvp.distributed import rendezvous
 
 
 class Meeting:

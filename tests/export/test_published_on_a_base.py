@@ -18,7 +18,7 @@ from dsmemvp.convert.memvp import published_names
 @pytest.fixture
 def place(repository, recipe_path, tmp_path, monkeypatch):
     """A folder with the README's files in it."""
-    from dsmemvp.training import ranks
+    from dsmemvp.distributed import ranks
 
     monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
     monkeypatch.delenv("RANK", raising=False)
