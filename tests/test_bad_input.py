@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.joined import add_trainables, build_frozen
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.export.export import export
+from dsmemvp.model import add_trainables, build_frozen
 
 
 @pytest.fixture

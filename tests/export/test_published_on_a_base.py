@@ -8,11 +8,11 @@ import shlex
 import pytest
 import torch
 
-from dsmemvp.backbones.joined import trainable_shapes
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.convert.memvp import published_names
+from dsmemvp.model import trainable_shapes
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 
 from data_prep.tokenizer import train_tokenizer
 from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.joined import add_trainables, build_frozen, count
 from dsmemvp.backbones.weights import load_frozen, read_configs
 from dsmemvp.checkpoints.adapter import open_adapter
 from dsmemvp.checkpoints.checkpoint import State, newest_checkpoint, save_checkpoint
@@ -40,6 +39,7 @@ from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.evaluation.rescore import rescore
 from dsmemvp.export.export import export
 from dsmemvp.fault_tolerance.restart_limit import count_start
+from dsmemvp.model import add_trainables, build_frozen, count
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.training.monitor import Monitor
 
