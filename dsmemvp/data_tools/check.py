@@ -12,7 +12,7 @@ from dsmemvp.data.loader import weigh
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import Order
 from dsmemvp.data.stream import Reader
-from dsmemvp.data_tools.look import collator_of
+from dsmemvp.inputs import open_inputs
 from dsmemvp.data_tools.survey import survey
 from dsmemvp.errors import UserError
 
@@ -27,7 +27,7 @@ def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], in
     where the data as a whole cannot be."""
     if ranks < 1:
         raise UserError(f"--ranks: must be at least 1, is {ranks}")
-    collator = replace(collator_of(recipe), skip_bad=True)
+    collator = replace(open_inputs(recipe).collator, skip_bad=True)
     lines: list[str] = []
     bad: list[str] = []
     if any(recipe.data.train):

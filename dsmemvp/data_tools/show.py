@@ -20,7 +20,8 @@ from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
 from dsmemvp.data.stream import Reader, first_numbers
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.lettering import LINE, find_font, wrapped
-from dsmemvp.data_tools.look import collator_of, right_answer
+from dsmemvp.data_tools.look import right_answer
+from dsmemvp.inputs import open_inputs
 from dsmemvp.errors import UserError
 
 COLUMNS, CELL, GAP = 4, 224, 8
@@ -44,7 +45,7 @@ def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet
     if numbers:
         places = [_place(manifests, number) for number in numbers]
     check_files(*manifests)
-    collator, reader = collator_of(recipe), Reader(manifests, indexes=8)
+    collator, reader = open_inputs(recipe).collator, Reader(manifests, indexes=8)
     tokenizer = Tokenizer(collator.tokenizer_path)
     found = reader.read(places)
     lines, pictures = [], []
