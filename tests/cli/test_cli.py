@@ -16,7 +16,7 @@ def command(monkeypatch, capsys):
     """Runs a command in this process, as its only rank, and returns (exit code, stdout, stderr)."""
     import torch
 
-    from dsmemvp.distributed import ranks  # noqa: F401  deepspeed's import may print
+    from dsmemvp.distributed import ranks
     from dsmemvp.training import loop  # noqa: F401
 
     monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
