@@ -13,7 +13,7 @@ def collator_of(recipe: Recipe) -> Collator:
     """The collator of a training run. Only the models' config.json are read, or the shapes where no folder is given."""
     configs = read_configs(recipe)
     collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
-    return replace(collator, slots=build_method(recipe.method, configs.sizes).slots)
+    return replace(collator, reserved=tuple(build_method(recipe.method, configs.sizes).reserved()))
 
 
 def right_answer(sample: Sample) -> str:
