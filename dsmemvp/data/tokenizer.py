@@ -54,6 +54,12 @@ class Tokenizer:
         """Tokens of a text, BOS first if there is one."""
         return [*self.front, *self._model.encode(text)]
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens as above, and of each the characters [start, stop) of the text that it stands for; BOS is (0, 0). Of a
+        character that is several tokens, some of them may be empty, at its start."""
+        tokens, spans = self._model.encode_spans(text)
+        return [*self.front, *tokens], [*((0, 0) for _ in self.front), *spans]
+
     def decode(self, tokens: list[int]) -> str:
         """BOS, EOS and what the model has beyond the tokenizer's pieces are left out."""
         return self._model.decode([t for t in tokens if t not in (self.bos, self.eos) and t < self.vocabulary])
@@ -74,7 +80,7 @@ class _SentencePiece:
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(content)
-        except RuntimeError:
+        except (RuntimeError, UnicodeDecodeError):
             if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
                 raise UserError(
                     f"tokenizer {path} is a tiktoken file, as Meta's LLaMA 3 has; give the tokenizer.json of the same"
@@ -86,6 +92,10 @@ class _SentencePiece:
 
     def encode(self, text: str) -> list[int]:
         return self._model.EncodeAsIds(text)
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        mapping = self._model.EncodeAsOffsetMapping(text)
+        return mapping["ids"], mapping["offsets"]
 
     def decode(self, tokens: list[int]) -> str:
         return self._model.DecodeIds(tokens)
@@ -128,6 +138,10 @@ class _Json:
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text, add_special_tokens=False).ids
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._model.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def decode(self, tokens: list[int]) -> str:
         return self._model.decode(tokens, skip_special_tokens=True)

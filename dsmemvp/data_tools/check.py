@@ -12,9 +12,9 @@ from dsmemvp.data.loader import weigh
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import Order
 from dsmemvp.data.stream import Reader
-from dsmemvp.inputs import open_inputs
 from dsmemvp.data_tools.survey import survey
 from dsmemvp.errors import UserError
+from dsmemvp.inputs import open_inputs
 
 LISTED = 20
 """Bad samples listed; the others are counted."""

@@ -21,8 +21,8 @@ from dsmemvp.data.stream import Reader, first_numbers
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.lettering import LINE, find_font, wrapped
 from dsmemvp.data_tools.look import right_answer
-from dsmemvp.inputs import open_inputs
 from dsmemvp.errors import UserError
+from dsmemvp.inputs import open_inputs
 
 COLUMNS, CELL, GAP = 4, 224, 8
 """Of the sheet: pictures in a row, the least width of one, and what is between two, in pixels."""

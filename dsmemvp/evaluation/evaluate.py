@@ -51,8 +51,9 @@ def evaluate(
     checkpoint: Path | None = None,
     best: bool = False,
 ) -> None:
-    """Score the run's newest checkpoint, its best one, or the given one, on the "test" or "validation" data. Resumes the same evaluation if it was interrupted. Raises UserError or OSError with what to do, and Stopped if `context.stop`
-    asked for it."""
+    """Score the run's newest checkpoint, its best one, or the given one, on the "test" or "validation" data. Resumes
+    the same evaluation if it was interrupted. Raises UserError or OSError with what to do, and Stopped if
+    `context.stop` asked for it."""
     recipe, ranks, run = context.recipe, context.ranks, context.folder
     data = _open_data(recipe, split)
     ranks.together(lambda: check_files(data) if ranks.first else None)

@@ -33,7 +33,8 @@ TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass
 class Trainer:
-    """The model under DeepSpeed. `engine` runs forward, backward and update; `master_weights` are its float32 values."""
+    """The model under DeepSpeed. `engine` runs forward, backward and update; `master_weights` are its float32
+    values."""
 
     engine: deepspeed.DeepSpeedEngine
     model: VisualLanguageModel

@@ -23,7 +23,6 @@ from dsmemvp.data.loader import Share, evaluation_steps, training_steps
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.order import Order, Source
 from dsmemvp.data.sample import SampleError
-from dsmemvp.errors import UserError
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def test_a_bad_sample_is_left_out_and_told_and_the_others_keep_their_places(dama
     # every place of the global batch is dealt once, to the sample that stands there
     assert sorted(pair for batch in batches for pair in batch.dealt) == list(enumerate(numbers))
     for batch in batches:
-        assert sorted(list(batch.indices)) == sorted(i for _, i in batch.dealt if i not in (1, 6))
+        assert sorted(batch.indices) == sorted(i for _, i in batch.dealt if i not in (1, 6))
         for skip in batch.skipped:
             expected = {1: "0.tar, sample s1: json member cannot be read", 6: "1.tar, sample s6: image cannot"}
             assert expected[numbers[skip.position]] in skip.message
@@ -119,7 +118,7 @@ def test_a_micro_batch_of_bad_samples_only_is_an_empty_batch(damaged, collator):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_lost_shard_ends_the_run_even_where_bad_samples_may_be_left_out(damaged, collator, workers):
     damaged.path(0).unlink()
-    with pytest.raises(UserError, match=r"0\.tar"):
+    with pytest.raises(FileNotFoundError, match=r"0\.tar"):
         training(damaged, replace(collator, skip_bad=True), workers=workers)
 
 
