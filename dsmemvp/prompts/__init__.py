@@ -1,9 +1,10 @@
 """The visual prompting methods, one file each, behind the interface of `interface.py`.
 
-Add a method: write its file, give it a name in `recipe.Method`, and a branch in `build_method`.
+Add a method: write its file here, with its `Settings`, and a branch in `build_method`.
 """
 
-from dsmemvp.config.recipe import Method
+from typing import Any
+
 from dsmemvp.prompts.input_space import InputSpace
 from dsmemvp.prompts.interface import Sizes, VisualPrompt
 from dsmemvp.prompts.memvp import MemVP
@@ -11,7 +12,7 @@ from dsmemvp.prompts.memvp import MemVP
 __all__ = ["Sizes", "VisualPrompt", "build_method"]
 
 
-def build_method(method: Method, sizes: Sizes) -> VisualPrompt:
+def build_method(method: Any, sizes: Sizes) -> VisualPrompt:
     """The method a recipe names, with its initial values drawn from torch's default generator."""
     if method.name == "memvp":
         return MemVP(

@@ -10,13 +10,30 @@ B samples, L places, N slots, d width, I images, P image tokens, v vision width.
 """
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.nn import functional as F
 
+from dsmemvp.config.fields import CONFIG, Factor, Fraction, Width
+from dsmemvp.config.methods import MethodSettings
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
 from dsmemvp.prompts.interface import Sizes, State, VisualPrompt
-from dsmemvp.prompts.projector import Projector
+from dsmemvp.prompts.parts.projector import Projector
+
+
+@dataclass(config=CONFIG)
+class Settings(MethodSettings):
+    hidden: Width = 128
+    """Hidden width of the projector from image features to the language model's width."""
+    slots: Width = 320
+    """Key/value slots; those beyond the image tokens are purely learned."""
+    visual_scale: Factor = 0.01
+    """Factor on the projected image features inside keys and values (lambda)."""
+    output_scale: Factor = 0.1
+    """Factor on the output of the memory branch (s)."""
+    dropout: Fraction = 0.1
+    """Dropout on the slot activations."""
 
 
 class MemVP(VisualPrompt):
