@@ -47,7 +47,8 @@ class Trainer:
                 poll()
                 self.engine.step()  # closes the micro-step before; only the last one updates
             batch = batch.to(self.engine.device)
-            loss = loss_sum(self.engine(batch), batch.targets)
+            logits, _ = self.engine(batch)
+            loss = loss_sum(logits, batch.targets)
             self.engine.backward(loss * (scale * averaged))
             total += loss.detach()
         return total.item()
