@@ -7,10 +7,10 @@ import dsmemvp
 
 ROOT = Path(dsmemvp.__file__).parent
 ORDER = [
+    "errors",
     "json_text",
     "counting",
     "atomic_files",
-    "errors",
     "distributed",
     "config",
     "data",
