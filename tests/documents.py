@@ -6,7 +6,8 @@ from pathlib import Path
 
 ONE_PROCESS, CLUSTER, NEEDS = "one process", "cluster", "needs "
 FENCE = re.compile(
-    r"^(?P<mark>[ ]*<!-- test: (?P<said>.+) -->\n)?(?P<indent>[ ]*)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
+    r"^(?:[ ]*<!-- test: (?P<said>[^\n]+) -->\n)?"
+    r"(?P<indent>[ ]*)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
     re.M | re.S,
 )
 LANGUAGES = {"bash", "python", "text"}

@@ -43,7 +43,7 @@ def _make_small(path: Path) -> None:
     recipe = yaml.safe_load(path.read_text())
     recipe["method"]["hidden"] = 16
     recipe["data"] |= {"max_length": 160, "workers": 0}
-    recipe["training"] |= {"epochs": 2, "global_batch": 8, "micro_batch": 8}
+    recipe["training"] |= {"epochs": 2, "global_batch": 8, "micro_batch": 2}
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
 
 
@@ -62,7 +62,7 @@ def _run(place: Path, language: str, text: str) -> str:
     command = ["bash", "-ec", text] if language == "bash" else [sys.executable, "-c", text]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_there_are_pages_with_such_commands():
@@ -70,8 +70,8 @@ def test_there_are_pages_with_such_commands():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_run_and_say_something(page, place):
+def test_the_commands_of_a_page_run(page, place):
     for block in PAGES[page]:
         for text in block.commands() if block.language == "bash" else [block.text]:
             if not is_coming(text.split()[1]):
-                assert _run(place, block.language, text).strip(), text
+                assert _run(place, block.language, text), text
