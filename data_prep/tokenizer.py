@@ -18,7 +18,7 @@ import sentencepiece
 from data_prep.progress import say
 
 
-class VocabularyTooLarge(ValueError):
+class VocabularyTooLarge(UserError):
     """The texts give fewer pieces: `most`."""
 
     def __init__(self, vocabulary: int, most: int):

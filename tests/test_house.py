@@ -7,15 +7,16 @@ import dsmemvp
 
 ROOT = Path(dsmemvp.__file__).parent
 ORDER = [
+    "errors",
     "json_text",
     "counting",
     "atomic_files",
-    "errors",
     "distributed",
     "config",
     "data",
-    "prompts",
     "backbones",
+    "prompts",
+    "model",
     "convert",
     "planning",
     "data_tools",

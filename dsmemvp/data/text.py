@@ -29,6 +29,8 @@ class EncodedText:
     """How many of them are the prompt."""
     cut: bool
     """Whether the context was shortened to fit."""
+    bos: int = 1
+    """How many of them stand before the text: BOS, or none."""
 
 
 def prompt_text(sample: Sample, captions: bool) -> str:

@@ -70,7 +70,7 @@ class _SentencePiece:
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(content)
-        except RuntimeError:
+        except (RuntimeError, UnicodeDecodeError):
             if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
                 raise UserError(
                     f"tokenizer {path} is a tiktoken file, as Meta's LLaMA 3 has; give the tokenizer.json of the same"

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.joined import VisualLanguageModel
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import Checkpoint, State, best_checkpoint, read_checkpoint
 from dsmemvp.config.reading import as_dict
@@ -40,6 +39,7 @@ from dsmemvp.evaluation.scores import main_score, scored
 from dsmemvp.fault_tolerance.heartbeat import Heartbeat
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
+from dsmemvp.model import VisualLanguageModel
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.engine import build_for_inference
 

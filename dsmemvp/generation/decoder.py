@@ -13,12 +13,12 @@ import torch
 from transformers import Cache, GenerationMixin, LlamaConfig, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
-from dsmemvp.backbones.joined import VisualLanguageModel
 from dsmemvp.backbones.language import Step
 from dsmemvp.backbones.partitioned import is_partitioned
 from dsmemvp.data.batch import Batch
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.generation.layout import next_tokens
+from dsmemvp.model import VisualLanguageModel
 from dsmemvp.prompts.interface import State
 
 

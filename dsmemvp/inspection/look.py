@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dsmemvp.backbones.joined import VisualLanguageModel
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import Checkpoint
 from dsmemvp.config.recipe import Recipe
@@ -35,6 +34,7 @@ from dsmemvp.inspection import table
 from dsmemvp.inspection.page import LONGEST, maps, page
 from dsmemvp.inspection.probe import Forward, Memory, Probe, What, memory_of, probe
 from dsmemvp.inspection.words import Word, chosen_words
+from dsmemvp.model import VisualLanguageModel
 from dsmemvp.training.engine import build_for_inference
 
 REFERENCES, SEARCHED = 64, 1000

@@ -10,7 +10,7 @@ import deepspeed
 import torch
 from torch import nn
 
-from dsmemvp.backbones.joined import Configs, VisualLanguageModel, add_trainables, build_empty, loss_sum
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import give_memory
 from dsmemvp.backbones.weights import load_frozen
 from dsmemvp.checkpoints.checkpoint import Checkpoint
@@ -18,6 +18,7 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.errors import UserError
+from dsmemvp.model import VisualLanguageModel, add_trainables, build_empty, loss_sum
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
 from dsmemvp.training.master_weights import MasterWeights, PartitionedMasterWeights, ReplicatedMasterWeights
 

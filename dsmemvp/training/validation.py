@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from dsmemvp.backbones.joined import VisualLanguageModel, loss_sum
 from dsmemvp.checkpoints.checkpoint import State
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.collator import Collator
@@ -14,6 +13,7 @@ from dsmemvp.data.loader import Share, evaluation_steps
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.errors import UserError
+from dsmemvp.model import VisualLanguageModel, loss_sum
 from dsmemvp.training.engine import Trainer
 
 Poll = Callable[[], object]

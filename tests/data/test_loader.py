@@ -23,7 +23,6 @@ from dsmemvp.data.loader import Share, evaluation_steps, training_steps
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.order import Order, Source
 from dsmemvp.data.sample import SampleError
-from dsmemvp.errors import UserError
 
 
 @pytest.fixture
@@ -111,7 +110,7 @@ def test_a_micro_batch_of_bad_samples_only_is_an_empty_batch(damaged, collator):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_lost_shard_ends_the_run_even_where_bad_samples_may_be_left_out(damaged, collator, workers):
     damaged.path(0).unlink()
-    with pytest.raises(UserError, match=r"0\.tar"):
+    with pytest.raises(FileNotFoundError, match=r"0\.tar"):
         training(damaged, replace(collator, skip_bad=True), workers=workers)
 
 

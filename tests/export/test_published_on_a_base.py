@@ -8,17 +8,17 @@ import pytest
 import torch
 from documents import run_by
 
-from dsmemvp.backbones.joined import trainable_shapes
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.convert.memvp import published_names
+from dsmemvp.model import trainable_shapes
 
 
 @pytest.fixture
 def place(repository, recipe_path, tmp_path, monkeypatch):
     """A folder with the page's files in it."""
-    from dsmemvp.training import ranks
+    from dsmemvp.distributed import ranks
 
     monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
     monkeypatch.delenv("RANK", raising=False)

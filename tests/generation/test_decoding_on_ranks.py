@@ -10,13 +10,13 @@ from launch import run_on_ranks, written
 from programs import decoding
 from safetensors.torch import save_file
 
-from dsmemvp.backbones.joined import add_trainables, build_frozen
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import Checkpoint
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
+from dsmemvp.model import add_trainables, build_frozen
 from dsmemvp.training.engine import build_for_inference
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "decoding.py"
