@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from documents import CLUSTER, LANGUAGES, NEEDS, ONE_PROCESS, Block, anchors, blocks, links, pages, prose
+from test_house import ORDER
 
 from dsmemvp.cli import main as cli
-from dsmemvp.config.reading import check_overrides, read_recipe
+from dsmemvp.config.reading import read_recipe
 from dsmemvp.errors import UserError
 from dsmemvp.planning.deepspeed_file import read_settings
 
@@ -83,6 +84,12 @@ def _make(line: str) -> str:
     """The target of make that CI runs for a line; `install` is part of each."""
     found = re.search(r"\bmake .*?(\w[\w-]*)$", line)
     return "make " + found[1].replace("install", "demo") if found else ""
+
+
+def test_the_rooms_are_explained_in_their_order(repository):
+    text = (repository / "docs" / "contributing.md").read_text()
+    rooms = re.findall(r"`dsmemvp/(\w+)`", text[text.index("| room |") : text.index("`ds_configs/`, `slurm/`")])
+    assert rooms == [room for room in ORDER if room != "__main__"]
 
 
 # ---- every command is parsed by what will parse it
@@ -220,18 +227,20 @@ def test_commands_and_options_in_the_prose_exist():
             assert re.search(rf"{option}\b", text), (page, span)
 
 
-def test_recipe_keys_in_the_prose_exist():
+def test_recipe_keys_in_the_prose_exist(tmp_path):
+    recipe = tmp_path / "bare.yaml"
+    recipe.write_text("name: bare\n")
     groups = "model|vision|method|data|training|evaluation"
     for page, span in _spans():
         for key in re.findall(rf"(?:^|\s)((?:{groups})\.[a-z_]+)(?==|: |$)", span):
             if key not in COMING_KEYS and not key.endswith(".json"):
-                assert any(_is_key(key, method) for method in METHODS), (page, span)
+                assert any(_is_key(recipe, key, method) for method in METHODS), (page, span)
 
 
-def _is_key(key: str, method: str) -> bool:
-    """Whether recipes with this method have such a key; a group of keys is none."""
+def _is_key(recipe: Path, key: str, method: str) -> bool:
+    """Whether a recipe with this method has such a key."""
     try:
-        check_overrides([f"method.name={method}", f"{key}=0"])
+        read_recipe(recipe, [f"method.name={method}", f"{key}=0"])
     except UserError as error:
         return "unknown key" not in str(error)
     return True
