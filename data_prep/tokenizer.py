@@ -16,6 +16,7 @@ from pathlib import Path
 import sentencepiece
 
 from data_prep.progress import say
+from dsmemvp.errors import UserError
 
 
 class VocabularyTooLarge(UserError):

@@ -6,6 +6,7 @@ from dsmemvp.backbones.weights import read_configs
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.collator import Collator, recipe_collator
 from dsmemvp.data.sample import Sample
+from dsmemvp.model import sizes_of
 from dsmemvp.prompts import build_method
 
 
@@ -13,7 +14,7 @@ def collator_of(recipe: Recipe) -> Collator:
     """The collator of a training run. Only the models' config.json are read, or the shapes where no folder is given."""
     configs = read_configs(recipe)
     collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
-    return replace(collator, slots=build_method(recipe.method, configs.sizes).slots)
+    return replace(collator, reserved=tuple(build_method(recipe.method, sizes_of(configs)).reserved()))
 
 
 def right_answer(sample: Sample) -> str:

@@ -35,7 +35,7 @@ def samples():
 
 
 def _batch(tokenizer_path, tokenizer, samples):
-    collator = Collator(str(tokenizer_path), ImageTransform(4, "imagenet", 100), False, 300, False, answers=True)
+    collator = Collator(str(tokenizer_path), ImageTransform(4, 100), False, 300, False, answers=True)
     return make_batch([collator.item(tokenizer, s) for s in samples], 4, last_only=True)
 
 

@@ -172,7 +172,7 @@ def _of_data(folder: Path) -> Iterator[Reader]:
 
 
 def _pixels(place: Path) -> str:
-    return str(ImageTransform(16, "clip", 50_000_000)((place / "image").read_bytes(), "here").shape)
+    return str(ImageTransform(16, 50_000_000)((place / "image").read_bytes(), "here").shape)
 
 
 def _of_runs(folder: Path, base: Path) -> Iterator[Reader]:

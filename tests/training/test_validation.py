@@ -51,7 +51,7 @@ class Alone(Ranks):
 
 @pytest.fixture
 def collator(tokenizer_path):
-    return Collator(str(tokenizer_path), ImageTransform(4, "imagenet", 10_000), False, 200, skip_bad=False)
+    return Collator(str(tokenizer_path), ImageTransform(4, 10_000), False, 200, skip_bad=False)
 
 
 @pytest.fixture(scope="module")
