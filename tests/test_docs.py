@@ -24,6 +24,7 @@ BLOCKS = blocks(REPOSITORY)
 SHELL = [block for block in BLOCKS if block.language == "bash"]
 OTHERS = {"git", "cd", "docker", "salloc", "squeue", "for", "done", "module", "source", "exec"}
 """Programs and words of the shell whose arguments are not looked at here."""
+OPTIONS_OF_OTHERS = {"--help", "--allow-run-as-root", "--ntasks-per-node", "--gpus-per-node", "--signal"}
 METHODS = ("memvp", "input_space")
 COMING_KEYS: set[str] = {"training.micro_tokens"}
 COMING_COMMANDS: set[str] = {"recipe"}
@@ -225,6 +226,16 @@ def test_commands_and_options_in_the_prose_exist():
         text = helps.setdefault(" ".join(command), _help(*command))
         for option in re.findall(r"--[a-z][\w-]*", span):
             assert re.search(rf"{option}\b", text), (page, span)
+
+
+def test_options_that_stand_alone_in_the_prose_exist():
+    programs = [
+        path.read_text() for folder in ("dsmemvp/cli", "data_prep") for path in (REPOSITORY / folder).glob("*.py")
+    ]
+    options = set(re.findall(r'"(--[a-z][\w-]*)"', "".join(programs))) | OPTIONS_OF_OTHERS
+    for page, span in _spans():
+        if re.match(r"--[a-z]", span):
+            assert re.split(r"[ =]", span)[0] in options, (page, span)
 
 
 def test_recipe_keys_in_the_prose_exist(tmp_path):
