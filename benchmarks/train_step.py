@@ -24,7 +24,8 @@ import torch
 
 from dsmemvp.backbones.partitioned import fill_randomly, whole_shape
 from dsmemvp.backbones.weights import configs_of_shapes
-from dsmemvp.config.recipe import Method, Model, Recipe, Training
+from dsmemvp.config.methods import method_settings
+from dsmemvp.config.recipe import Model, Recipe, Training
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
 
@@ -130,7 +131,8 @@ def _recipe(method: Any, shape: Shape, micro_batch: int, recompute: Any) -> Reci
         deepspeed=str(ROOT / "ds_configs" / "zero3.json"),
     )
     model = Model(language_shape=shape.language, vision_shape=shape.vision, dtype="bf16")
-    return Recipe("benchmark", model=model, method=Method(method, slots=shape.slots), training=training)
+    slots = {"slots": shape.slots} if method == "memvp" else {}
+    return Recipe("benchmark", model=model, method=method_settings(method, **slots), training=training)
 
 
 def _batches(configs, slots: int, micro_batch: int, given: argparse.Namespace) -> list[Batch]:
