@@ -43,7 +43,9 @@ VISION = {
 
 
 def compare(given: argparse.Namespace) -> None:
-    print("| DeepSpeed | ranks | old, samples/s | new, samples/s | ratio | lowest and highest | old, places/sample | new |")
+    print(
+        "| DeepSpeed | ranks | old, samples/s | new, samples/s | ratio | lowest and highest | old, places/sample | new |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     with _worktree(given.against) as old:
         for sharding in given.sharding:

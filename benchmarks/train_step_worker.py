@@ -92,21 +92,23 @@ class _New:
 
 class _Old:
     def __init__(self) -> None:
-        import dsmemvp
         from dsmemvp.training.ranks import leave_ranks
+
+        import dsmemvp
 
         self.package, self.leave = dsmemvp, leave_ranks
 
     def build(self, spec: dict[str, Any], language: Any, vision: Any) -> tuple[Callable[[int], None], dict]:
-        from dsmemvp.data.batch import Item, make_batch
         from dsmemvp.data.dealing import Weight, deal
-        from dsmemvp.data.images import STATISTICS
-        from dsmemvp.data.text import EncodedText
         from dsmemvp.models.joined import Configs
         from dsmemvp.models.partitioned import fill_randomly
         from dsmemvp.recipe import Method, Model, Recipe, Training
-        from dsmemvp.training.engine import build_trainer
         from dsmemvp.training.ranks import join_ranks
+
+        from dsmemvp.data.batch import Item, make_batch
+        from dsmemvp.data.images import STATISTICS
+        from dsmemvp.data.text import EncodedText
+        from dsmemvp.training.engine import build_trainer
 
         ranks = join_ranks(seconds=1800)
         method = Method(spec["method"], slots=spec["slots"])
