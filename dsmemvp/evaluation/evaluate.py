@@ -20,7 +20,7 @@ from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import Checkpoint, State, best_checkpoint, read_checkpoint
 from dsmemvp.config.reading import as_dict
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch
+from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.collator import Collator, recipe_collator
 from dsmemvp.data.datasets import open_test_data, open_validation_data
 from dsmemvp.data.manifest import Manifest, check_files
@@ -82,7 +82,7 @@ def evaluate(
     model, forward = build_for_inference(recipe, configs, ranks, found)
     stop.plan = "ending after this batch, its answers are kept"
     answering = _answering(recipe, ranks, model, forward)
-    collator = replace(collator, slots=model.method.slots, answers=True, blind=blind)
+    collator = replace(collator, reserved=tuple(model.method.reserved()), answers=True, blind=blind)
     digest = ranks.together(lambda: found.digest() if found and ranks.first else "")
     which, protocol = checkpoint_name(run, checkpoint, best, digest), recipe.evaluation.protocol
     file = run / f"evaluation{file_suffix(which, split, recipe.evaluation.captions, protocol, blind)}.json"
@@ -150,12 +150,13 @@ def _answering(recipe: Recipe, ranks: Ranks, model: VisualLanguageModel, forward
     tokenizer = Tokenizer(recipe.model.tokenizer)
     decoder = build_decoder(model, forward, ranks, tokenizer.eos)
 
-    def decode(batch: Batch, steps: int, over: Over) -> list[list[int]]:
-        if steps == 1:  # no cache, no mask: the forward of training
-            return [[token] for token in forward(batch)[: batch.indices.numel()].argmax(-1).tolist()]
+    def decode(batch: MicroBatch, steps: int, over: Over) -> list[list[int]]:
+        if steps == 1:  # no cache: the forward of training
+            logits, _ = forward(batch.batch)
+            return [[token] for token in logits.argmax(-1).tolist()]
         return generate(decoder, batch, Sampling(max_new_tokens=steps), over)
 
-    return Answering(recipe.evaluation, ranks, tokenizer, forward, decode, model.method.slots)
+    return Answering(recipe.evaluation, ranks, tokenizer, forward, decode, model.method.reserved())
 
 
 def _open_data(recipe: Recipe, split: str) -> Manifest:

@@ -33,7 +33,7 @@ def in_one_process(recipe_path, settings, method, trained):
     save_file(values, trained)
     ranks = Ranks(0, 1, torch.device("cpu"))
     model, forward = build_for_inference(recipe, configs, ranks, Checkpoint(trained))
-    prompts = decoding.prompts((0, 1, 2, 3), configs.resolution, model.method.slots)
+    prompts = decoding.prompts((0, 1, 2, 3), configs.resolution, model.method.reserved())
     return generate(build_decoder(model, forward, ranks, small.EOS), prompts, Sampling(5), decoding.done)
 
 
