@@ -202,7 +202,7 @@ def _cut(settings: dict[str, Any]) -> Callable[[nn.Parameter], None]:
 def build_trainer(
     recipe: Recipe, configs: Configs, ranks: Ranks, load: Load | None = None, trains: Sequence[str] = ()
 ) -> Trainer:
-    """`load` as in `build_model`; `trains` as in `Trainer.begin_stage`. Raises UserError if nothing is to be trained."""
+    """`load` as in `build_model`; `trains` as in `Trainer.begin_stage`. Raises UserError if there are none."""
     settings = deepspeed_settings(recipe, ranks.world)
     model = build_model(recipe, configs, settings, ranks, load)
     trainables = model.trainables()
