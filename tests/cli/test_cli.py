@@ -16,7 +16,8 @@ def command(monkeypatch, capsys):
     """Runs a command in this process, as its only rank, and returns (exit code, stdout, stderr)."""
     import torch
 
-    from dsmemvp.training import loop, ranks  # noqa: F401  deepspeed's import may print
+    from dsmemvp.distributed import ranks
+    from dsmemvp.training import loop  # noqa: F401  deepspeed's import may print
 
     monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
     monkeypatch.delenv("DSMEMVP_TRACEBACK", raising=False)
