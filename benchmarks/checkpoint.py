@@ -12,12 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from dsmemvp.backbones.joined import count
 from dsmemvp.backbones.partitioned import fill_randomly
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.checkpoints.checkpoint import State
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
+from dsmemvp.model import count
 from dsmemvp.training.checkpoint_manager import CheckpointManager
 from dsmemvp.training.engine import build_trainer
 from dsmemvp.training.monitor import Monitor

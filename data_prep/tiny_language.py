@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 
 from data_prep.tiny_score import Report, Score
-from dsmemvp.backbones.language import LanguageModel
+from dsmemvp.backbones.decoder import DecoderTower
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_training, prompt_text
@@ -67,7 +67,7 @@ class _Listener(VisualPrompt):
 
 def train_language(
     samples: list[Sample], tokenizer: Tokenizer, plan: Plan, report: Report
-) -> tuple[LanguageModel, Score]:
+) -> tuple[DecoderTower, Score]:
     """`plan.steps` steps, at least 1, on at least 10 samples."""
     rng = random.Random(plan.seed)
     samples = rng.sample(samples, len(samples))
@@ -106,7 +106,7 @@ def encode(tokenizer: Tokenizer, sample: Sample) -> Text:
     return Text(whole, known, tuple(ends), right)
 
 
-def _new_model(vocabulary: int, plan: Plan) -> LanguageModel:
+def _new_model(vocabulary: int, plan: Plan) -> DecoderTower:
     """Starts with attention from each word to the same word elsewhere (queries and keys partly equal to their input),
     which is most of what answering from a context takes."""
     config = LlamaConfig(
@@ -118,7 +118,7 @@ def _new_model(vocabulary: int, plan: Plan) -> LanguageModel:
         max_position_embeddings=512,
         pad_token_id=None,
     )
-    model = LanguageModel(config)
+    model = DecoderTower(config)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.03)
@@ -132,7 +132,7 @@ def _new_model(vocabulary: int, plan: Plan) -> LanguageModel:
     return model
 
 
-def _loss(model: LanguageModel, listener: _Listener, judge: nn.Module, texts: list[Text]) -> torch.Tensor:
+def _loss(model: DecoderTower, listener: _Listener, judge: nn.Module, texts: list[Text]) -> torch.Tensor:
     # a prompt of one token: every later token is trained
     items = [Item(i, replace(text.encoded, prompt=1), None) for i, text in enumerate(texts)]
     batch = make_batch(items, resolution=1)
@@ -154,7 +154,7 @@ def _guessing(texts: list[Text], held_out: list[Text]) -> float:
 
 
 @torch.no_grad()
-def accuracy(model: LanguageModel, texts: list[Text]) -> float:
+def accuracy(model: DecoderTower, texts: list[Text]) -> float:
     """How often the answer's first token is the most likely one."""
     known = [EncodedText(text.encoded.tokens[: text.known], text.known, False) for text in texts]
     items = [Item(i, encoded, None) for i, encoded in enumerate(known)]

@@ -57,4 +57,4 @@ class Recording:
             prompt = next(i for i, label in enumerate(labels) if label)
             image = self.images[b] if self.tensors["in.indicators"][b] else None
             items.append(Item(b, EncodedText(tokens[:length], prompt, False), image))
-        return make_batch(items, 224)
+        return make_batch(items, 224).batch

@@ -3,12 +3,13 @@
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dsmemvp.backbones.joined import Configs, VisualLanguageModel, add_trainables, build_frozen
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.generation.decoder import Decoder
+from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
 
 VOCABULARY, RESOLUTION, EOS = 60, 16, 2
 SETTINGS = {
@@ -64,7 +65,7 @@ def batch(made: VisualLanguageModel, texts=TEXTS, images=PICTURES) -> Batch:
     items = [
         Item(i, EncodedText(t, len(t), False), image) for i, (t, image) in enumerate(zip(texts, rows, strict=True))
     ]
-    return make_batch(items, RESOLUTION, made.method.slots, last_only=True)
+    return make_batch(items, RESOLUTION, made.method.reserved(), last_only=True).batch
 
 
 def decoder(made: VisualLanguageModel, eos: int = EOS) -> Decoder:

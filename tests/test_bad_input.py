@@ -10,18 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.joined import add_trainables, build_frozen
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.export.export import export
+from dsmemvp.model import add_trainables, build_frozen
 
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
     """Runs a command in this process, as its only rank, and returns its one line."""
-    from dsmemvp.training import ranks
+    from dsmemvp.distributed import ranks
 
     monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
     for name in ("DSMEMVP_TRACEBACK", "RANK"):

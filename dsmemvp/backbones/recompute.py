@@ -1,11 +1,14 @@
-"""Gradient checkpointing of one layer: keep its activations, or only its inputs and run it again in the backward."""
+"""Gradient checkpointing of one block: keep its activations, or only its inputs and run it again in the backward."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 
-def run_layer(layer, recompute: bool, *inputs):
-    """`layer(*inputs)`. Tensors reach a checkpointed layer as arguments, so that gradients flow to all of them."""
+def run_block(block: Callable[..., Any], recompute: bool, *inputs: Any) -> Any:
+    """`block(*inputs)`."""
     if recompute and torch.is_grad_enabled():
-        return checkpoint(layer, *inputs, use_reentrant=False)
-    return layer(*inputs)
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)

@@ -1,9 +1,11 @@
 """The vision tower: CLIP's ViT up to its penultimate block, class token dropped, post_layernorm on the patch tokens,
 with the published bottleneck adapters beside every block's MLP (MemVP, clip/model.py:234-238, memvp/adapter.py:51-77).
 
-Built from transformers' CLIP parts under their names. I images, P patches, v width.
+Built from transformers' CLIP parts under their names, stepped block by block: `start` -> `layers[i]` -> `finish`.
+I images, R resolution, P patches, v width.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +14,9 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPVisionEmbeddings
 
-from dsmemvp.backbones.recompute import run_layer
+from dsmemvp.backbones.decoder import Branch, no_branch
 from dsmemvp.config.recipe import Vision
+from dsmemvp.data.images import STATISTICS
 from dsmemvp.errors import UserError
 
 
@@ -41,12 +44,15 @@ class Block(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.adapter: Adapter | None = None
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, branch: Branch = no_branch) -> torch.Tensor:
         hidden = hidden + self.self_attn(self.layer_norm1(hidden))[0]
         x = self.layer_norm2(hidden)
         out = self.mlp(x)
         if self.adapter is not None:
             out = out + self.adapter(x)
+        added = branch(x)
+        if added is not None:
+            out = out + added
         return hidden + out
 
 
@@ -62,10 +68,17 @@ def image_tokens(config: CLIPVisionConfig) -> int:
     return (square(config.image_size) // square(config.patch_size)) ** 2
 
 
-class VisionTower(nn.Module):
-    """pixels [I, 3, R, R] -> features [I, P, v]. The last block of the published tower is neither built nor loaded."""
+def normalised(images: torch.Tensor, mean: Sequence[float], deviation: Sequence[float]) -> torch.Tensor:
+    """uint8 [.., 3, R, R] -> float32; `mean` and `deviation` of red, green and blue in [0, 1]."""
+    centre, spread = (torch.tensor(s, device=images.device)[:, None, None] for s in (mean, deviation))
+    return (images.float() / 255.0 - centre) / spread
 
-    def __init__(self, config: CLIPVisionConfig):
+
+class VisionTower(nn.Module):
+    """The last block of the published tower is neither built nor loaded."""
+
+    def __init__(self, config: CLIPVisionConfig, statistics: str = "imagenet"):
+        """`statistics` is a name in data/images.py: the pixels' mean and deviation."""
         super().__init__()
         config._attn_implementation = "sdpa"
         self.config = config
@@ -73,17 +86,24 @@ class VisionTower(nn.Module):
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers: Any = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers - 1))
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.recompute = False
+        self.statistics = STATISTICS[statistics]
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
 
     def add_adapters(self, vision: Vision) -> None:
-        """Trainable adapters in every block; none where `vision.adapter_dim` is 0."""
+        """Trainable adapters in every block; none if `vision.adapter_dim` is 0."""
         if vision.adapter_dim:
             for block in self.layers:
                 width = self.config.hidden_size
                 block.adapter = Adapter(width, vision.adapter_dim, vision.adapter_scale, vision.adapter_dropout)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        hidden = self.pre_layrnorm(self.embeddings(pixels))
-        for block in self.layers:
-            hidden = run_layer(block, self.recompute, hidden)
+    def start(self, images: torch.Tensor) -> torch.Tensor:
+        """[I, 3, R, R], uint8 or normalised already -> [I, 1 + P, v]"""
+        pixels = images if images.is_floating_point() else normalised(images, *self.statistics)
+        return self.pre_layrnorm(self.embeddings(pixels.to(self.post_layernorm.weight.dtype)))
+
+    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        """-> features [I, P, v]"""
         return self.post_layernorm(hidden[:, 1:])

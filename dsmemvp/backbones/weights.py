@@ -21,7 +21,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from dsmemvp.backbones.joined import Configs, VisualLanguageModel
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import held_pieces, whole_shape
 from dsmemvp.backbones.reading import TYPES, Reader, sampled
 from dsmemvp.backbones.safetensors_file import StoredTensor, folder_tensors, some
@@ -123,7 +123,7 @@ def check_config(config: Any) -> None:
             CLIPVisionModel(small)
 
 
-def load_frozen(model: VisualLanguageModel, recipe: Recipe, tell: bool = False) -> int:
+def load_frozen(model: Any, recipe: Recipe, tell: bool = False) -> int:
     """Fill the frozen parameters of `model` from the recipe's folders and return the bytes that this process read for
     it; with `tell` it says how far it is. Nothing is read before all of it is found. Raises UserError listing what is
     missing, left over, of another shape or of a type that is not read, FileNotFoundError for a file that is not there.
@@ -137,7 +137,7 @@ def load_frozen(model: VisualLanguageModel, recipe: Recipe, tell: bool = False) 
 
 
 def language_tensors(folder: str, config: LlamaConfig) -> dict[str, StoredTensor]:
-    """A folder's tensors under the names of backbones/language.py. Raises UserError, also where the
+    """A folder's tensors under the names of backbones/decoder.py. Raises UserError, also where the
     configuration ties embeddings that are two."""
     key = "model.language_model"
     stored = _renamed(folder, key, _language_name)

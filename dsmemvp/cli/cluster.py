@@ -45,8 +45,8 @@ def _allocation_options(command: argparse.ArgumentParser) -> None:
 def _count(given: argparse.Namespace) -> None:
     recipe = given_recipe(given)
 
-    from dsmemvp.backbones.joined import count
     from dsmemvp.backbones.weights import configs_of_shapes, read_configs
+    from dsmemvp.model import count
 
     named = recipe.model.language_shape and recipe.model.vision_shape
     trainable, frozen = count(recipe, configs_of_shapes(recipe) if named else read_configs(recipe))

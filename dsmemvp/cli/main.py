@@ -80,7 +80,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Our own in one line for users, those of libraries as Python shows them."""
-    own = Path(filename).is_relative_to(Path(__file__).parent) and category is UserWarning
+    own = Path(filename).is_relative_to(Path(__file__).parent.parent) and category is UserWarning
     text = (
         f"dsmemvp: warning: {message}\n" if own else warnings.formatwarning(message, category, filename, lineno, line)
     )

@@ -40,11 +40,12 @@ def _train(given: argparse.Namespace) -> None:
 
         from dsmemvp.distributed.ranks import leave_ranks
         from dsmemvp.evaluation.evaluate import look_and_score
+        from dsmemvp.training.context import RunContext
         from dsmemvp.training.loop import train
 
         ranks, watched = join(recipe, stop)
         with watched as heartbeat:
-            train(recipe, ranks, stop, heartbeat, look_and_score)
+            train(RunContext(recipe, ranks, stop, heartbeat), look_and_score)
         leave_ranks()
 
 
@@ -55,10 +56,12 @@ def _evaluate(given: argparse.Namespace) -> None:
 
         from dsmemvp.distributed.ranks import leave_ranks
         from dsmemvp.evaluation.evaluate import evaluate
+        from dsmemvp.training.context import RunContext
 
         ranks, watched = join(recipe, stop)
         with watched as heartbeat:
-            evaluate(recipe, ranks, stop, heartbeat, given.blind, given.split, given.checkpoint, given.best)
+            context = RunContext(recipe, ranks, stop, heartbeat)
+            evaluate(context, given.blind, given.split, given.checkpoint, given.best)
         leave_ranks()
 
 

@@ -1,20 +1,31 @@
-"""Samples -> one micro-batch of tensors.
+"""Samples -> one packed micro-batch of tensors.
 
-A batch is packed: the tokens of all samples one after another, with offsets; images only of samples that have one.
-`place` and its relatives say where each token stands when the same batch is laid out padded, [B, L], which is what
-attention without variable lengths needs; slots that a prompting method reserves (`slots` per image, after BOS) are
-counted there. Right padding: under a causal mask no real token ever sees a padded place.
+The tokens of all samples lie one after another, and nothing is padded. A prompting method may reserve places in the
+sequence of a sample with an image (`Reserved`); these count among the tokens, and token 0 stands there. Samples of one
+image lie side by side (`image_rows` is then in runs), those without an image last, so that what is computed once per
+image is used by one run of tokens.
 
-Shapes: T tokens in the pack, B samples, L padded length, S supervised tokens, I images, R resolution.
+Shapes: T tokens, B samples, S supervised tokens, I images, R resolution.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """Places that a prompting method reserves in the sequence of every sample with an image."""
+
+    name: str
+    count: int
+    anchor: Literal["front", "after_question"] = "front"
+    """`front`: before the text, behind BOS if there is one; `after_question`: between the prompt and the answer."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +35,13 @@ class Item:
     index: int
     text: EncodedText
     image: torch.Tensor | None
+    """[3, R, R] uint8"""
     sample: Sample | None = None
-    """Its fields, where they are needed for scoring."""
+    """Its fields, if they are needed for scoring."""
 
 
 class Skip(NamedTuple):
-    """A sample that was left out. It took its place all the same."""
+    """A sample that was left out. It took its place in the order all the same."""
 
     position: int
     """Place in the global batch."""
@@ -39,26 +51,64 @@ class Skip(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
+    """All that the model reads."""
+
     tokens: torch.Tensor
     """[T] int64"""
-    offsets: torch.Tensor
-    """[B + 1] int64: sample b's tokens are tokens[offsets[b] : offsets[b + 1]]"""
+    cu_seqlens: torch.Tensor
+    """[B + 1] int32: sample b's tokens are tokens[cu_seqlens[b] : cu_seqlens[b + 1]]"""
+    positions: torch.Tensor
+    """[T] int64: each token's position in its own sample"""
+    spans: torch.Tensor
+    """[B, 2, 2] int64: [start, stop) in T of each sample's question and of its answer"""
+    places: dict[str, torch.Tensor]
+    """Name of reserved places -> their indices into T, int64, in the order of the samples with an image"""
     supervised: torch.Tensor
-    """[S] int64: flat places in [B * L] whose next token is trained"""
+    """[S] int64: indices into T whose next token is trained"""
     targets: torch.Tensor
     """[S] int64: those next tokens"""
     images: torch.Tensor
-    """[I, 3, R, R] float32; I may be 0"""
+    """[I, 3, R, R] uint8, normalised by the vision tower on its device; I may be 0"""
     image_of: torch.Tensor
     """[B] int64: row in `images`, -1 for a sample without one"""
-    place: torch.Tensor
-    """[T] int64: flat place of every token in [B * L]"""
-    slot_place: torch.Tensor
-    """int64: flat places of the reserved slots, sample by sample with an image; [I * slots] where none share one"""
-    indices: torch.Tensor
-    """[B] int64: the samples' running numbers in the data set"""
-    length: int
-    """L"""
+    lengths: tuple[int, ...]
+    """Of the B samples; what cu_seqlens says, without a transfer from a GPU."""
+    image_rows: tuple[int, ...]
+    """What image_of says, without a transfer from a GPU."""
+
+    @property
+    def size(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        """[start, stop) of every sample in T."""
+        bounds, start = [], 0
+        for length in self.lengths:
+            bounds.append((start, start + length))
+            start += length
+        return bounds
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) for k, v in moved.items() if isinstance(v, torch.Tensor)}
+        places = {name: place.to(device, non_blocking=True) for name, place in self.places.items()}
+        return replace(self, **moved, places=places)
+
+    def pin_memory(self) -> "Batch":
+        """In pinned memory, from which copies to a GPU run beside its work."""
+        pinned = {f.name: getattr(self, f.name) for f in fields(self)}
+        pinned = {k: v.pin_memory() for k, v in pinned.items() if isinstance(v, torch.Tensor)}
+        return replace(self, **pinned, places={name: place.pin_memory() for name, place in self.places.items()})
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A batch, and beside it what the model never reads."""
+
+    batch: Batch
+    indices: tuple[int, ...]
+    """Running numbers of the samples in the data set, in the batch's order; none for a batch without samples."""
     cut: int = 0
     """How many samples had their context shortened."""
     skipped: tuple[Skip, ...] = ()
@@ -66,61 +116,97 @@ class Batch:
     dealt: tuple[tuple[int, int], ...] = ()
     """(place in the global batch, running number) of all samples dealt to this batch, those left out included."""
     samples: tuple[Sample, ...] = ()
-    """The samples' fields, where they are needed for scoring."""
-
-    @property
-    def size(self) -> int:
-        return self.image_of.shape[0]
-
-    @property
-    def cost(self) -> int:
-        """Places computed when the batch is laid out padded: B x L."""
-        return self.size * self.length
-
-    def to(self, device: torch.device) -> "Batch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in moved.items() if isinstance(v, torch.Tensor)}
-        return replace(self, **moved)
+    """The samples' fields, if they are needed for scoring."""
 
 
-def make_batch(items: list[Item], resolution: int, slots: int = 0, last_only: bool = False) -> Batch:
-    """Pack items. `last_only` supervises only the last token's place (with target 0): for reading an answer.
+def make_batch(
+    items: Sequence[Item], resolution: int, reserved: Sequence[Reserved] = (), last_only: bool = False
+) -> MicroBatch:
+    """Pack items in their order. `last_only` supervises only the last token of each (with target 0): for reading an
+    answer.
 
-    An empty list is a batch that computes on one lone BOS-like token and trains nothing: every rank must run the same
-    modules even when all its samples were left out. Items that hold the same image tensor share its row.
+    No items make a batch of one lone token that trains nothing: every rank must run the same modules even if all its
+    samples were left out. Items that hold the same image tensor share its row.
     """
-    lengths = [len(item.text.tokens) for item in items] or [1]
-    extra = [slots if item.image is not None else 0 for item in items] or [0]
-    length = max(n + e for n, e in zip(lengths, extra, strict=True))
-    place, slot_place, supervised, targets = [], [], [], []
-    for b, item in enumerate(items):
-        base, shift, tokens = b * length, extra[b], item.text.tokens
-        place += [base, *range(base + 1 + shift, base + shift + len(tokens))]
-        slot_place += list(range(base + 1, base + 1 + shift))
-        if last_only:
-            supervised.append(base + shift + len(tokens) - 1)
-            targets.append(0)
-        else:
-            supervised += range(base + shift + item.text.prompt - 1, base + shift + len(tokens) - 1)
-            targets += tokens[item.text.prompt :]
-    images: list[torch.Tensor] = []
-    image_of, rows = [], {}
-    for item in items:
-        if item.image is not None and id(item.image) not in rows:
-            rows[id(item.image)] = len(images)
-            images.append(item.image)
-        image_of.append(rows[id(item.image)] if item.image is not None else -1)
-    return Batch(
-        tokens=torch.tensor([t for item in items for t in item.text.tokens] or [0]),
-        offsets=torch.tensor([0, *lengths]).cumsum(0),
-        supervised=torch.tensor(supervised, dtype=torch.long),
-        targets=torch.tensor(targets, dtype=torch.long),
-        images=torch.stack(images) if images else torch.zeros(0, 3, resolution, resolution),
-        image_of=torch.tensor(image_of or [-1]),
-        place=torch.tensor(place or [0]),
-        slot_place=torch.tensor(slot_place, dtype=torch.long),
-        indices=torch.tensor([item.index for item in items], dtype=torch.long),
-        length=length,
+    images, rows = _distinct_images(items)
+    packed = [_lay_out(item, reserved, last_only) for item in items] or [_LONE]
+    lengths = [len(layout.tokens) for layout in packed]
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    at = list(zip(starts, packed, strict=False))
+    batch = Batch(
+        tokens=torch.tensor([token for layout in packed for token in layout.tokens]),
+        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
+        positions=torch.cat([torch.arange(length) for length in lengths]),
+        spans=torch.tensor([[[start + edge for edge in span] for span in layout.spans] for start, layout in at]),
+        places={r.name: _indices(start + i for start, lay in at for i in lay.places.get(r.name, ())) for r in reserved},
+        supervised=_indices(start + i for start, layout in at for i in layout.supervised),
+        targets=_indices(target for layout in packed for target in layout.targets),
+        images=torch.stack(images) if images else torch.zeros(0, 3, resolution, resolution, dtype=torch.uint8),
+        image_of=torch.tensor(rows or [-1]),
+        lengths=tuple(lengths),
+        image_rows=tuple(rows or [-1]),
+    )
+    return MicroBatch(
+        batch,
+        indices=tuple(item.index for item in items),
         cut=sum(item.text.cut for item in items),
         samples=tuple(item.sample for item in items if item.sample is not None),
     )
+
+
+def by_image(items: Sequence[Item]) -> list[Item]:
+    """Items with an image first: those without one then share one run of tokens. The sort is stable."""
+    return sorted(items, key=lambda item: item.image is None)
+
+
+class _Layout(NamedTuple):
+    """One sample's sequence; numbers count from its first token."""
+
+    tokens: list[int]
+    spans: tuple[tuple[int, int], tuple[int, int]]
+    places: dict[str, range]
+    supervised: Sequence[int]
+    targets: list[int]
+
+
+_LONE = _Layout([0], ((0, 0), (0, 0)), {}, (), [])
+
+
+def _lay_out(item: Item, reserved: Sequence[Reserved], last_only: bool) -> _Layout:
+    text = item.text
+    parts = {"front": text.tokens[: text.bos], "after_question": text.tokens[text.bos : text.prompt]}
+    tokens: list[int] = []
+    places: dict[str, range] = {}
+    question = (0, 0)
+    for anchor, part in parts.items():
+        if anchor == "after_question":
+            question = (len(tokens), len(tokens) + len(part))
+        tokens += part
+        for r in reserved if item.image is not None else ():
+            if r.anchor == anchor:
+                places[r.name] = range(len(tokens), len(tokens) + r.count)
+                tokens += [0] * r.count
+    start = len(tokens)
+    tokens += text.tokens[text.prompt :]
+    spans = (question, (start, len(tokens)))
+    if last_only:
+        return _Layout(tokens, spans, places, (len(tokens) - 1,), [0])
+    return _Layout(tokens, spans, places, range(start - 1, len(tokens) - 1), text.tokens[text.prompt :])
+
+
+def _distinct_images(items: Sequence[Item]) -> tuple[list[torch.Tensor], list[int]]:
+    images: list[torch.Tensor] = []
+    row_of: dict[int, int] = {}
+    rows: list[int] = []
+    for item in items:
+        if item.image is not None and id(item.image) not in row_of:
+            row_of[id(item.image)] = len(images)
+            images.append(item.image)
+        rows.append(-1 if item.image is None else row_of[id(item.image)])
+    return images, rows
+
+
+def _indices(numbers) -> torch.Tensor:
+    return torch.tensor(list(numbers), dtype=torch.long)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dsmemvp.backbones.joined import Configs
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.weights import read_configs, tensor_files
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dsmemvp.backbones.joined import VisualLanguageModel
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Place
@@ -15,6 +14,7 @@ from dsmemvp.data.stream import Reader
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.inspection.board import BoardReport, board_report
+from dsmemvp.model import VisualLanguageModel
 from dsmemvp.training.event_file import EventFile
 
 SHOWN = 4

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from dsmemvp.atomic_files import flush, replace_file
 from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.joined import trainable_shapes
 from dsmemvp.backbones.weights import configs_of_shapes, read_configs
 from dsmemvp.checkpoints.adapter import TRAINED, write_adapter
 from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, State, check_sums, newest_checkpoint, read_checkpoint
@@ -21,6 +20,7 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.convert.memvp import published_names
 from dsmemvp.errors import UserError
 from dsmemvp.export.card import model_card
+from dsmemvp.model import trainable_shapes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LANGUAGE_KEYS = (

@@ -13,12 +13,12 @@ import torch
 from transformers import Cache, GenerationMixin, LlamaConfig, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
-from dsmemvp.backbones.joined import VisualLanguageModel
 from dsmemvp.backbones.language import Step
 from dsmemvp.backbones.partitioned import is_partitioned
 from dsmemvp.data.batch import Batch
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.generation.layout import next_tokens
+from dsmemvp.model import VisualLanguageModel
 from dsmemvp.prompts.interface import State
 
 
@@ -39,7 +39,7 @@ who have trained it leave there, would end in an error."""
 
 
 class Decoder(PreTrainedModel, GenerationMixin):
-    """`forward(batch, step)` is that of training/engine.py's `build_for_inference`, on `place`. Where `in_step`, all
+    """`forward(batch, step)` is that of training/inference.py's `Inference`, on `place`. Where `in_step`, all
     ranks generate at the same time, and each goes on until the last one is done."""
 
     config_class = LlamaConfig
@@ -80,7 +80,7 @@ class Decoder(PreTrainedModel, GenerationMixin):
 
 
 def build_decoder(model: VisualLanguageModel, forward: Callable[..., Any], ranks: Ranks, eos: int) -> Decoder:
-    """For what `build_for_inference` returns. Where the weights are cut over ranks, all ranks generate together. What
+    """For what `open_for_inference` returns. Where the weights are cut over ranks, all ranks generate together. What
     transformers logs is for those who call its `generate`, not for users; TRANSFORMERS_VERBOSITY brings it back."""
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from dsmemvp.backbones.joined import VisualLanguageModel
 from dsmemvp.data.batch import Batch, make_batch
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import decoded
@@ -22,6 +21,7 @@ from dsmemvp.inspection.page import page
 from dsmemvp.inspection.probe import Forward, Probe, memory_of, probe
 from dsmemvp.inspection.table import memory_norms, shares
 from dsmemvp.inspection.words import chosen_words
+from dsmemvp.model import VisualLanguageModel
 from dsmemvp.prompts.memvp import MemVP
 from dsmemvp.training.event_file import EventFile
 

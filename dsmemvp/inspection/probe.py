@@ -20,11 +20,11 @@ from typing import Any, Literal
 
 import torch
 
-from dsmemvp.backbones.joined import VisualLanguageModel
 from dsmemvp.backbones.vision import image_tokens
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
+from dsmemvp.model import VisualLanguageModel
 from dsmemvp.prompts.memvp import MemVP, slot_activations
 
 What = Literal["change", "activation", "contribution"]

@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from dsmemvp.backbones.joined import Configs, VisualLanguageModel, add_trainables, build_frozen, loss_sum
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
+from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum
 
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Policy = Literal["none", "full"]

@@ -1,9 +1,11 @@
 """The usual baseline: projected image features as input tokens + LoRA on the language model, as in LLaVA.
 
-Image tokens stand after BOS, so every layer computes on them; LoRA is that of Hu et al. (arXiv 2106.09685).
+Image tokens stand after BOS, so every block computes on them.
+
+T tokens in the pack, I images, P image tokens, d width of the language model.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated
 
@@ -14,9 +16,12 @@ from torch import nn
 
 from dsmemvp.config.fields import CONFIG, FROM_TEXT, Fraction, Texts, Width
 from dsmemvp.config.methods import MethodSettings
-from dsmemvp.data.batch import Batch
-from dsmemvp.prompts.interface import Sizes, State, VisualPrompt
+from dsmemvp.data.batch import Batch, Reserved
+from dsmemvp.prompts.interface import Site, Sizes, State, Tower, VisualPrompt
+from dsmemvp.prompts.parts.lora import LoraLinear
 from dsmemvp.prompts.parts.projector import Projector
+
+PLACES = "image"
 
 
 @dataclass(config=CONFIG)
@@ -40,53 +45,36 @@ class Settings(MethodSettings):
         return targets
 
 
-class InputSpace(VisualPrompt):
-    sees_images = True
+class Method(VisualPrompt):
+    @classmethod
+    def build(cls, settings: Settings, sizes: Sizes) -> "Method":
+        return cls(settings, sizes)
 
-    def __init__(self, sizes: Sizes, hidden: int, rank: int, alpha: float, dropout: float, targets: tuple[str, ...]):
+    def __init__(self, settings: Settings, sizes: Sizes):
         super().__init__()
-        self.slots = sizes.image_tokens
-        self.projector = Projector(sizes.vision_width, hidden, sizes.language_width)
-        self._lora = (rank, alpha, dropout)
-        self._targets = targets
+        self.image_tokens = sizes.image_tokens
+        self.projector = Projector(sizes.vision_width, settings.hidden, sizes.language_width)
+        self._lora = (settings.lora_rank, settings.lora_alpha, settings.dropout)
+        self._targets = tuple(settings.lora_targets)
 
-    def forward(self, features: torch.Tensor | None, batch: Batch) -> State:
-        """-> ([max(I, 1), P, d],)"""
-        assert features is not None
-        return (self.projector(features),)
+    def reserved(self) -> Sequence[Reserved]:
+        return (Reserved(PLACES, self.image_tokens),)
 
-    def for_later_steps(self, state: State) -> State:
-        """Nothing: the image tokens are in the key/value cache."""
-        return ()
+    def finish(self, tower: Tower, output: torch.Tensor, state: State, batch: Batch) -> State:
+        """Of the vision tower: `visual`, [max(I, 1), P, d]."""
+        return state | {"visual": self.projector(output)} if tower == "vision" else state
 
-    def enter_layer(self, layer: int, hidden_BLd: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
-        if layer > 0 or not state:
-            return hidden_BLd
-        visual_IPd = state[0]
-        if batch.slot_place.numel() == 0:
-            return hidden_BLd + 0.0 * visual_IPd.sum()  # the dummy row enters the graph with weight zero
-        if batch.slot_place.numel() > visual_IPd.shape[0] * self.slots:  # samples share images
+    def enter(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
+        """Image tokens take their places on entering the decoder. Later steps of decoding find them in the cache."""
+        if site != ("decoder", 0) or "visual" not in state:
+            return hidden
+        visual_IPd, places = state["visual"], batch.places[PLACES]
+        if places.numel() == 0:
+            return hidden + 0.0 * visual_IPd.sum()  # the dummy row enters the graph with weight zero
+        if places.numel() > visual_IPd.shape[0] * self.image_tokens:  # samples share images
             visual_IPd = visual_IPd[batch.image_of[batch.image_of >= 0]]
-        visual_d = visual_IPd.flatten(0, 1)
-        flat = hidden_BLd.flatten(0, 1).index_copy(0, batch.slot_place, visual_d.to(hidden_BLd.dtype))
-        return flat.view_as(hidden_BLd)
+        visual_1Nd = visual_IPd.flatten(0, 1).to(hidden.dtype)[None]
+        return hidden.index_copy(1, places, visual_1Nd)
 
     def replacement(self, name: str, linear: nn.Linear) -> nn.Linear | None:
         return LoraLinear(linear, *self._lora) if name in self._targets else None
-
-
-class LoraLinear(nn.Linear):
-    """The given linear layer (same weight, same name) plus dropout(x) A^T B^T * alpha / rank, B starting at zero."""
-
-    def __init__(self, linear: nn.Linear, rank: int, alpha: float, dropout: float):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        self.lora_a = nn.Linear(self.in_features, rank, bias=False)
-        self.lora_b = nn.Linear(rank, self.out_features, bias=False)
-        nn.init.kaiming_uniform_(self.lora_a.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_b.weight)
-        self.dropout, self.scale = nn.Dropout(dropout), alpha / rank
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + self.scale * self.lora_b(self.lora_a(self.dropout(x)))

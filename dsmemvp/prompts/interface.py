@@ -1,21 +1,40 @@
-"""What a visual prompting method may do, and the method that does nothing.
+"""What a visual prompting method may do. A method is one file or folder of this room, found by its name; it defines
 
-The decoder is a sequence of layers which call the method at the points below. State travels as an argument: the tuple
-of tensors that `forward` returns reaches every later point unchanged, through gradient checkpointing and ZeRO-3 alike.
-Parameters belong to the method or to modules inside it, and a module's tensors are used in that module's own forward
-only (under ZeRO-3 a parameter is whole just there).
+    Settings    its keys under `method:` in a recipe (config/methods.py)
+    Method      its modules and parameters, a `VisualPrompt`
 
-B samples, L places, d width of the language model, I images, P image tokens, v width of the vision tower.
+The model (model.py) walks `schedule` over the blocks of its towers and calls the method at each site:
+
+    state = begin(batch)
+    for site in schedule:   enter -> block, with `mlp` beside its feed-forward -> leave
+    after a tower's last block:   state = finish(tower, output, state, batch)
+
+State is a dictionary of tensors that is passed on as an argument and never kept in a module. A module's own parameters
+are used in that module's forward only, since under ZeRO-3 they are whole just there: a method that owns parameters
+itself calls itself (`self(...)`) or keeps them in a module inside.
+
+T tokens in the pack, B samples, S supervised tokens, I images, P image tokens, v width of the vision tower, d width of
+the language model.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
-from dsmemvp.data.batch import Batch
+from dsmemvp.data.batch import Batch, Reserved
 
-State = tuple[torch.Tensor, ...]
+State = dict[str, torch.Tensor]
+Tower = Literal["vision", "decoder"]
+
+
+class Site(NamedTuple):
+    """A block of a tower."""
+
+    tower: Tower
+    block: int
 
 
 @dataclass(frozen=True)
@@ -27,34 +46,99 @@ class Sizes:
     language_width: int
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run with its own data, trainables and losses."""
+
+    name: str
+    epochs: float | None = None
+    """Passes over the stage's data; None: training.epochs."""
+    trains: tuple[str, ...] = ()
+    """Beginnings of the names of the tensors it trains; none: all."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Weights of the method's losses by their names; one that is not named is left out."""
+    language_loss: float = 1.0
+    """Weight of the language model's loss."""
+    data: tuple[str, ...] = ()
+    """Of data.train the folders it reads; none: all."""
+
+
+class Callback(Protocol):
+    """What happens between steps. Its state is part of a checkpoint, as JSON."""
+
+    def after_step(self, step: int, method: "VisualPrompt") -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class VisualPrompt(nn.Module):
-    """No method: the language model alone. Methods override the points they use."""
+    """A method that does nothing: a method overrides the points it uses."""
 
-    sees_images = False
+    sees_images = True
     """Whether the vision tower is run at all."""
-    slots = 0
-    """Places reserved in the sequence of a sample with an image, after BOS."""
 
-    def forward(self, features: torch.Tensor | None, batch: Batch) -> State:
-        """Once per forward: what all layers share. `features` [max(I, 1), P, v]; where the batch has no image it is
-        one dummy row that must enter the graph with weight zero. Made from one sample with an image, it also serves
-        a batch of any size whose samples all look at that image."""
+    @classmethod
+    def build(cls, settings: Any, sizes: Sizes) -> "VisualPrompt":
+        """The method with its initial values, drawn from torch's default generator. Raises UserError for settings that
+        do not fit the sizes."""
+        raise NotImplementedError
+
+    def reserved(self) -> Sequence[Reserved]:
+        """The places that it reserves in the sequence of a sample with an image."""
         return ()
 
-    def for_later_steps(self, state: State) -> State:
-        """What decoding needs of the state after its first step, when a batch holds one new token per sample and
-        neither images nor slots."""
+    def schedule(self, depths: Mapping[Tower, int]) -> list[Site]:
+        """The order in which blocks run, the same on every rank."""
+        return [Site(tower, block) for tower in ("vision", "decoder") for block in range(depths.get(tower, 0))]
+
+    def begin(self, batch: Batch) -> State:
+        """Once per forward, before any block."""
+        return {}
+
+    def finish(self, tower: Tower, output: torch.Tensor, state: State, batch: Batch) -> State:
+        """After a tower's last block. `output` of the vision tower is [max(I, 1), P, v]: if the batch has no image it
+        is one dummy row, which must enter the graph with weight zero; of the decoder it is [S, d], normed, at the
+        supervised tokens alone."""
         return state
 
-    def enter_layer(self, layer: int, hidden_BLd: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
-        """The hidden states on entering a layer."""
-        return hidden_BLd
+    def enter(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
+        """The hidden states on entering a block: [1, T, d] in the decoder, [max(I, 1), tokens, v] elsewhere."""
+        return hidden
 
-    def feed_forward(self, layer: int, x_BLd: torch.Tensor, state: State) -> torch.Tensor | None:
-        """What is added to a layer's feed-forward output; `x_BLd` is the feed-forward's normed input."""
+    def visible(self, site: Site) -> tuple[str, ...] | None:
+        """Names of the reserved places that attention may read in this block of the decoder; None: all."""
         return None
+
+    def mlp(self, site: Site, x: torch.Tensor, state: State, batch: Batch) -> torch.Tensor | None:
+        """What is added to a block's feed-forward output; `x` is the feed-forward's normed input."""
+        return None
+
+    def leave(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
+        """The hidden states on leaving a block."""
+        return hidden
+
+    def losses(self, state: State, batch: Batch) -> dict[str, torch.Tensor]:
+        """Auxiliary losses by name, each a float32 sum over as many things as `loss_counts` says."""
+        return {}
+
+    def loss_counts(self, batch: Batch) -> dict[str, int]:
+        """How many things each auxiliary loss is summed over in this batch, without a transfer from a GPU."""
+        return {}
+
+    def decoding(self, state: State, batch: Batch) -> State:
+        """What later steps of decoding need, when a batch holds one new token per sample and no images: tensors with
+        one row per sample, so that they can be selected and joined."""
+        return {}
+
+    def callbacks(self) -> Sequence[Callback]:
+        return ()
+
+    def stages(self) -> Sequence[Stage]:
+        return (Stage("train"),)
 
     def replacement(self, name: str, linear: nn.Linear) -> nn.Linear | None:
         """Another layer in place of a linear layer of the decoder, such as one with LoRA; None keeps it. Called while
-        the model is built; `name` is its name inside the layer ("q_proj"). The new layer must own the old weight."""
+        the model is built; `name` is its name inside the block ("q_proj"). The new layer must own the old weight."""
         return None

@@ -6,8 +6,12 @@
 z image features, f the projector, g whether the sample has an image, N slots of which the first P carry the image and
 the rest are purely learned, p_k and p_v learned positions, lambda and s fixed scales. One (K, V) serves all layers.
 
-B samples, L places, N slots, d width, I images, P image tokens, v vision width.
+Samples that lie side by side and look at the same image, or at none, have one memory: they are one group, and their
+tokens are multiplied with it together. T tokens in the pack, G groups, N slots, d width, I images, P image tokens.
 """
+
+from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -18,7 +22,7 @@ from dsmemvp.config.fields import CONFIG, Factor, Fraction, Width
 from dsmemvp.config.methods import MethodSettings
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
-from dsmemvp.prompts.interface import Sizes, State, VisualPrompt
+from dsmemvp.prompts.interface import Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.parts.projector import Projector
 
 
@@ -36,48 +40,82 @@ class Settings(MethodSettings):
     """Dropout on the slot activations."""
 
 
-class MemVP(VisualPrompt):
-    sees_images = True
+class Method(VisualPrompt):
+    @classmethod
+    def build(cls, settings: Settings, sizes: Sizes) -> "Method":
+        return cls(settings, sizes)
 
-    def __init__(self, sizes: Sizes, hidden: int, slots: int, visual_scale: float, output_scale: float, dropout: float):
-        """`slots` is N; raises UserError where it does not hold the image tokens."""
+    def __init__(self, settings: Settings, sizes: Sizes):
+        """Raises UserError if the slots cannot hold the image tokens."""
         super().__init__()
-        if slots < sizes.image_tokens:
+        if settings.slots < sizes.image_tokens:
             raise UserError(
-                f"method.slots: {slots} slots cannot hold the {sizes.image_tokens} image tokens of the vision tower"
+                f"method.slots: {settings.slots} slots cannot hold the {sizes.image_tokens} image tokens of the vision"
+                " tower"
             )
-        self.projector = Projector(sizes.vision_width, hidden, sizes.language_width)
+        self.image_tokens = sizes.image_tokens
+        self.projector = Projector(sizes.vision_width, settings.hidden, sizes.language_width)
         # p_k ~ N(0, 0.02^2) and p_v = 0, so that a sample without image starts from the unchanged model
-        self.key_positions = nn.Parameter(torch.empty(slots, sizes.language_width).normal_(std=0.02))
-        self.value_positions = nn.Parameter(torch.zeros(slots, sizes.language_width))
-        self.visual_scale, self.output_scale, self.dropout = visual_scale, output_scale, dropout
+        self.key_positions = nn.Parameter(torch.empty(settings.slots, sizes.language_width).normal_(std=0.02))
+        self.value_positions = nn.Parameter(torch.zeros(settings.slots, sizes.language_width))
+        self.visual_scale, self.output_scale = settings.visual_scale, settings.output_scale
+        self.dropout = settings.dropout
 
-    def forward(self, features: torch.Tensor | None, batch: Batch) -> State:
-        """-> (K, V in float32, which gather the gradient, and K, V in the compute type, to multiply), [B, N, d]."""
-        assert features is not None
-        visual_IPd = self.projector(features).float() * self.visual_scale
-        has_image_B = batch.image_of >= 0
-        # a sample without image reads any row, times zero
-        visual_BPd = visual_IPd[batch.image_of.clamp(min=0)] * has_image_B[:, None, None]
-        rest = self.key_positions.shape[0] - visual_BPd.shape[1]
-        memory_BNd = F.pad(visual_BPd, (0, 0, 0, rest))
-        key, value = (memory_BNd + p.float() for p in (self.key_positions, self.value_positions))
-        return key, value, key.detach().to(features.dtype), value.detach().to(features.dtype)
+    def finish(self, tower: Tower, output: torch.Tensor, state: State, batch: Batch) -> State:
+        return state | self(output, batch) if tower == "vision" else state
 
-    def for_later_steps(self, state: State) -> State:
-        """The 16-bit memory alone: decoding has no gradient to gather."""
-        return (*state[2:], *state[2:])
+    def forward(self, features_IPv: torch.Tensor, batch: Batch) -> State:
+        """-> each group's memory, [G, N, d]: `key` and `value` in the compute type, to multiply, and in float32
+        `key_sum` and `value_sum`, which gather their gradients."""
+        visual_IPd = self.projector(features_IPv).float() * self.visual_scale
+        rows = [row for row, _ in memory_groups(batch)]
+        # a group without image reads any row, times zero
+        row_G = torch.tensor([max(row, 0) for row in rows], device=visual_IPd.device)
+        has_image_G = torch.tensor([row >= 0 for row in rows], device=visual_IPd.device)
+        visual_GPd = visual_IPd[row_G] * has_image_G[:, None, None]
+        rest = self.key_positions.shape[0] - visual_GPd.shape[1]
+        memory_GNd = F.pad(visual_GPd, (0, 0, 0, rest))
+        key, value = (memory_GNd + p.float() for p in (self.key_positions, self.value_positions))
+        dtype = features_IPv.dtype
+        low = {"key": key.detach().to(dtype), "value": value.detach().to(dtype)}
+        return {"key_sum": key, "value_sum": value, **low}
 
-    def feed_forward(self, layer: int, x_BLd: torch.Tensor, state: State) -> torch.Tensor | None:
-        key_BNd, value_BNd = _SharedMemory.apply(*state)
-        active_BLN = slot_activations(x_BLd, key_BNd)
-        active_BLN = F.dropout(active_BLN, self.dropout, self.training)
-        return self.output_scale * (active_BLN @ value_BNd)
+    def mlp(self, site: Site, x: torch.Tensor, state: State, batch: Batch) -> torch.Tensor | None:
+        if site.tower != "decoder":
+            return None
+        key_GNd, value_GNd = state["key"], state["value"]
+        if "key_sum" in state:
+            key_GNd, value_GNd = _SharedMemory.apply(state["key_sum"], state["value_sum"], key_GNd, value_GNd)
+        sizes = [size for _, size in memory_groups(batch)]
+        active_1TN = slot_activations(x, key_GNd, sizes)
+        active_1TN = F.dropout(active_1TN, self.dropout, self.training)
+        return self.output_scale * grouped_product(active_1TN, value_GNd, sizes)
+
+    def decoding(self, state: State, batch: Batch) -> State:
+        """The compute type's memory of each sample: decoding has no gradient to gather."""
+        runs = groupby(batch.image_rows)
+        counts = torch.tensor([len(list(run)) for _, run in runs], device=state["key"].device)
+        return {name: state[name].repeat_interleave(counts, dim=0) for name in ("key", "value")}
 
 
-def slot_activations(x_BLd: torch.Tensor, key_BNd: torch.Tensor) -> torch.Tensor:
-    """How strongly each slot fires: silu(x K^T), [B, L, N]."""
-    return F.silu(x_BLd @ key_BNd.transpose(1, 2))
+def memory_groups(batch: Batch) -> list[tuple[int, int]]:
+    """(row of the image or -1, number of tokens) of each run of samples with the same memory."""
+    runs = groupby(zip(batch.image_rows, batch.lengths, strict=True), key=lambda sample: sample[0])
+    return [(row, sum(length for _, length in run)) for row, run in runs]
+
+
+def slot_activations(x_1Td: torch.Tensor, key_GNd: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """How strongly each slot fires: silu(x K^T), [1, T, N]; group g has `sizes[g]` of the tokens."""
+    return F.silu(grouped_product(x_1Td, key_GNd.transpose(1, 2), sizes))
+
+
+def grouped_product(x_1Ta: torch.Tensor, matrix_Gab: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """[1, T, b]: the tokens of each group times its own matrix."""
+    if len(set(sizes)) == 1:  # one group, or one new token of each sample
+        grouped = x_1Ta.view(len(sizes), sizes[0], -1)
+        return (grouped @ matrix_Gab).view(1, x_1Ta.shape[1], -1)
+    parts = zip(x_1Ta[0].split(list(sizes)), matrix_Gab.unbind(0), strict=True)
+    return torch.cat([part @ matrix for part, matrix in parts])[None]
 
 
 class _SharedMemory(torch.autograd.Function):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from dsmemvp.backbones.joined import count
 from dsmemvp.backbones.shapes import LANGUAGE, language_config
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.cli.main import main
 from dsmemvp.config.reading import read_recipe
+from dsmemvp.model import count
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dsmemvp.backbones.language import LanguageModel
+from dsmemvp.backbones.decoder import DecoderTower
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.prompts import Sizes, VisualPrompt
@@ -30,7 +30,7 @@ SHAPES = {
 }
 
 
-def _pair(**changes) -> tuple[LanguageModel, LlamaForCausalLM]:
+def _pair(**changes) -> tuple[DecoderTower, LlamaForCausalLM]:
     config = LlamaConfig(
         **{"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
         | {"num_attention_heads": 4, "attn_implementation": "sdpa"}
@@ -38,7 +38,7 @@ def _pair(**changes) -> tuple[LanguageModel, LlamaForCausalLM]:
     )
     torch.manual_seed(0)
     theirs = LlamaForCausalLM(config).eval()
-    ours = LanguageModel(config).eval()
+    ours = DecoderTower(config).eval()
     weights = {name.removeprefix("model."): t for name, t in theirs.state_dict().items()}
     ours.load_state_dict(weights)
     return ours, theirs

@@ -4,8 +4,8 @@ import pytest
 import torch
 from reference import Recording
 
-from dsmemvp.backbones.joined import add_trainables, build_frozen, loss_sum
 from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.model import add_trainables, build_frozen, loss_sum
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,10 @@ def model(recording):
 
 
 def test_vision_features_and_projection_are_the_recorded_ones(model, recording):
-    features = model.vision(recording.images)
+    hidden = model.vision.start(recording.images)
+    for block in model.vision.layers:
+        hidden = block(hidden)
+    features = model.vision.finish(hidden)
     torch.testing.assert_close(features, recording.tensors["out.features"], atol=1e-5, rtol=0)
     projected = model.method.projector(features)
     torch.testing.assert_close(projected, recording.tensors["out.projected"], atol=1e-5, rtol=0)
@@ -37,8 +40,9 @@ def test_vision_features_and_projection_are_the_recorded_ones(model, recording):
 
 def test_logits_and_loss_are_the_recorded_ones(model, recording):
     batch = recording.batch()
-    logits = model(batch)
-    recorded = recording.tensors["out.logits"].flatten(0, 1)[batch.supervised]
+    logits, _ = model(batch)
+    padded = recording.tensors["out.logits"]
+    recorded = torch.cat([padded[b, :length] for b, length in enumerate(batch.lengths)])[batch.supervised]
     torch.testing.assert_close(logits, recorded, atol=1e-5, rtol=0)
     loss = loss_sum(logits, batch.targets) / batch.targets.numel()
     torch.testing.assert_close(loss, recording.tensors["out.loss"][0], atol=1e-5, rtol=0)
@@ -46,10 +50,10 @@ def test_logits_and_loss_are_the_recorded_ones(model, recording):
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_every_gradient_is_the_recorded_one(model, recording, recompute):
-    model.vision.recompute = model.language.recompute = recompute
+    model.recompute = recompute
     model.zero_grad(set_to_none=True)
     batch = recording.batch()
-    (loss_sum(model(batch), batch.targets) / batch.targets.numel()).backward()
+    (loss_sum(model(batch)[0], batch.targets) / batch.targets.numel()).backward()
     recorded = recording.gradients()
     assert recorded.keys() == model.trainables().keys()
     for name, parameter in model.trainables().items():
@@ -58,17 +62,17 @@ def test_every_gradient_is_the_recorded_one(model, recording, recompute):
 
 
 def test_a_sample_alone_has_the_logits_it_has_in_the_batch(model, recording):
-    together = model(recording.batch())
-    alone = torch.cat([model(recording.batch((b,))) for b in range(3)])
+    together, _ = model(recording.batch())
+    alone = torch.cat([model(recording.batch((b,)))[0] for b in range(3)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
 def test_one_sample_never_reads_another_samples_image(model, recording):
     batch = recording.batch()
-    before = model(batch)
+    before, _ = model(batch)
     batch.images[1] += 1  # the image of sample 2
-    after = model(batch)
+    after, _ = model(batch)
     batch.images[1] -= 1
-    owner = batch.supervised // batch.length
+    owner = torch.bucketize(batch.supervised, batch.cu_seqlens[1:], right=True)
     torch.testing.assert_close(before[owner != 2], after[owner != 2], atol=0, rtol=0)
     assert not torch.allclose(before[owner == 2], after[owner == 2])

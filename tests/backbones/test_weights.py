@@ -8,13 +8,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
-from dsmemvp.backbones.joined import build_frozen
 from dsmemvp.backbones.partitioned import element_range, fill
 from dsmemvp.backbones.reading import Reader
 from dsmemvp.backbones.safetensors_file import folder_tensors
 from dsmemvp.backbones.weights import load_frozen, read_configs
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
+from dsmemvp.model import build_frozen
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 

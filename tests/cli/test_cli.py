@@ -17,7 +17,7 @@ def command(monkeypatch, capsys):
     import torch
 
     from dsmemvp.distributed import ranks
-    from dsmemvp.training import loop  # noqa: F401  deepspeed's import may print
+    from dsmemvp.training import loop  # noqa: F401
 
     monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
     monkeypatch.delenv("DSMEMVP_TRACEBACK", raising=False)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dsmemvp.backbones.joined import Configs
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.planning.cluster import Cluster
 from dsmemvp.planning.gathers import simulate

@@ -16,9 +16,9 @@ from data_prep.shards import Row, write_shards
 from data_prep.tiny_score import Score
 from data_prep.tiny_texts import in_words, picture_words
 from data_prep.tiny_vision import PATCH, RESOLUTION, collages, cross_entropy, flat
-from dsmemvp.backbones.joined import build_frozen
 from dsmemvp.backbones.weights import load_frozen, read_configs
 from dsmemvp.config.recipe import Recipe
+from dsmemvp.model import build_frozen
 
 
 def _program(*arguments) -> subprocess.CompletedProcess:

@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from dsmemvp.distributed import rendezvous
 from dsmemvp.distributed.rendezvous import meet
 from dsmemvp.distributed.stopping import Stop, Stopped
-from dsmemvp.training import rendezvous
 
 
 class Meeting:

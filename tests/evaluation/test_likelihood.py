@@ -7,7 +7,7 @@ import torch
 from making import sample
 from transformers import LlamaForCausalLM
 
-from dsmemvp.backbones.language import LanguageModel
+from dsmemvp.backbones.decoder import DecoderTower
 from dsmemvp.data.batch import make_batch
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import ImageTransform
@@ -23,7 +23,7 @@ CHOICES = ("red", "a blue circle", "green", "the yellow one", "none")
 def models(tiny_models):
     """Ours in float32, theirs in float64."""
     theirs = LlamaForCausalLM.from_pretrained(tiny_models / "language_model", dtype=torch.float32).eval()
-    ours = LanguageModel(copy.deepcopy(theirs.config)).eval()
+    ours = DecoderTower(copy.deepcopy(theirs.config)).eval()
     ours.load_state_dict({name.removeprefix("model."): t for name, t in theirs.state_dict().items()})
     return ours, theirs.double()
 
@@ -35,7 +35,7 @@ def samples():
 
 
 def _batch(tokenizer_path, tokenizer, samples):
-    collator = Collator(str(tokenizer_path), ImageTransform(4, "imagenet", 100), False, 300, False, answers=True)
+    collator = Collator(str(tokenizer_path), ImageTransform(4, 100), False, 300, False, answers=True)
     return make_batch([collator.item(tokenizer, s) for s in samples], 4, last_only=True)
 
 

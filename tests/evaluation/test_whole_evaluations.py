@@ -27,7 +27,7 @@ def small_letters(tmp_path):
 @pytest.fixture
 def evaluate(tmp_path, recipe_path, repository, monkeypatch, capfd):
     """Evaluates, in this process, a language model that writes `text`; returns what is printed."""
-    from dsmemvp.training import ranks
+    from dsmemvp.distributed import ranks
 
     monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
     monkeypatch.delenv("RANK", raising=False)

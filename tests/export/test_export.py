@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 import dsmemvp
 from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.joined import VisualLanguageModel, add_trainables, build_frozen
 from dsmemvp.backbones.weights import load_frozen, read_configs
 from dsmemvp.checkpoints.checkpoint import State, read_checkpoint, save_checkpoint
 from dsmemvp.checkpoints.loading import load_run
@@ -23,6 +22,7 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.convert.convert import convert
 from dsmemvp.errors import UserError
 from dsmemvp.export.export import export, export_file
+from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
 
 
 def _model(recipe: Recipe) -> VisualLanguageModel:

@@ -5,10 +5,10 @@ import small
 import torch
 
 from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.joined import add_trainables, build_frozen
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.config.reading import as_dict, read_recipe
+from dsmemvp.model import add_trainables, build_frozen
 from dsmemvp.training.monitor import write_json
 
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.joined import add_trainables, build_frozen
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.checkpoints.loading import load_run
@@ -23,6 +22,7 @@ from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.errors import UserError
 from dsmemvp.inspection.board import BoardReport
 from dsmemvp.inspection.look import alone, check_method, open_model, spread
+from dsmemvp.model import add_trainables, build_frozen
 from dsmemvp.training.event_file import EventFile
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "looked_into.py"

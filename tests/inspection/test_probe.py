@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from dsmemvp.backbones.joined import add_trainables, build_frozen
 from dsmemvp.backbones.weights import load_frozen, read_configs
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.data.batch import make_batch
@@ -15,6 +14,7 @@ from dsmemvp.data.text import Tokenizer
 from dsmemvp.errors import UserError
 from dsmemvp.inspection.probe import Memory, memory_of, probe
 from dsmemvp.inspection.table import lines, memory_norms, shares
+from dsmemvp.model import add_trainables, build_frozen
 
 PATCHES, SLOTS = 16, 24
 

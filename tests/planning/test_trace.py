@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsmemvp.backbones.joined import add_trainables, build_frozen, count, loss_sum
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.config.reading import read_recipe
+from dsmemvp.model import add_trainables, build_frozen, count, loss_sum
 from dsmemvp.planning.trace import example_batch, trace
 
 RECIPE = Path(__file__).parent.parent.parent / "recipes" / "scienceqa-13b.yaml"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dsmemvp.backbones.joined import Configs
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import fill_randomly
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks

@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dsmemvp.backbones.joined import Configs, loss_sum
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import fill_randomly
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
+from dsmemvp.model import loss_sum
 from dsmemvp.planning.trace import example_batch
 from dsmemvp.training.engine import build_trainer
 

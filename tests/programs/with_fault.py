@@ -157,7 +157,7 @@ WITHIN = {
 BEFORE = {
     "join": ("dsmemvp.distributed.ranks", "join_ranks"),
     "loading": ("dsmemvp.training.engine", "build_model"),
-    "forward": ("dsmemvp.backbones.joined", "VisualLanguageModel.forward"),
+    "forward": ("dsmemvp.model", "VisualLanguageModel.forward"),
     "between": ("dsmemvp.training.loop", "_Run._poll"),
     "step": ("dsmemvp.training.loop", "_Run._step"),
     "update": ("torch.optim", "AdamW.step"),

@@ -74,7 +74,7 @@ def forward_errors(trainer, ranks, recording, own: tuple[int, ...]) -> tuple[flo
 
 def step(trainer, ranks, batch):
     supervised = ranks.sums(batch.targets.numel())[0]
-    loss = ranks.sums(trainer.accumulate([batch], 1 / supervised))[0] / supervised
+    loss = ranks.sums(trainer.accumulate([batch], 1 / supervised)["language"])[0] / supervised
     return loss, {n: safe_get_full_grad(p).clone() for n, p in trainer.model.trainables().items()}
 
 

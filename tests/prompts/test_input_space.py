@@ -3,11 +3,12 @@
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
-from dsmemvp.backbones.joined import Configs, add_trainables, build_frozen
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
+from dsmemvp.model import add_trainables, build_frozen
 
 PATCHES = 4
 TEXTS = [[1, 5, 9, 3, 7], [1, 8, 4]]

@@ -1,0 +1,218 @@
+"""Vision tower + language model + visual prompting method: the module that is trained. It walks the method's schedule
+over the blocks of the towers.
+
+Building is in two phases, so that the frozen part can be partitioned and loaded by itself: `build_frozen`, then
+`add_trainables`, which draws the trainable values from the recipe's seed.
+
+T tokens in the pack, B samples, S supervised tokens, V vocabulary, I images.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dsmemvp.backbones.attention import KeyValueCache, Packing
+from dsmemvp.backbones.configs import Configs
+from dsmemvp.backbones.decoder import DecoderTower, Rotary
+from dsmemvp.backbones.recompute import run_block
+from dsmemvp.backbones.vision import VisionTower, image_tokens
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.data.batch import Batch
+from dsmemvp.prompts import Sizes, State, VisualPrompt, build_method, method_class
+from dsmemvp.prompts.interface import Site, Tower
+
+Losses = dict[str, torch.Tensor]
+
+
+@dataclass
+class Decoding:
+    """One forward of decoding: the first reads the prompts, each later one a new token of every sample."""
+
+    cache: KeyValueCache
+    """Keys and values of the tokens before, to which this forward's are added."""
+    state: State | None = None
+    """For the first: what `look` made of the images, None to look now. For a later one: what the one before
+    returned."""
+
+
+class VisualLanguageModel(nn.Module):
+    def __init__(self, configs: Configs, sees_images: bool, statistics: str = "imagenet"):
+        super().__init__()
+        self.vision = VisionTower(configs.vision, statistics) if sees_images else None
+        self.language = DecoderTower(configs.language)
+        self.method = VisualPrompt()
+        self.recompute = False
+
+    def forward(self, batch: Batch, decoding: Decoding | None = None) -> tuple[torch.Tensor, Losses | State]:
+        """-> float32 logits [S, V] at the batch's supervised tokens, and the method's auxiliary losses by name; in
+        decoding, the state that the next step takes."""
+        if decoding is not None:
+            return self._decode(batch, decoding)
+        logits_SV, state = self._walk(batch, self.method.begin(batch), self._schedule())
+        return logits_SV, self.method.losses(state, batch)
+
+    def look(self, batch: Batch) -> State | None:
+        """What the method makes of the images alone, for `Decoding.state`; None if its schedule runs the decoder's
+        blocks among those of the vision tower."""
+        sites = self._schedule()
+        seen = [site for site in sites if site.tower == "vision"]
+        if sites[: len(seen)] != seen:
+            return None
+        return self._walk(batch, self.method.begin(batch), seen)[1]
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def _schedule(self) -> list[Site]:
+        depths: dict[Tower, int] = {"decoder": self.language.depth}
+        if self.vision is not None:
+            depths["vision"] = self.vision.depth
+        return self.method.schedule(depths)
+
+    def _decode(self, batch: Batch, decoding: Decoding) -> tuple[torch.Tensor, State]:
+        cache, sites = decoding.cache, self._schedule()
+        first, state = not cache.lengths, decoding.state
+        if state is None:
+            state = self.method.begin(batch)
+        else:
+            sites = [site for site in sites if site.tower == "decoder"]
+        logits_SV, state = self._walk(batch, state, sites, cache)
+        cache.lengths = list(batch.lengths) if first else [length + 1 for length in cache.lengths]
+        return logits_SV, self.method.decoding(state, batch) if first else state
+
+    def _walk(
+        self, batch: Batch, state: State, sites: Iterable[Site], cache: KeyValueCache | None = None
+    ) -> tuple[torch.Tensor, State]:
+        """-> logits (empty if the decoder is not walked to its end), and the state after the last site."""
+        hidden: dict[Tower, torch.Tensor] = {}
+        logits_SV = torch.empty(0)
+        context = _Context(batch, Packing(batch.cu_seqlens, batch.lengths, cache))
+        for site in sites:
+            if site.tower not in hidden:
+                hidden[site.tower] = self._start(site.tower, batch)
+                if site.tower == "decoder":
+                    context.rotary = self.language.rotary(batch.positions, hidden["decoder"].dtype)
+            hidden[site.tower] = run_block(
+                partial(self._step, site, context), self.recompute, hidden[site.tower], state
+            )
+            if site == ("vision", self._depth("vision") - 1):
+                assert self.vision is not None
+                features = self.vision.finish(hidden["vision"])
+                state = self.method.finish("vision", features, state, batch)
+            elif site == ("decoder", self.language.depth - 1):
+                normed_Sd = self.language.finish(hidden["decoder"][0, batch.supervised])
+                state = self.method.finish("decoder", normed_Sd, state, batch)
+                logits_SV = self.language.head(normed_Sd)
+        return logits_SV, state
+
+    def _depth(self, tower: Tower) -> int:
+        part = self.language if tower == "decoder" else self.vision
+        return part.depth if part is not None else 0
+
+    def _start(self, tower: Tower, batch: Batch) -> torch.Tensor:
+        if tower == "decoder":
+            return self.language.start(batch.tokens)
+        assert self.vision is not None
+        images = batch.images
+        if images.shape[0] == 0:
+            # every rank runs the same modules in every micro-step; the method gives the dummy row weight zero
+            images = images.new_zeros(1, *images.shape[1:])
+        return self.vision.start(images)
+
+    def _step(self, site: Site, context: "_Context", hidden: torch.Tensor, state: State) -> torch.Tensor:
+        """One block with what the method does around it."""
+        batch, method = context.batch, self.method
+        hidden = method.enter(site, hidden, state, batch)
+
+        def branch(x: torch.Tensor) -> torch.Tensor | None:
+            return method.mlp(site, x, state, batch)
+
+        if site.tower == "vision":
+            assert self.vision is not None
+            hidden = self.vision.layers[site.block](hidden, branch)
+        else:
+            packing = replace(context.packing, hidden=_hidden_places(method.visible(site), batch))
+            hidden = self.language.layers[site.block](hidden, context.rotary, packing, branch)
+        return method.leave(site, hidden, state, batch)
+
+
+@dataclass
+class _Context:
+    """The same for all blocks of a forward."""
+
+    batch: Batch
+    packing: Packing
+    rotary: Rotary | None = None
+
+
+def _hidden_places(visible: tuple[str, ...] | None, batch: Batch) -> torch.Tensor | None:
+    """[T] bool of the reserved places that a block does not read; None if it reads all."""
+    hidden = [] if visible is None else [place for name, place in batch.places.items() if name not in visible]
+    if not hidden:
+        return None
+    mask = torch.zeros_like(batch.tokens, dtype=torch.bool)
+    for place in hidden:
+        mask[place] = True
+    return mask
+
+
+def loss_sum(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy summed over supervised tokens, float32."""
+    return F.cross_entropy(logits_SV, targets_S, reduction="sum")
+
+
+def sizes_of(configs: Configs) -> Sizes:
+    return Sizes(image_tokens(configs.vision), configs.vision.hidden_size, configs.language.hidden_size)
+
+
+def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:
+    """The model without anything trainable, on torch's default device and in its default type."""
+    sees_images = method_class(recipe.method.name).sees_images
+    model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics)
+    return model.requires_grad_(False)
+
+
+def build_empty(recipe: Recipe, configs: Configs, device: torch.device) -> VisualLanguageModel:
+    """As `build_frozen`, with parameters on the meta device, which take no memory and no time, and all else on
+    `device`."""
+    with torch.device("meta"):
+        model = build_frozen(recipe, configs)
+    if model.vision is not None:  # its numbering of patches is computed, not loaded
+        embeddings: Any = model.vision.embeddings
+        embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
+    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    assert not empty, f"buffers without values: {empty}"
+    return model
+
+
+def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs) -> None:
+    """Attach the method and the vision adapters, the same values on every rank and for any number of ranks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model.method = build_method(recipe.method, sizes_of(configs))
+        if model.vision is not None:
+            model.vision.add_adapters(recipe.vision)
+        model.language.replace_linears(model.method.replacement)
+    model.recompute = recipe.training.recompute == "full"
+
+
+def trainable_shapes(recipe: Recipe, configs: Configs) -> dict[str, tuple[int, ...]]:
+    """Of every trainable tensor by its name, without memory."""
+    with torch.device("meta"):
+        model = build_frozen(recipe, configs)
+        add_trainables(model, recipe, configs)
+    return {name: tuple(p.shape) for name, p in model.trainables().items()}
+
+
+def count(recipe: Recipe, configs: Configs) -> tuple[int, int]:
+    """(trainable parameters, frozen parameters of the language model), counted without memory."""
+    with torch.device("meta"):
+        model = build_frozen(recipe, configs)
+        frozen = sum(p.numel() for p in model.language.parameters())
+        add_trainables(model, recipe, configs)
+    return sum(p.numel() for p in model.trainables().values()), frozen
