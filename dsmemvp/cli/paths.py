@@ -6,13 +6,14 @@ from pathlib import Path
 
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.location import is_remote
-from dsmemvp.data.manifest import FILE
 from dsmemvp.errors import UserError
 
 
 def check_paths(recipe: Recipe, data: Iterable[str]) -> None:
     """Looks for the base and for `data`, which are locations of shards; remote ones are left to their readers. Raises
     UserError."""
+    from dsmemvp.data.manifest import FILE  # imports numpy
+
     for key in ("language_model", "vision_tower"):
         if folder := getattr(recipe.model, key):
             _check_model(Path(folder), f"model.{key}")

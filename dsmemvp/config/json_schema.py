@@ -21,10 +21,10 @@ def recipe_schema() -> dict[str, Any]:
 
 def _of_method(name: str) -> dict[str, Any]:
     schema = _closed(TypeAdapter(settings_class(name)).json_schema())
-    schema["properties"]["name"] |= {"const": name, "default": name}
-    about = (method_module(name).__doc__ or "").partition("\n\n")[0]
+    about = " ".join((method_module(name).__doc__ or "").partition("\n\n")[0].split())
+    schema["properties"]["name"] |= {"const": name, "default": name, "description": about}
     needed = [] if name == DEFAULT else ["name"]
-    return schema | {"title": name, "description": " ".join(about.split()), "required": needed}
+    return schema | {"title": name, "description": about, "required": needed}
 
 
 def _closed(schema: Any) -> Any:
