@@ -68,6 +68,8 @@ class State:
     """What the order of samples follows from, by the recipe's keys (data/datasets.py)."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """What it was trained with; empty for a file from elsewhere."""
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
+    """State of the method's callbacks, in their order."""
     base: dict[str, str] = field(default_factory=dict)
     """What the frozen base is known by, by the recipe's keys (backbones/fingerprint.py)."""
 
@@ -208,6 +210,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f" {PROMPT_FORMAT}; use dsmemvp {content.get('dsmemvp', 'of another version')}"
         )
     content.setdefault("validation_score", None)
+    content.setdefault("callbacks", [])
     if content["format"] != (ADAPTER_FORMATS if (folder / ADAPTER).is_file() else FORMATS)[-1]:
         warnings.warn(f"{folder} is of an earlier version; whether its base is this one cannot be told", stacklevel=2)
         content["base"] = {}

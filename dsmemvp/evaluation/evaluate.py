@@ -18,7 +18,7 @@ from dsmemvp.backbones.fingerprint import base_fingerprint
 from dsmemvp.checkpoints.checkpoint import Checkpoint, State, best_checkpoint, read_checkpoint
 from dsmemvp.config.reading import as_dict
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch
+from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.datasets import open_test_data, open_validation_data
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.tokenizer import Tokenizer
@@ -131,12 +131,13 @@ def _answering(recipe: Recipe, ranks: Ranks, opened: Inference) -> Answering:
     tokenizer = Tokenizer(recipe.model.tokenizer)
     decoder = build_decoder(model, forward, ranks, tokenizer.eos)
 
-    def decode(batch: Batch, steps: int, over: Over) -> list[list[int]]:
-        if steps == 1:  # no cache, no mask: the forward of training
-            return [[token] for token in forward(batch)[: batch.indices.numel()].argmax(-1).tolist()]
+    def decode(batch: MicroBatch, steps: int, over: Over) -> list[list[int]]:
+        if steps == 1:  # no cache: the forward of training
+            logits, _ = forward(batch.batch)
+            return [[token] for token in logits.argmax(-1).tolist()]
         return generate(decoder, batch, Sampling(max_new_tokens=steps), over)
 
-    return Answering(recipe.evaluation, ranks, tokenizer, forward, decode, model.method.slots)
+    return Answering(recipe.evaluation, ranks, tokenizer, forward, decode, model.method.reserved())
 
 
 def _open_data(recipe: Recipe, split: str) -> Manifest:

@@ -34,10 +34,10 @@ class Picture:
     """An image as the model has seen it."""
 
     pixels: torch.Tensor
-    """[3, R, R] float32"""
+    """[3, R, R] uint8"""
     state: State | None
-    """What the method made of it, once for all questions; None where every forward makes it, with weights that are cut
-    over ranks."""
+    """What the method made of it, once for all questions; None if every forward makes it: with weights that are cut
+    over ranks, or a method that runs the decoder's blocks among the vision tower's."""
 
 
 class Answerer:
@@ -61,9 +61,10 @@ class Answerer:
         pixels = self._transform(encoded(image), where)
         if not self._whole:
             return Picture(pixels, None)
-        batch = make_batch([Item(0, EncodedText([self._tokenizer.bos], 1, False), pixels)], self._transform.resolution)
+        items = [Item(0, EncodedText([0], 1, False), pixels)]
+        prompt = make_batch(items, self._transform.resolution, self._model.method.reserved())
         with torch.no_grad():
-            return Picture(pixels, self._model.see(batch.to(self._decoder.device)))
+            return Picture(pixels, self._model.look(prompt.batch.to(self._decoder.device)))
 
     def answer(
         self,
@@ -92,7 +93,7 @@ class Answerer:
         prompts = [encode_for_answer(self._tokenizer, s, captions=False, most=self._max_length) for s in samples]
         pixels = picture.pixels if picture else None
         items = [Item(i, text, pixels) for i, text in enumerate(prompts)]
-        batch = make_batch(items, self._transform.resolution, self._model.method.slots, last_only=True)
+        batch = make_batch(items, self._transform.resolution, self._model.method.reserved(), last_only=True)
         done = once(LETTER, self._tokenizer) if choices else None
         tokens = generate(self._decoder, batch, settings, done, picture.state if picture else None)
         texts = [self._tokenizer.decode(new).strip() for new in tokens]

@@ -34,7 +34,7 @@ def in_one_process(recipe_path, settings, method, trained):
     ranks = Ranks(0, 1, torch.device("cpu"))
     opened = open_for_inference(recipe, ranks, Checkpoint(trained))
     model, forward = opened.model, opened.forward
-    prompts = decoding.prompts((0, 1, 2, 3), configs.resolution, model.method.slots)
+    prompts = decoding.prompts((0, 1, 2, 3), configs.resolution, model.method.reserved())
     return generate(build_decoder(model, forward, ranks, small.EOS), prompts, Sampling(5), decoding.done)
 
 
