@@ -59,3 +59,16 @@ def decoder_family(config: Any) -> DecoderFamily:
             f"model.language_model: its config.json is of a {config.model_type!r} model; known: {', '.join(DECODERS)}"
         )
     return DECODERS[config.model_type]
+
+
+def check_window(config: Any, longest: int, what: str) -> None:
+    """Attention reads all of a text, as transformers does within the sliding window alone. Raises UserError if a
+    sequence of `longest` tokens (`what` says why it may be so long) does not lie within an active window."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    active = window is not None and (kinds is None or "sliding_attention" in kinds)
+    if active and longest > window:
+        raise UserError(
+            f"{what} makes sequences of {longest} tokens, longer than the language model's sliding window of {window},"
+            " which is not computed; take a smaller data.max_length, or another language model"
+        )
