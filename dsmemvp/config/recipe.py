@@ -49,11 +49,11 @@ Tokens = Annotated[int, Range(1, 2**20)]
 @dataclass
 class Model:
     language_model: str = ""
-    """Folder with a LLaMA in Hugging Face layout (config.json and safetensors)."""
+    """Folder with a LLaMA, Mistral, Qwen2 or Qwen3 in Hugging Face layout (config.json and safetensors)."""
     language_shape: str = ""
     """Name of a published shape (backbones/shapes.py); the folder must agree with it. Enough to count and to plan."""
     vision_tower: str = ""
-    """Folder with a CLIP vision tower in Hugging Face layout."""
+    """Folder with a vision tower (CLIP, SigLIP or DINOv2) in Hugging Face layout."""
     vision_shape: str = ""
     """Name of a published shape of the vision tower, as above."""
     tokenizer: str = ""
@@ -70,8 +70,12 @@ class Vision:
     """Factor on an adapter's output."""
     adapter_dropout: Fraction = 0.1
     """Dropout inside the adapters."""
-    statistics: Literal["imagenet", "clip"] = "imagenet"
-    """Pixel mean and deviation. The published runs use ImageNet's, not CLIP's."""
+    statistics: Literal["imagenet", "clip", "half", "auto"] = "imagenet"
+    """Pixel mean and deviation. The published runs use ImageNet's, not CLIP's. `auto`: imagenet for CLIP and DINOv2,
+    half for SigLIP."""
+    resolution: Annotated[int, Range(0, 2**14)] = 0
+    """Height and width that images are squashed to, a multiple of the tower's patches: its positions are interpolated.
+    0 for the tower's own."""
     max_pixels: Annotated[int, Range(1, PILLOW_PIXELS)] = 50_000_000
     """An image with more pixels than this is refused before it is decoded."""
 
