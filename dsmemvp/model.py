@@ -197,9 +197,7 @@ def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs)
         if model.vision is not None:
             model.vision.add_adapters(recipe.vision)
         model.language.replace_linears(model.method.replacement)
-    places = sum(reserved.count for reserved in model.method.reserved())
-    longest = recipe.data.max_length + places
-    check_window(configs.language, longest, f"data.max_length: with {places} reserved places, it")
+    check_window(configs.language, recipe.data.max_length, sum(place.count for place in model.method.reserved()))
     model.recompute = recipe.training.recompute == "full"
 
 

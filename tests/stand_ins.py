@@ -89,7 +89,7 @@ def openai_tensors(model: CLIPVisionModel) -> dict[str, torch.Tensor]:
         out[f"visual.ln_pre.{kind}"] = state[f"pre_layrnorm.{kind}"]
         out[f"visual.ln_post.{kind}"] = state[f"post_layernorm.{kind}"]
         for i in range(model.config.num_hidden_layers):
-            theirs, ours = f"collator.layers.{i}.", f"visual.transformer.resblocks.{i}."
+            theirs, ours = f"encoder.layers.{i}.", f"visual.transformer.resblocks.{i}."
             packed = torch.cat([state[f"{theirs}self_attn.{letter}_proj.{kind}"] for letter in "qkv"])
             out[f"{ours}attn.in_proj_{kind}"] = packed
             out[f"{ours}attn.out_proj.{kind}"] = state[f"{theirs}self_attn.out_proj.{kind}"]

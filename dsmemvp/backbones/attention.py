@@ -110,7 +110,8 @@ def packed_attention(
         cache.fill(module.layer_idx, key, value, packing)
     kernel = _variable_lengths() if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else None
     if kernel is not None and not dropout and packing.hidden is None:
-        out = kernel(*(t[0].transpose(0, 1) for t in (query, key, value)), packing, scaling)
+        rows_q, rows_k, rows_v = (t[0].transpose(0, 1) for t in (query, key, value))
+        out = kernel(rows_q, rows_k, rows_v, packing, scaling)
         return out[None], None
     parts = (t.split(packing.lengths, dim=2) for t in (query, key, value))
     masks = _masks(packing)

@@ -61,14 +61,16 @@ def decoder_family(config: Any) -> DecoderFamily:
     return DECODERS[config.model_type]
 
 
-def check_window(config: Any, longest: int, what: str) -> None:
-    """Attention reads all of a text, as transformers does within the sliding window alone. Raises UserError if a
-    sequence of `longest` tokens (`what` says why it may be so long) does not lie within an active window."""
+def check_window(config: Any, text: int, places: int = 0) -> None:
+    """Attention reads the whole text, which is what transformers does within an active sliding window. Raises UserError
+    if sequences of `text` tokens and `places` reserved places are longer than that."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
-    active = window is not None and (kinds is None or "sliding_attention" in kinds)
-    if active and longest > window:
+    if window is None or (kinds is not None and "sliding_attention" not in kinds):
+        return
+    if text + places > window:
+        beside = f" and {places} places of the method" if places else ""
         raise UserError(
-            f"{what} makes sequences of {longest} tokens, longer than the language model's sliding window of {window},"
-            " which is not computed; take a smaller data.max_length, or another language model"
+            f"data.max_length: {text} tokens{beside} are more than the language model's sliding window of {window},"
+            " beyond which attention is not computed as the model was trained; take a smaller one"
         )

@@ -75,8 +75,9 @@ class VisionTower(nn.Module):
         self.config, self.family = config, vision_family(config)
         config._attn_implementation = "sdpa"
         width, eps = config.hidden_size, config.layer_norm_eps
-        self.embeddings: Any = self.family.embeddings(config)
-        self.embeddings.mask_token = None  # DINOv2's, which only its training uses
+        embeddings: Any = self.family.embeddings(config)
+        embeddings.mask_token = None  # DINOv2's, which only its training uses
+        self.embeddings: Any = embeddings
         if self.family.first_norm:
             setattr(self, self.family.first_norm, nn.LayerNorm(width, eps=eps))
         self.layers: Any = nn.ModuleList(

@@ -34,33 +34,28 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, Sigli
 from dsmemvp.errors import UserError
 
 
-class _Interpolated(nn.Module):
-    """Positions for any resolution, as transformers interpolates them, but read through the table's own forward: under
-    ZeRO-3 its weight is whole just there."""
-
-    position_embedding: nn.Module
-    position_ids: torch.Tensor
-    patch_size: int
-
-    def interpolate_pos_encoding(self, embeddings_INv: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """-> [1, N, v] for images of height x width; the class token, if there is one, keeps its own."""
-        stored_1Nv = self.position_embedding(self.position_ids)
-        side = int(stored_1Nv.shape[1] ** 0.5)
-        wanted = (height // self.patch_size, width // self.patch_size)
-        if wanted == (side, side):
-            return stored_1Nv
-        first_1v, patches_1Pv = stored_1Nv.split([stored_1Nv.shape[1] - side**2, side**2], dim=1)
-        grid = patches_1Pv.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=wanted, mode="bicubic", align_corners=False)
-        return torch.cat((first_1v, grid.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
+class _ClipEmbeddings(CLIPVisionEmbeddings):
+    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return _positions(self, height, width)
 
 
-class _ClipEmbeddings(_Interpolated, CLIPVisionEmbeddings):
-    pass
+class _SiglipEmbeddings(SiglipVisionEmbeddings):
+    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return _positions(self, height, width)
 
 
-class _SiglipEmbeddings(_Interpolated, SiglipVisionEmbeddings):
-    pass
+def _positions(embeddings: Any, height: int, width: int) -> torch.Tensor:
+    """[1, N, v] for images of height x width, as transformers interpolates them, but read through the table's own
+    forward: under ZeRO-3 its weight is whole just there. A class token keeps its own."""
+    stored_1Nv = embeddings.position_embedding(embeddings.position_ids)
+    side = int(stored_1Nv.shape[1] ** 0.5)
+    wanted = (height // embeddings.patch_size, width // embeddings.patch_size)
+    if wanted == (side, side):
+        return stored_1Nv
+    first_1v, patches_1Pv = stored_1Nv.split([stored_1Nv.shape[1] - side**2, side**2], dim=1)
+    grid = patches_1Pv.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=wanted, mode="bicubic", align_corners=False)
+    return torch.cat((first_1v, grid.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
 
 
 @dataclass(frozen=True)
@@ -85,6 +80,12 @@ class VisionFamily:
     """Arguments of the embeddings' forward."""
     class_tokens: int = 0
     """Before the patches; register tokens beside."""
+    not_loaded: tuple[str, ...] = ()
+    """Beginnings of names in its files: a text tower beside it, a head, what only its training needed."""
+    stored_names: Mapping[str, str] = field(default_factory=dict)
+    """Parts of names in its files -> parts of the names here."""
+    stored_halves: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Likewise, of tensors that are stored as one: the first and the second half of their rows."""
 
     def dropped(self, config: Any) -> int:
         """Tokens before the patches."""
@@ -92,7 +93,21 @@ class VisionFamily:
 
 
 _INTERPOLATING = {"interpolate_pos_encoding": True}
+_ENCODER = {"vision_model.": "", "encoder.layers.": "layers."}
+_TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 _DINOV2: dict[str, Any] = {"statistics": "imagenet", "attention": "attention", "norms": ("norm1", "norm2")}
+_DINOV2 |= {
+    "not_loaded": ("embeddings.mask_token",),
+    "stored_names": {
+        "encoder.layer.": "layers.",
+        ".attention.attention.query.": ".attention.q_proj.",
+        ".attention.attention.key.": ".attention.k_proj.",
+        ".attention.attention.value.": ".attention.v_proj.",
+        ".attention.output.dense.": ".attention.o_proj.",
+        ".mlp.weights_out.": ".mlp.down_proj.",
+    },
+    "stored_halves": {".mlp.weights_in.": (".mlp.gate_proj.", ".mlp.up_proj.")},
+}
 _DINOV2 |= {"scales": ("layer_scale1", "layer_scale2"), "last_norm": "layernorm", "class_tokens": 1}
 TOWERS = {
     "clip_vision_model": VisionFamily(
@@ -105,9 +120,18 @@ TOWERS = {
         unused_blocks=1,
         interpolating=_INTERPOLATING,
         class_tokens=1,
+        not_loaded=_TEXT,
+        stored_names=_ENCODER,
     ),
     "siglip_vision_model": VisionFamily(
-        SiglipVisionConfig, _SiglipEmbeddings, SiglipEncoderLayer, "half", SiglipConfig, interpolating=_INTERPOLATING
+        SiglipVisionConfig,
+        _SiglipEmbeddings,
+        SiglipEncoderLayer,
+        "half",
+        SiglipConfig,
+        interpolating=_INTERPOLATING,
+        not_loaded=(*_TEXT, "head.", "vision_model.head."),
+        stored_names=_ENCODER,
     ),
     "dinov2": VisionFamily(Dinov2Config, Dinov2Embeddings, Dinov2Layer, **_DINOV2),
     "dinov2_with_registers": VisionFamily(
