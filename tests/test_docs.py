@@ -129,6 +129,7 @@ def parses(monkeypatch, repository):
             if words[0].endswith(".py"):
                 assert Path(words[0]).is_file(), words
                 if len(words) > 1:
+                    monkeypatch.syspath_prepend(Path(words[0]).parent)  # as Python does for a file that it runs
                     runpy.run_path(words[0], run_name="__main__")
                     pytest.fail(f"{words} was run, not parsed")
             else:

@@ -26,17 +26,17 @@ DTYPES = Literal["bf16", "fp32"]
 @dataclass(config=CONFIG)
 class Model:
     language_model: Text = ""
-    """Folder with a LLaMA in Hugging Face layout (config.json and safetensors)."""
+    """Folder with a LLaMA, Mistral, Qwen2 or Qwen3 in Hugging Face layout (config.json and safetensors)."""
     language_shape: Text = ""
     """Name of a published shape (backbones/shapes.py); the folder must agree with it. Enough to count and to plan."""
     vision_tower: Text = ""
-    """Folder with a CLIP vision tower in Hugging Face layout."""
+    """Folder with a vision tower (CLIP, SigLIP or DINOv2) in Hugging Face layout."""
     vision_shape: Text = ""
     """Name of a published shape of the vision tower, as above."""
     tokenizer: Text = ""
     """File of a sentencepiece model, such as LLaMA's tokenizer.model, or a Hugging Face tokenizer.json (LLaMA 3)."""
     dtype: DTYPES = "bf16"
-    """Compute type of all modules; the optimizer always keeps float32 master_weights."""
+    """Compute type of all modules; the optimizer always keeps float32 master weights."""
 
 
 @dataclass(config=CONFIG)
@@ -47,8 +47,12 @@ class Vision:
     """Factor on an adapter's output."""
     adapter_dropout: Fraction = 0.1
     """Dropout inside the adapters."""
-    statistics: Literal["imagenet", "clip"] = "imagenet"
-    """Pixel mean and deviation. The published runs use ImageNet's, not CLIP's."""
+    statistics: Literal["imagenet", "clip", "half", "auto"] = "imagenet"
+    """Pixel mean and deviation. The published runs use ImageNet's, not CLIP's. `auto`: imagenet for CLIP and DINOv2,
+    half for SigLIP."""
+    resolution: Annotated[int, Field(ge=0, le=2**14)] = 0
+    """Height and width that images are squashed to, a multiple of the tower's patches: its positions are interpolated.
+    0 for the tower's own."""
     max_pixels: Annotated[int, Field(ge=1, le=PILLOW_PIXELS)] = 50_000_000
     """An image with more pixels than this is refused before it is decoded."""
 
