@@ -67,7 +67,7 @@ def _collator(job: Job):
 
     if job.kind != "jpeg":
         return Bytes(str(job.tokenizer), job.chosen.members)
-    image = ImageTransform(224, "clip", 50_000_000)
+    image = ImageTransform(224, 50_000_000)
     return Collator(str(job.tokenizer), image, captions=False, max_length=512, skip_bad=False)
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import sentencepiece
 
 from data_prep.progress import say
+from dsmemvp.errors import UserError
 
 
-class VocabularyTooLarge(ValueError):
+class VocabularyTooLarge(UserError):
     """The texts give fewer pieces: `most`."""
 
     def __init__(self, vocabulary: int, most: int):

@@ -7,16 +7,18 @@ import dsmemvp
 
 ROOT = Path(dsmemvp.__file__).parent
 ORDER = [
+    "errors",
     "json_text",
     "counting",
     "atomic_files",
-    "errors",
+    "log",
     "distributed",
     "config",
     "data",
     "backbones",
     "prompts",
     "model",
+    "inputs",
     "convert",
     "planning",
     "data_tools",

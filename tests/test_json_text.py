@@ -32,5 +32,5 @@ def test_what_is_not_a_small_regular_file_is_refused(tmp_path):
         read_json(fifo)
     with pytest.raises(UserError, match="11 bytes, at most 10"):
         read_json(large, most=10)
-    with pytest.raises(UserError):
+    with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none.json")

@@ -103,16 +103,15 @@ def packed_attention(
     if cache is not None and cache.lengths:
         keys, values = cache.append(module.layer_idx, key, value)
         seen = cache.seen(module.layer_idx)
-        rows = query[0].transpose(0, 1)[:, :, None]  # [B, heads, 1, D]
-        out, _ = sdpa_attention_forward(module, rows, keys, values, seen, scaling=scaling)
+        query_BH1D = query[0].transpose(0, 1)[:, :, None]
+        out, _ = sdpa_attention_forward(module, query_BH1D, keys, values, seen, scaling=scaling)
         return out.transpose(0, 1), None
     if cache is not None:
         cache.fill(module.layer_idx, key, value, packing)
     kernel = _variable_lengths() if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else None
     if kernel is not None and not dropout and packing.hidden is None:
-        rows_q, rows_k, rows_v = (t[0].transpose(0, 1) for t in (query, key, value))
-        out = kernel(rows_q, rows_k, rows_v, packing, scaling)
-        return out[None], None
+        rows = [t[0].transpose(0, 1) for t in (query, key, value)]
+        return kernel(rows[0], rows[1], rows[2], packing, scaling)[None], None
     parts = (t.split(packing.lengths, dim=2) for t in (query, key, value))
     masks = _masks(packing)
     outs = [

@@ -18,7 +18,8 @@ from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText
 
 
-class Reserved(NamedTuple):
+@dataclass(frozen=True)
+class Reserved:
     """Places that a prompting method reserves in the sequence of every sample with an image."""
 
     name: str

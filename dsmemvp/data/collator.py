@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch, Item, Skip, make_batch
+from dsmemvp.data.batch import Item, MicroBatch, Reserved, Skip, by_image, make_batch
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.sample import BadSample, EncodedSample, Sample, SampleError, read_sample
 from dsmemvp.data.text import encode_for_answer, encode_for_training
@@ -20,7 +20,7 @@ class Collator:
     captions: bool
     max_length: int
     skip_bad: bool
-    slots: int = 0
+    reserved: tuple[Reserved, ...] = ()
     """Places a prompting method reserves in the sequence of a sample with an image."""
     blind: bool = False
     """Replace every image by none."""
@@ -35,7 +35,7 @@ class Collator:
         fields = replace(sample, image=b"" if sample.image is not None else None) if self.answers else None
         return Item(sample.index, text, image, fields)
 
-    def batch(self, tokenizer: Tokenizer, entries: Sequence[tuple[int, EncodedSample | BadSample]]) -> Batch:
+    def batch(self, tokenizer: Tokenizer, entries: Sequence[tuple[int, EncodedSample | BadSample]]) -> MicroBatch:
         """A micro-batch of (place in the global batch, sample). Raises SampleError at the first bad one if the recipe
         does not allow skipping."""
         items, skipped = [], []
@@ -48,19 +48,20 @@ class Collator:
                 if not self.skip_bad:
                     raise
                 skipped.append(Skip(position, str(error)))
-        batch = make_batch(items, self.image.resolution, self.slots, last_only=self.answers)
+        ordered = items if self.answers else by_image(items)  # answers are told apart by their order in the file
+        micro_batch = make_batch(ordered, self.image.resolution, self.reserved, last_only=self.answers)
         dealt = tuple((position, entry.index) for position, entry in entries)
-        return replace(batch, skipped=tuple(skipped), dealt=dealt)
+        return replace(micro_batch, skipped=tuple(skipped), dealt=dealt)
 
 
 def recipe_collator(recipe: Recipe, resolution: int, vocabulary: int) -> Collator:
     """The collator that a recipe describes, for training; `resolution` and `vocabulary` are the models'. Raises
-    ValueError where the tokenizer is another model's."""
+    UserError if the tokenizer is another model's."""
     tokenizer = Tokenizer(recipe.model.tokenizer)
     tokenizer.check_fits(vocabulary, recipe.model.tokenizer)
     return Collator(
         tokenizer_path=recipe.model.tokenizer,
-        image=ImageTransform(resolution, recipe.vision.statistics, recipe.vision.max_pixels),
+        image=ImageTransform(resolution, recipe.vision.max_pixels),
         captions=recipe.data.captions,
         max_length=recipe.data.max_length,
         skip_bad=recipe.data.on_bad_sample == "skip",

@@ -11,6 +11,7 @@ from dsmemvp.data.http_stream import http_chunks
 from dsmemvp.data.location import file_command, file_url, masked
 from dsmemvp.data.pipe_stream import pipe_chunks
 from dsmemvp.data.transfer_error import TransferError
+from dsmemvp.errors import UserError
 
 ATTEMPTS = 5
 BACK_OFF = 1.0
@@ -32,7 +33,7 @@ def fetch(location: str, name: str, into: IO[bytes], most: int, sha256: str, tim
         try:
             digest = _copy(_chunks(location, name, timeout), into, most, timeout)
             if sha256 and digest != sha256:
-                raise TransferError("its checksum is not the manifest's", ValueError)
+                raise TransferError("its checksum is not the manifest's", UserError)
             return
         except TransferError as error:
             failed = error
@@ -65,7 +66,7 @@ def _copy(chunks: Generator[bytes, None, None], into: IO[bytes], most: int, time
                 break
             size += len(chunk)
             if size > most:
-                raise TransferError(f"more than {most} bytes", ValueError)
+                raise TransferError(f"more than {most} bytes", UserError)
             waited, came = waited + time.monotonic() - began if came else 0.0, came + len(chunk)
             if waited > timeout:
                 if came < SLOWEST * timeout:

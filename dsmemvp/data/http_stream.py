@@ -17,6 +17,7 @@ from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandl
 
 from dsmemvp import __version__
 from dsmemvp.data.transfer_error import TransferError
+from dsmemvp.errors import UserError
 
 CHUNK = 1 << 20
 REDIRECTS = 10
@@ -43,9 +44,9 @@ def redirected(url: str, to: str) -> str:
         parts = urlsplit(urljoin(url, quote(to, safe=string.punctuation, encoding="iso-8859-1")))
         known = bool(parts.hostname) and parts.port != 0
     except ValueError:
-        raise TransferError("a redirect to what is not a URL", ValueError, again=False) from None
+        raise TransferError("a redirect to what is not a URL", UserError, again=False) from None
     if not known or parts.scheme not in PORTS or (scheme, parts.scheme) == ("https", "http"):
-        raise TransferError(f"a redirect from {scheme} to {parts.scheme} is not followed", ValueError, again=False)
+        raise TransferError(f"a redirect from {scheme} to {parts.scheme} is not followed", UserError, again=False)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
 
 
@@ -75,7 +76,7 @@ def _opened(url: str, timeout: float) -> http.client.HTTPResponse:
         target = redirected(url, to)
         own = own if keeps_credentials(url, target) else ""
         url = target
-    raise TransferError(f"more than {REDIRECTS} redirects", ValueError, again=False)
+    raise TransferError(f"more than {REDIRECTS} redirects", UserError, again=False)
 
 
 def _asked(url: str, authorization: str, timeout: float) -> http.client.HTTPResponse:
@@ -102,9 +103,9 @@ def _failure(error: Exception, timeout: float) -> TransferError:
     if isinstance(error, TimeoutError):
         return TransferError(f"no byte for {timeout:g} s", TimeoutError)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return TransferError(f"the server's certificate: {error.verify_message}", ValueError, again=False)
+        return TransferError(f"the server's certificate: {error.verify_message}", UserError, again=False)
     if isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME:
-        return TransferError("no host of this name is known", ValueError)
+        return TransferError("no host of this name is known", UserError)
     return TransferError(" ".join(str(error).split()) or type(error).__name__)
 
 
@@ -115,7 +116,7 @@ def _refused(response: http.client.HTTPResponse) -> TransferError:
         return TransferError(text, wait=_seconds(response.headers.get("Retry-After", "")))
     if status in (401, 403):
         text += "; user and password come from the URL, or from ~/.netrc if only its owner may read it"
-    return TransferError(text, ValueError, again=False)
+    return TransferError(text, UserError, again=False)
 
 
 def _seconds(retry_after: str) -> float:

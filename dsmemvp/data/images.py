@@ -1,4 +1,4 @@
-"""Encoded image -> pixels as the vision tower wants them: squashed to its resolution (no crop), bicubic, normalised.
+"""Encoded image -> uint8 pixels at the vision tower's resolution: squashed (no crop), bicubic. The tower normalises.
 
 Pillow does all of it; the pixel count is read from the header and checked before anything is decoded.
 """
@@ -20,7 +20,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 LONGEST_SIDE = 65_535
 """Pixels, JPEG's own limit: to resample a longer side takes gigabytes, whatever the other side is."""
 STATISTICS = {
-    # mean and deviation of R, G, B in [0, 1]
+    # mean and standard deviation of R, G, B in [0, 1], by which the vision tower normalises pixels
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -44,18 +44,12 @@ _silence()
 class ImageTransform:
     resolution: int
     """Height and width of the tower's input."""
-    statistics: str
     max_pixels: int
 
     def __call__(self, encoded: bytes, where: str) -> torch.Tensor:
-        """-> float32 [3, resolution, resolution]. Raises SampleError."""
+        """-> uint8 [3, resolution, resolution]. Raises SampleError."""
         image = squashed(encoded, where, self.resolution, self.max_pixels)
-        pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)).astype(np.float32)
-        mean, deviation = (np.array(s, dtype=np.float32)[:, None, None] for s in STATISTICS[self.statistics])
-        pixels /= np.float32(255.0)
-        pixels -= mean
-        pixels /= deviation
-        return torch.from_numpy(pixels)
+        return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
 
 def squashed(encoded: bytes, where: str, resolution: int, max_pixels: int) -> Image.Image:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dsmemvp.data.balancing import Weight, deal
-from dsmemvp.data.batch import Batch
+from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import FileOrder, Order, Place
@@ -43,7 +43,7 @@ class Share:
 
 def training_steps(
     manifests: Sequence[Manifest], order: Order, collator: Collator, share: Share, steps: range, workers: int
-) -> Iterator[list[Batch]]:
+) -> Iterator[list[MicroBatch]]:
     """This rank's micro-batches of the global batches `steps`, counted from the start of the run: one list per
     optimizer step. Raises SampleError, ValueError or OSError (also out of a worker)."""
     return _load(_Steps(manifests, collator, _Dealt(order.batch, collator, share), steps, order.near_shards), workers)
@@ -57,7 +57,7 @@ def evaluation_batches(manifest: Manifest, share: Share) -> range:
 
 def evaluation_steps(
     manifest: Manifest, collator: Collator, share: Share, workers: int, batches: range | np.ndarray | None = None
-) -> Iterator[list[Batch]]:
+) -> Iterator[list[MicroBatch]]:
     """The batches of these numbers (None: all), one per rank and step: number s x ranks + r of them is rank r's in step
     s. All ranks take the same number of steps, and where the numbers end, some have an empty batch. So a sample is
     always computed in the same company, and its result does not depend on the number of ranks. A range or an array of
@@ -68,8 +68,8 @@ def evaluation_steps(
     return _load(_Steps([manifest], collator, own, steps, 2), workers)
 
 
-MicroBatch = list[tuple[int, Place]]
-"""(place in the global batch, sample)"""
+_Part = list[tuple[int, Place]]
+"""What a micro-batch is made from: (place in the global batch, sample)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class _Dealt:
     collator: Collator
     share: Share
 
-    def __call__(self, reader: Reader, step: int) -> list[MicroBatch]:
+    def __call__(self, reader: Reader, step: int) -> list[_Part]:
         places = self.batch(step)
         weights = [weigh(reader, place, self.collator) for place in places]
         dealt = deal(weights, self.share.world, self.share.micro_batch)[self.share.rank]
@@ -96,7 +96,7 @@ class _Whole:
     """Of this rank's batches, one a step; the last step may be without."""
     share: Share
 
-    def __call__(self, reader: Reader, step: int) -> list[MicroBatch]:
+    def __call__(self, reader: Reader, step: int) -> list[_Part]:
         if step >= len(self.numbers):
             return [[]]
         size = self.share.micro_batch
@@ -108,13 +108,13 @@ class _Whole:
 class _Steps(IterableDataset):
     manifests: Sequence[Manifest]
     collator: Collator
-    own: Callable[[Reader, int], list[MicroBatch]]
+    own: Callable[[Reader, int], list[_Part]]
     """This rank's micro-batches of a step."""
     steps: range
     near_shards: int
     """How many shards the samples of neighbouring steps lie in."""
 
-    def __iter__(self) -> "Iterator[list[Batch] | UserError | OSError]":
+    def __iter__(self) -> "Iterator[list[MicroBatch] | UserError | OSError]":
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         tokenizer = Tokenizer(self.collator.tokenizer_path)
@@ -128,7 +128,7 @@ class _Steps(IterableDataset):
         except (UserError, OSError) as error:
             yield error  # an exception raised in a worker reaches the main process wrapped in a traceback
 
-    def _windows(self, reader: Reader, steps: Iterable[int]) -> Iterator[list[list[MicroBatch]]]:
+    def _windows(self, reader: Reader, steps: Iterable[int]) -> Iterator[list[list[_Part]]]:
         """Steps that are read together. The first is one alone, for an early start; they grow to READ_AHEAD bytes, so
         that each pass goes forward through the shards of a block."""
         window, size, most = [], 0, 1
@@ -147,10 +147,10 @@ def weigh(reader: Reader, place: Place, collator: Collator) -> Weight:
     """What a sample will cost, by the index alone."""
     length, image = reader.weight(place)
     image = image and not collator.blind
-    return Weight(length + image * collator.slots * CHARACTERS, image)
+    return Weight(length + image * sum(r.count for r in collator.reserved) * CHARACTERS, image)
 
 
-def _load(dataset: _Steps, workers: int) -> Iterator[list[Batch]]:
+def _load(dataset: _Steps, workers: int) -> Iterator[list[MicroBatch]]:
     if workers:
         # the server imports this module once; the workers of all loaders are forked from it
         multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
@@ -174,7 +174,7 @@ def _load(dataset: _Steps, workers: int) -> Iterator[list[Batch]]:
         yield step
 
 
-def _as_it_is(step: list[Batch]) -> list[Batch]:
+def _as_it_is(step: list[MicroBatch]) -> list[MicroBatch]:
     return step
 
 

@@ -143,13 +143,13 @@ def _first_wrong(manifest: Manifest, numbers: range) -> Exception | None:
         try:
             status = os.stat(file)
         except FileNotFoundError:
-            return FileNotFoundError(f"{file} is in {FILE} but does not exist")
+            return UserError(f"{file} is in {FILE} but does not exist")
         except OSError as error:
             return error
         if not stat.S_ISREG(status.st_mode):
-            return ValueError(f"{file} is in {FILE} but is not a regular file")
+            return UserError(f"{file} is in {FILE} but is not a regular file")
         if status.st_size != shard.bytes:
-            return ValueError(
+            return UserError(
                 f"{file} has {status.st_size} bytes, {FILE} says {shard.bytes}; fetch or prepare it again, or, if"
                 f" the file is right, run `dsmemvp index {manifest.folder}`"
             )

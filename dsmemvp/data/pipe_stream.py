@@ -9,6 +9,7 @@ from collections.abc import Generator
 from contextlib import suppress
 
 from dsmemvp.data.transfer_error import TransferError
+from dsmemvp.errors import UserError
 
 CHUNK = 1 << 20
 SAID = 4096
@@ -55,7 +56,7 @@ def pipe_chunks(command: str, timeout: float) -> Generator[bytes, None, None]:
             with suppress(BlockingIOError):
                 while text := os.read(err, CHUNK):
                     said = (said + text)[-SAID:]
-            raise TransferError(f"exit {code}{_last_line(said)}", ValueError)
+            raise TransferError(f"exit {code}{_last_line(said)}", UserError)
     except subprocess.TimeoutExpired:
         raise TransferError(f"the command does not end{_last_line(said)}", TimeoutError) from None
     finally:

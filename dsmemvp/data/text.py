@@ -8,8 +8,10 @@ Length is kept by cutting the context from its end, a conversation's from its be
 and options are never cut.
 """
 
+import bisect
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from dsmemvp.data.sample import Sample, SampleError
@@ -75,58 +77,94 @@ def lead_in(sample: Sample) -> str:
 def encode_for_training(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:
     """Prompt + target + EOS, at most `most` tokens. The prompt's tokens are the first of the whole text's: else the
     loss would train on tokens that generation never meets. Raises SampleError."""
-
-    def encode(sample: Sample) -> tuple[list[int], list[int]]:
-        prompt, whole = _continued(tokenizer, prompt_text(sample, captions), target_text(sample), sample.where)
-        return prompt, [*whole, tokenizer.eos]
-
-    (prompt, whole), cut = _fitted(encode, sample, captions, most)
-    return EncodedText(whole, len(prompt), cut)
+    return _fitted(_Encoder(tokenizer, captions, target_text(sample), (tokenizer.eos,)), sample, most)
 
 
 def encode_for_answer(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:
-    """Prompt + "The answer is" where the task has it, for a model to go on from."""
-
-    def encode(sample: Sample) -> tuple[list[int], list[int]]:
-        _, whole = _continued(tokenizer, prompt_text(sample, captions), lead_in(sample), sample.where)
-        return whole, whole
-
-    (_, whole), cut = _fitted(encode, sample, captions, most)
-    return EncodedText(whole, len(whole), cut)
+    """Prompt + "The answer is" if the task has it, for a model to continue."""
+    return _fitted(_Encoder(tokenizer, captions, lead_in(sample), ()), sample, most)
 
 
-def _continued(tokenizer: Tokenizer, prompt: str, rest: str, where: str) -> tuple[list[int], list[int]]:
-    """Tokens of the prompt, and of prompt + rest, which begin with the prompt's. Raises SampleError."""
-    first, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + rest)
-    if whole[: len(first)] != first:
-        # a byte-level tokenizer may have a piece like ":The"; the two are then encoded one by one. With a sentencepiece
-        # model that would put a space between them
-        whole = [*first, *tokenizer.encode(rest)[1:]]
-        if tokenizer.decode(whole) != prompt + rest:
-            raise SampleError(where, "the tokenizer joins the end of the prompt with the target; use another one")
-    return first, whole
+@dataclass(frozen=True)
+class _Encoder:
+    """A sample's prompt, with any context, and what follows it -> tokens."""
+
+    tokenizer: Tokenizer
+    captions: bool
+    rest: str
+    """What follows the prompt."""
+    end: tuple[int, ...]
+    """Tokens behind it."""
+
+    def __call__(self, sample: Sample) -> tuple[EncodedText, list[int]]:
+        """The text, and where in it (in characters) each token stops. The prompt is tokenised once, together with what
+        follows, unless the tokenizer joins the two. Raises SampleError."""
+        tokenizer, prompt = self.tokenizer, prompt_text(sample, self.captions)
+        tokens, spans = tokenizer.encode_spans(prompt + self.rest)
+        stops = [stop for _, stop in spans]
+        # a character may be several tokens of which the first are empty: those of `rest` start where the prompt ends
+        first = next((i for i, (start, _) in enumerate(spans) if start >= len(prompt)), len(spans))
+        if first == 0 or stops[first - 1] != len(prompt):
+            # a byte-level tokenizer may have a piece like ":The"; the two are then encoded one by one. With a
+            # sentencepiece model that would put a space between them
+            asked = tokenizer.encode(prompt)
+            first, tokens = len(asked), [*asked, *tokenizer.encode(self.rest)[len(tokenizer.front) :]]
+            if tokenizer.decode(tokens) != prompt + self.rest:
+                why = "the tokenizer joins the end of the prompt with the target; use another one"
+                raise SampleError(sample.where, why)
+        return EncodedText([*tokens, *self.end], first, False, len(tokenizer.front)), stops
 
 
-def _fitted(encode, sample: Sample, captions: bool, most: int):
-    """`encode(sample)` with as many words of the context as fit into `most` tokens, and whether any were cut."""
-    encoded = encode(sample)
-    if len(encoded[1]) <= most:
-        return encoded, False
-    words = _context(sample, captions, "").split(" ")
-    low, high = 0, len(words)  # `low` words are known to fit, or nothing does; `high` words do not
-    fitting = None
-    while low < high:
-        middle = (low + high) // 2
-        kept = words[len(words) - middle :] if sample.scores.get("task") == "conversation" else words[:middle]
-        shorter = replace(sample, context=" ".join(kept), caption="")
-        encoded = encode(shorter)
-        if len(encoded[1]) <= most:
-            fitting, low = encoded, middle + 1
-        else:
-            high = middle
-    if fitting is None:
+def _fitted(encode: _Encoder, sample: Sample, most: int) -> EncodedText:
+    """With as many words of the context as fit into `most` tokens. The first guess counts the tokens of the whole text,
+    and is right but for what the tokenizer joins at the cut, so few texts are encoded. Raises SampleError."""
+    whole, stops = encode(sample)
+    excess = len(whole.tokens) - most
+    if excess <= 0:
+        return whole
+    words = [word for word in _context(sample, encode.captions, "").split(" ") if word]
+    last_ones = sample.scores.get("task") == "conversation"  # whose last turns are kept
+    fitting: dict[int, EncodedText | None] = {len(words): None}
+
+    def fits(number: int) -> bool:
+        if number not in fitting:
+            kept = words[len(words) - number :] if last_ones else words[:number]
+            text, _ = encode(replace(sample, context=" ".join(kept), caption=""))
+            fitting[number] = text if len(text.tokens) <= most else None
+        return fitting[number] is not None
+
+    number = _most_words(words, _spare(sample, words, stops, excess, last_ones), fits)
+    text = fitting.get(number) if number >= 0 else None
+    if text is None:
         raise SampleError(sample.where, f"question and options alone are longer than data.max_length = {most} tokens")
-    return fitting, True
+    return replace(text, cut=True)
+
+
+def _spare(sample: Sample, words: Sequence[str], stops: Sequence[int], excess: int, last_ones: bool) -> int:
+    """About how many words remain of the context if the text loses `excess` tokens; `stops` are the whole text's."""
+    start = len(_clean(f"Question: {sample.question}\nContext: |")) - 1
+    ends = list(itertools.accumulate(len(word) + 1 for word in words))
+    if last_ones:
+        cut = stops[min(bisect.bisect_right(stops, start) + excess, len(stops)) - 1] - start
+        return len(words) - bisect.bisect_left(ends, cut)
+    cut = stops[max(bisect.bisect_left(stops, start + ends[-1] - 1) - excess, 0)] - start if words else 0
+    return bisect.bisect_right(ends, cut + 1)
+
+
+def _most_words(words: Sequence[str], guess: int, fits: Callable[[int], bool]) -> int:
+    """The largest number of words, below all of them, that fits; -1 if none does. Steps from the guess double until it
+    lies between two numbers that were tried, and are then halved."""
+    low, high = -1, len(words)  # `low` fits, or nothing does; `high` does not
+    at, step = min(max(guess, 0), high - 1), 1
+    while high - low > 1:
+        if fits(at):
+            low, at = at, at + step
+        else:
+            high, at = at, at - step
+        step *= 2
+        if not low < at < high:
+            at, step = (low + high) // 2, 1
+    return low
 
 
 def _context(sample: Sample, captions: bool, nothing: str) -> str:

@@ -1,7 +1,7 @@
 """Text <-> tokens: a sentencepiece model (LLaMA 1 and 2), or a tokenizer.json (Hugging Face; LLaMA 3 has only that).
 
-LLaMA's conventions: a text starts with BOS, a target ends with EOS. What looks like a special token inside of a text is
-text like any other.
+A text starts with BOS if the tokenizer has one (LLaMA, Mistral; not Qwen), a target ends with EOS. What looks like a
+special token inside of a text is text like any other.
 """
 
 import re
@@ -16,8 +16,11 @@ from dsmemvp.json_text import read_json
 
 MOST = 64 << 20
 """Bytes of a tokenizer's file; LLaMA 3's has 9 million."""
-KNOWN = {"bos": ("<s>", "<|begin_of_text|>"), "eos": ("</s>", "<|end_of_text|>")}
-"""LLaMA's names, for a tokenizer.json without the files that name them."""
+KNOWN = {
+    "bos": ("<s>", "<|begin_of_text|>"),
+    "eos": ("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"),
+}
+"""LLaMA's and Qwen's names, for a tokenizer.json without the files that name them."""
 PADDED = 1024
 """Rows of the model's embedding beyond the tokenizer's pieces that are taken for padding (to multiples of 64 and the
 like); more of them, and the tokenizer is another model's."""
@@ -41,14 +44,21 @@ class Tokenizer:
         self._model: _SentencePiece | _Json = (
             _Json(content, path) if content.lstrip()[:1] == b"{" else _SentencePiece(content, path)
         )
-        bos, eos = self._model.bos, self._model.eos
-        if bos is None or eos is None:
-            raise UserError(f"tokenizer {path} has no BOS or no EOS piece; {self._model.remedy}")
-        self.bos, self.eos, self.vocabulary = bos, eos, self._model.vocabulary
+        if self._model.eos is None:
+            raise UserError(f"tokenizer {path} has no EOS piece; {self._model.remedy}")
+        self.bos, self.eos, self.vocabulary = self._model.bos, self._model.eos, self._model.vocabulary
+        self.front: list[int] = [] if self.bos is None else [self.bos]
+        """What stands in front of every text: BOS, or nothing."""
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text, BOS first."""
-        return [self.bos, *self._model.encode(text)]
+        """Tokens of a text, BOS first if there is one."""
+        return [*self.front, *self._model.encode(text)]
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens as above, and of each the characters [start, stop) of the text that it stands for; BOS is (0, 0). Of a
+        character that is several tokens, some of them may be empty, at its start."""
+        tokens, spans = self._model.encode_spans(text)
+        return [*self.front, *tokens], [*((0, 0) for _ in self.front), *spans]
 
     def decode(self, tokens: list[int]) -> str:
         """BOS, EOS and what the model has beyond the tokenizer's pieces are left out."""
@@ -64,13 +74,13 @@ class Tokenizer:
 
 
 class _SentencePiece:
-    remedy = "train it with both"
+    remedy = "train it with one"
 
     def __init__(self, content: bytes, path: Path):
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(content)
-        except RuntimeError:
+        except (RuntimeError, UnicodeDecodeError):
             if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
                 raise UserError(
                     f"tokenizer {path} is a tiktoken file, as Meta's LLaMA 3 has; give the tokenizer.json of the same"
@@ -83,12 +93,16 @@ class _SentencePiece:
     def encode(self, text: str) -> list[int]:
         return self._model.EncodeAsIds(text)
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        mapping = self._model.EncodeAsOffsetMapping(text)
+        return mapping["ids"], mapping["offsets"]
+
     def decode(self, tokens: list[int]) -> str:
         return self._model.DecodeIds(tokens)
 
 
 class _Json:
-    remedy = "name them in a tokenizer_config.json beside it (bos_token, eos_token)"
+    remedy = "name it in a tokenizer_config.json beside it (eos_token)"
 
     def __init__(self, content: bytes, path: Path):
         try:
@@ -104,6 +118,12 @@ class _Json:
         self.bos, self.eos = (self._special(path.parent, which) for which in ("bos", "eos"))
 
     def _special(self, folder: Path, which: str) -> int | None:
+        config = _read(folder / "tokenizer_config.json")
+        # Qwen has no BOS, and says so here alone: its config.json has a bos_token_id
+        if config.get(f"add_{which}_token", True) is False and which == "bos":
+            return None
+        if f"{which}_token" in config and config[f"{which}_token"] is None:
+            return None
         for file in ("tokenizer_config.json", "special_tokens_map.json"):
             named = _read(folder / file).get(f"{which}_token")
             named = named.get("content") if isinstance(named, dict) else named
@@ -118,6 +138,10 @@ class _Json:
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text, add_special_tokens=False).ids
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._model.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def decode(self, tokens: list[int]) -> str:
         return self._model.decode(tokens, skip_special_tokens=True)

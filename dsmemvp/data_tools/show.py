@@ -14,15 +14,15 @@ from dsmemvp.counting import counted
 from dsmemvp.data.batch import Item
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.datasets import open_test_data, open_training_data
-from dsmemvp.data.images import STATISTICS
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import FileOrder, Place
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
 from dsmemvp.data.stream import Reader, first_numbers
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.lettering import LINE, find_font, wrapped
-from dsmemvp.data_tools.look import collator_of, right_answer
+from dsmemvp.data_tools.look import right_answer
 from dsmemvp.errors import UserError
+from dsmemvp.inputs import open_inputs
 
 COLUMNS, CELL, GAP = 4, 224, 8
 """Of the sheet: pictures in a row, the least width of one, and what is between two, in pixels."""
@@ -45,7 +45,7 @@ def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet
     if numbers:
         places = [_place(manifests, number) for number in numbers]
     check_files(*manifests)
-    collator, reader = collator_of(recipe), Reader(manifests, indexes=8)
+    collator, reader = open_inputs(recipe).collator, Reader(manifests, indexes=8)
     tokenizer = Tokenizer(collator.tokenizer_path)
     found = reader.read(places)
     lines, pictures = [], []
@@ -63,7 +63,7 @@ def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet
         if item.image is not None:
             pictures.append((sample, item.image))
     if pictures:
-        _sheet(pictures, collator.image.statistics).save(sheet)
+        _sheet(pictures).save(sheet)
         lines.append(f"{counted(len(pictures), 'picture')} -> {sheet}")
     return lines
 
@@ -86,17 +86,18 @@ def _about(item: Item) -> str:
 
 
 def _text(item: Item, collator: Collator, tokenizer: Tokenizer) -> str:
-    """<s> and </s> are written out; [[ ]] encloses what is supervised."""
+    """<s> and </s> are written out for BOS and EOS; [[ ]] encloses what is supervised."""
     tokens, prompt = item.text.tokens, item.text.prompt
     whole, head = tokenizer.decode(tokens), tokenizer.decode(tokens[:prompt])
-    places = f"[{counted(collator.slots, 'place')} of the picture]" if collator.slots and item.image is not None else ""
-    end = "</s>" if tokens[-1] == tokenizer.eos else ""
-    return f"<s>{places}{head}[[{whole[len(head) :]}{end}]]"
+    places = {"front": "", "after_question": ""}
+    for reserved in collator.reserved if item.image is not None else ():
+        places[reserved.anchor] += f"[{counted(reserved.count, 'place')} of the picture]"
+    start, end = "<s>" if item.text.bos else "", "</s>" if tokens[-1] == tokenizer.eos else ""
+    return f"{start}{places['front']}{head}{places['after_question']}[[{whole[len(head) :]}{end}]]"
 
 
-def _sheet(pictures: list[tuple[Sample, torch.Tensor]], statistics: str) -> Image.Image:
+def _sheet(pictures: list[tuple[Sample, torch.Tensor]]) -> Image.Image:
     """The pictures in rows, each with its sample's running number above it, question and right answer below."""
-    mean, deviation = (torch.tensor(s).view(3, 1, 1) for s in STATISTICS[statistics])
     side, font = max(CELL, pictures[0][1].shape[-1]), find_font()
     texts = [
         [*wrapped(sample.question, font, side, QUESTION), *wrapped(f"-> {right_answer(sample)}", font, side, ANSWER)]
@@ -110,8 +111,7 @@ def _sheet(pictures: list[tuple[Sample, torch.Tensor]], statistics: str) -> Imag
         y = sum(heights[:number])
         for column, at in enumerate(row):
             x, (sample, image) = column * (side + GAP), pictures[at]
-            pixels = ((image * deviation + mean) * 255).round().clamp(0, 255).byte()
-            picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+            picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
             sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y + LINE))
             for line, text in enumerate([str(sample.index), *texts[at]]):
                 pen.text((x, y + line * LINE + (side if line else 0)), text, fill="black", font=font)

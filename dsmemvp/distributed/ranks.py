@@ -21,6 +21,7 @@ from deepspeed.accelerator import get_accelerator, set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.utils import logger as deepspeed_logger
 
+from dsmemvp import log
 from dsmemvp.distributed.launchers import Place, find_place
 from dsmemvp.distributed.rendezvous import meet
 from dsmemvp.distributed.stopping import Stop, unsignalled
@@ -149,6 +150,7 @@ def join_ranks(seconds: float, stop: Stop | None = None) -> Ranks:
         given["device_id"] = device
     torch.distributed.init_process_group(backend, **given)
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    log.configure(rank)
     control = torch.distributed.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
     return Ranks(rank, world, device, control, first_address)
 

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import Checkpoint
 from dsmemvp.checkpoints.loading import load_run
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
-from dsmemvp.data.collator import recipe_collator
 from dsmemvp.data.letters import longest_letter
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import LETTER, EncodedText, chosen, encode_for_answer
@@ -25,7 +23,7 @@ from dsmemvp.errors import UserError
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate, once
 from dsmemvp.prompts.interface import State
-from dsmemvp.training.engine import build_for_inference
+from dsmemvp.training.inference import open_for_inference
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 """Of Pillow's images, those that a PNG holds as they are."""
@@ -36,10 +34,10 @@ class Picture:
     """An image as the model has seen it."""
 
     pixels: torch.Tensor
-    """[3, R, R] float32"""
+    """[3, R, R] uint8"""
     state: State | None
-    """What the method made of it, once for all questions; None where every forward makes it, with weights that are cut
-    over ranks."""
+    """What the method made of it, once for all questions; None if every forward makes it: with weights that are cut
+    over ranks, or a method that runs the decoder's blocks among the vision tower's."""
 
 
 class Answerer:
@@ -48,12 +46,11 @@ class Answerer:
 
     def __init__(self, recipe: Recipe, checkpoint: Checkpoint, ranks: Ranks | None = None):
         whole, ranks = ranks is None, ranks or Ranks(0, 1, own_device())
-        configs = read_configs(recipe)
-        collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
-        self._tokenizer, self._transform = Tokenizer(recipe.model.tokenizer), collator.image
+        opened = open_for_inference(recipe, ranks, checkpoint, whole)
+        self._tokenizer, self._transform = Tokenizer(recipe.model.tokenizer), opened.collator.image
         self._max_length, self._method = recipe.data.max_length, recipe.method.name
-        self._model, forward = build_for_inference(recipe, configs, ranks, checkpoint, whole)
-        self._decoder = build_decoder(self._model, forward, ranks, self._tokenizer.eos)
+        self._model = opened.model
+        self._decoder = build_decoder(opened.model, opened.forward, ranks, self._tokenizer.eos)
         self._whole = whole
 
     def see(self, image: str | Path | bytes | Image.Image) -> Picture:
@@ -64,9 +61,10 @@ class Answerer:
         pixels = self._transform(encoded(image), where)
         if not self._whole:
             return Picture(pixels, None)
-        batch = make_batch([Item(0, EncodedText([self._tokenizer.bos], 1, False), pixels)], self._transform.resolution)
+        items = [Item(0, EncodedText([0], 1, False), pixels)]
+        prompt = make_batch(items, self._transform.resolution, self._model.method.reserved())
         with torch.no_grad():
-            return Picture(pixels, self._model.see(batch.to(self._decoder.device)))
+            return Picture(pixels, self._model.look(prompt.batch.to(self._decoder.device)))
 
     def answer(
         self,
@@ -95,7 +93,7 @@ class Answerer:
         prompts = [encode_for_answer(self._tokenizer, s, captions=False, most=self._max_length) for s in samples]
         pixels = picture.pixels if picture else None
         items = [Item(i, text, pixels) for i, text in enumerate(prompts)]
-        batch = make_batch(items, self._transform.resolution, self._model.method.slots, last_only=True)
+        batch = make_batch(items, self._transform.resolution, self._model.method.reserved(), last_only=True)
         done = once(LETTER, self._tokenizer) if choices else None
         tokens = generate(self._decoder, batch, settings, done, picture.state if picture else None)
         texts = [self._tokenizer.decode(new).strip() for new in tokens]

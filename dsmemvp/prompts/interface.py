@@ -104,7 +104,7 @@ class VisualPrompt(nn.Module):
         return state
 
     def enter(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
-        """The hidden states on entering a block: [1, T, d] in the decoder, [max(I, 1), tokens, v] in the vision tower."""
+        """The hidden states on entering a block: [1, T, d] in the decoder, [max(I, 1), tokens, v] elsewhere."""
         return hidden
 
     def visible(self, site: Site) -> tuple[str, ...] | None:

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.config.methods import method_settings
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.errors import UserError
 
@@ -236,7 +237,7 @@ def test_tower_and_tokenizer_have_their_own_keys(recipe, tmp_path):
 
 def test_a_tower_that_is_not_looked_through_does_not_count(recipe, tmp_path):
     shutil.rmtree(tmp_path / "vision_tower")
-    found = base_fingerprint(replace(recipe, method=replace(recipe.method, name="none")))
+    found = base_fingerprint(replace(recipe, method=method_settings("none")))
     assert sorted(found) == ["model.language_model", "model.tokenizer"]
     with pytest.raises(UserError, match=r"model\.vision_tower: folder .*vision_tower does not exist$"):
         base_fingerprint(recipe)

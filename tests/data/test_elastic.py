@@ -20,7 +20,7 @@ class Numbers:
 
     tokenizer_path: str
     blind: bool = False
-    slots: int = 0
+    reserved: tuple = ()
 
     def batch(self, tokenizer, entries):
         info = get_worker_info()

@@ -150,7 +150,7 @@ def test_a_member_stored_sparsely_is_refused_by_name(tmp_path):
 
 
 def test_a_missing_shard_is_an_error_of_the_system(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.tar"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.tar"):
         index_shard(tmp_path / "gone.tar")
 
 

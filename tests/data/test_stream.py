@@ -169,7 +169,7 @@ def test_a_shard_that_vanishes_while_it_is_read_is_an_error_of_the_system(tmp_pa
     assert next(entries).index == 0
     (tmp_path / "000001.tar").unlink()
     assert [next(entries).index, next(entries).index] == [1, 2]
-    with pytest.raises(UserError, match=r"000001\.tar"):
+    with pytest.raises(FileNotFoundError, match=r"000001\.tar"):
         next(entries)
 
 

@@ -100,14 +100,14 @@ def test_training_tokens_are_bos_prompt_target_eos(tokenizer):
     assert tokenizer.decode(text.tokens) == prompt_text(one, False) + "The answer is B."
     assert tokenizer.decode(text.tokens[: text.prompt]) == prompt_text(one, False)
     assert tokenizer.decode(text.tokens[text.prompt :]) == "The answer is B."
-    assert not text.cut
+    assert not text.cut and text.bos == 1
 
 
 def test_the_prompt_for_an_answer_begins_the_text_of_training(tokenizer):
     for one in (sample(**COLOURS, context="A hint."), sample(choices=(), answer="red", caption="a star.")):
         trained = encode_for_training(tokenizer, one, captions=True, most=512)
         asked = encode_for_answer(tokenizer, one, captions=True, most=512)
-        assert asked.prompt == len(asked.tokens) and not asked.cut
+        assert asked.prompt == trained.prompt and not asked.cut
         assert trained.tokens[: len(asked.tokens)] == asked.tokens
         assert tokenizer.decode(asked.tokens) == prompt_text(one, True) + "The answer is"
 
@@ -115,10 +115,14 @@ def test_the_prompt_for_an_answer_begins_the_text_of_training(tokenizer):
 class Joining:
     """A tokenizer that makes one piece of the prompt's last mark and the target's first letter."""
 
-    bos, eos = 1, 2
+    bos, eos, front = 1, 2, (1,)
 
     def encode(self, text):
         return [self.bos, *(10 + ord(c) for c in text.replace(":T", "\u2020"))]
+
+    def encode_spans(self, text):
+        spans = [(i, i + 1 + (text[i : i + 2] == ":T")) for i in range(len(text)) if text[i - 1 : i + 1] != ":T"]
+        return self.encode(text), [(0, 0), *spans]
 
     def decode(self, tokens):
         return (
@@ -201,16 +205,20 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content):
         Tokenizer(tmp_path / "odd.model")
 
 
-def test_a_tokenizer_without_bos_or_eos_is_refused(tmp_path):
+def test_a_tokenizer_without_bos_puts_nothing_in_front_and_one_without_eos_is_refused(tmp_path):
     for missing in ("bos_id", "eos_id"):
         with (tmp_path / f"{missing}.model").open("wb") as file:
             sentencepiece.SentencePieceTrainer.Train(
-                sentence_iterator=iter(["a b c d e f g"] * 20),
+                sentence_iterator=iter([prompt_text(sample(**COLOURS), False), "The answer is B."] * 20),
                 model_writer=file,
-                vocab_size=20,
+                vocab_size=60,
                 hard_vocab_limit=False,
                 minloglevel=2,
                 **{missing: -1},
             )
-        with pytest.raises(UserError, match=rf"{missing}\.model has no BOS or no EOS"):
-            Tokenizer(tmp_path / f"{missing}.model")
+    plain = Tokenizer(tmp_path / "bos_id.model")
+    assert plain.bos is None and plain.front == [] and plain.decode(plain.encode("a b")) == "a b"
+    text = encode_for_training(plain, sample(**COLOURS), captions=False, most=512)
+    assert text.bos == 0 and text.tokens[: text.prompt] == plain.encode(prompt_text(sample(**COLOURS), False))
+    with pytest.raises(UserError, match=r"eos_id\.model has no EOS piece; train it with one"):
+        Tokenizer(tmp_path / "eos_id.model")

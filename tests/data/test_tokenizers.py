@@ -1,6 +1,8 @@
 """tokenizer.json: the tokens that transformers reads with it, and those of the sentencepiece model it was made from."""
 
 import json
+import random
+from dataclasses import replace
 
 import pytest
 import sentencepiece
@@ -9,7 +11,8 @@ from making import sample
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dsmemvp.data.text import encode_for_answer, encode_for_training, prompt_text
+from dsmemvp.data.sample import SampleError
+from dsmemvp.data.text import encode_for_answer, encode_for_training, lead_in, prompt_text, target_text
 from dsmemvp.data.tokenizer import PADDED, Tokenizer
 from dsmemvp.errors import UserError
 
@@ -23,6 +26,7 @@ TEXTS = (
 LLAMA3 = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
 LLAMA3 += "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 COLOURS = {"question": "What colour is the star?", "choices": ("red", "blue", "green"), "answer": 1}
+EOS = "<|end_of_text|>"
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +52,11 @@ def byte_level(tmp_path_factory):
     return path
 
 
-def test_a_byte_level_json_gives_the_tokens_that_transformers_gives(byte_level):
-    ours = Tokenizer(byte_level)
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(byte_level), split_special_tokens=True)
-    for text in TEXTS:
-        tokens = ours.encode(text)
-        assert tokens == [0, *theirs.encode(text, add_special_tokens=False)]
-        assert ours.decode([*tokens, ours.eos]) == text
-        assert not {0, 1} & set(tokens[1:])
-    assert (ours.bos, ours.eos, ours.vocabulary) == (0, 1, len(theirs))
-
-
-def test_a_json_made_from_a_sentencepiece_model_gives_the_same_tokens(tmp_path):
-    with (tmp_path / "tokenizer.model").open("wb") as file:
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A folder with a sentencepiece model, and the tokenizer.json made from it."""
+    folder = tmp_path_factory.mktemp("pair")
+    with (folder / "tokenizer.model").open("wb") as file:
         sentencepiece.SentencePieceTrainer.Train(
             sentence_iterator=iter([*TEXTS] * 20),
             model_writer=file,
@@ -72,7 +68,7 @@ def test_a_json_made_from_a_sentencepiece_model_gives_the_same_tokens(tmp_path):
             num_threads=1,
             minloglevel=2,
         )
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     names = {pieces.IdToPiece(i): i for i in range(pieces.GetPieceSize())}
     # sentencepiece joins the pair whose piece comes first; the same order as merges is a tokenizer.json
     halves = [(names[n], n[:k], n[k:]) for n in names for k in range(1, len(n)) if n[:k] in names and n[k:] in names]
@@ -82,8 +78,23 @@ def test_a_json_made_from_a_sentencepiece_model_gives_the_same_tokens(tmp_path):
     model.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    model.save(str(tmp_path / "tokenizer.json"))
-    one, other = Tokenizer(tmp_path / "tokenizer.model"), Tokenizer(tmp_path / "tokenizer.json")
+    model.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_byte_level_json_gives_the_tokens_that_transformers_gives(byte_level):
+    ours = Tokenizer(byte_level)
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(byte_level), split_special_tokens=True)
+    for text in TEXTS:
+        tokens = ours.encode(text)
+        assert tokens == [0, *theirs.encode(text, add_special_tokens=False)]
+        assert ours.decode([*tokens, ours.eos]) == text
+        assert not {0, 1} & set(tokens[1:])
+    assert (ours.bos, ours.eos, ours.vocabulary) == (0, 1, len(theirs))
+
+
+def test_a_json_made_from_a_sentencepiece_model_gives_the_same_tokens(pair):
+    one, other = Tokenizer(pair / "tokenizer.model"), Tokenizer(pair / "tokenizer.json")
     assert (one.bos, one.eos, one.vocabulary) == (other.bos, other.eos, other.vocabulary) == (1, 2, 370)
     for text in TEXTS:
         tokens = one.encode(text)
@@ -123,13 +134,104 @@ def test_bos_and_eos_are_those_that_the_folder_names(byte_level, tmp_path, file,
     assert (Tokenizer(path).bos, Tokenizer(path).eos) == (34, 35)
 
 
+def test_a_json_whose_config_says_that_there_is_no_bos_has_none(byte_level, tmp_path):
+    """As Qwen2's: its config.json has a bos_token_id all the same."""
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(byte_level.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 34, "eos_token_id": 34}))
+    for config in ({"bos_token": None, "eos_token": EOS}, {"add_bos_token": False, "bos_token": "A", "eos_token": EOS}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        tokenizer = Tokenizer(path)
+        assert (tokenizer.bos, tokenizer.eos, tokenizer.front) == (None, 1, [])
+        assert tokenizer.encode("red") == Tokenizer(byte_level).encode("red")[1:]
+        text = encode_for_training(tokenizer, sample(**COLOURS), captions=False, most=512)
+        assert text.bos == 0 and tokenizer.decode(text.tokens).startswith("Question: What")
+
+
+@pytest.mark.parametrize("eos", ["<|endoftext|>", "<|im_end|>"])
+def test_qwen_s_names_are_known_without_a_config(tmp_path, eos):
+    path = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(models.BPE({"a": 0, eos: 1}, [])).save(str(path))
+    assert (Tokenizer(path).bos, Tokenizer(path).eos) == (None, 1)
+
+
 def test_a_json_that_names_no_eos_is_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     tokenizers.Tokenizer(models.BPE({"<s>": 0, "a": 1}, [])).save(str(path))
-    with pytest.raises(
-        ValueError, match=r"tokenizer\.json has no BOS or no EOS piece; name them in a tokenizer_config"
-    ):
+    with pytest.raises(ValueError, match=r"tokenizer\.json has no EOS piece; name it in a tokenizer_config"):
         Tokenizer(path)
+
+
+PIECES = ["a", "word", "", "The", "漢字", "é", "e\u0301", "🙂", "\n", ":", "12345", "x" * 30, "star", "\t", "of"]
+
+
+def some_text(rng: random.Random, most: int) -> str:
+    return " ".join(rng.choice(PIECES) for _ in range(rng.randint(0, most)))
+
+
+def drawn(rng: random.Random):
+    """Any task, with and without a context, of signs that tokenizers treat in their own ways."""
+    given = {"question": f"q {some_text(rng, 8)}", "context": some_text(rng, rng.choice([0, 5, 60]))}
+    if rng.random() < 0.5:
+        return sample(**given, choices=("red", some_text(rng, 3)), answer=1)
+    answer = some_text(rng, 5).strip() or "The"
+    return sample(**given, choices=(), answer=answer, scores={"task": rng.choice(["caption", "conversation", "open"])})
+
+
+def by_itself(tokenizer, one, rest: str, end: list[int], most: int):
+    """(tokens, of the prompt) with prompt and whole encoded one by one, and one word of the context after the other
+    taken away; None if nothing fits."""
+    words = [word for word in one.context.strip().split(" ") if word]
+    for number in range(len(words), -1, -1):
+        kept = words[len(words) - number :] if one.scores.get("task") == "conversation" else words[:number]
+        prompt = prompt_text(replace(one, context=" ".join(kept)), False)
+        first, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + rest)
+        if whole[: len(first)] != first:
+            whole = [*first, *tokenizer.encode(rest)[len(tokenizer.front) :]]
+        if len(whole) + len(end) <= most:
+            return [*whole, *end], len(first), number < len(words)
+    return None
+
+
+class Counting(Tokenizer):
+    """Counts the texts that it encodes."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.calls = 0
+
+    def encode(self, text):
+        self.calls += 1
+        return super().encode(text)
+
+    def encode_spans(self, text):
+        self.calls += 1
+        return super().encode_spans(text)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "its json", "byte level", "demo"])
+def test_a_prompt_encoded_once_is_what_prompt_and_whole_encoded_one_by_one_are(kind, pair, byte_level, tokenizer_path):
+    paths = {"sentencepiece": pair / "tokenizer.model", "its json": pair / "tokenizer.json", "byte level": byte_level}
+    tokenizer, rng = Counting(paths.get(kind, tokenizer_path)), random.Random(kind)
+    fitting = {"cut": 0, "whole": 0, "neither": 0}
+    for _ in range(300):
+        one, most = drawn(rng), rng.choice([60, 120, 200, 400, 10_000])
+        wanted = by_itself(tokenizer, one, target_text(one), [tokenizer.eos], most)
+        tokenizer.calls = 0
+        try:
+            found = encode_for_training(tokenizer, one, captions=False, most=most)
+        except SampleError:
+            assert wanted is None
+            fitting["neither"] += 1
+            continue
+        assert (found.tokens, found.prompt, found.cut) == wanted
+        fitting["cut" if found.cut else "whole"] += 1
+        if kind != "byte level":  # which joins ":" and "The" of the target: both are then encoded one by one
+            assert tokenizer.calls <= (6 if found.cut else 1)
+        asked = encode_for_answer(tokenizer, one, captions=False, most=len(found.tokens))
+        if not found.cut:
+            assert asked.tokens == by_itself(tokenizer, one, lead_in(one), [], 10_000)[0]
+    assert min(fitting.values()) > 5
 
 
 @pytest.mark.parametrize("content", ["{}", "{", '{"bos_token": "<s>"}'])

@@ -8,6 +8,7 @@ import torch
 from faulty import run
 
 from dsmemvp.distributed.ranks import Ranks, seed_dropout
+from dsmemvp.errors import UserError
 from dsmemvp.training.throughput import imbalance
 
 
@@ -43,10 +44,10 @@ def _breaks_off(error: Exception | None) -> Iterator[int]:
     yield 2
 
 
-@pytest.mark.parametrize("error", [ValueError("bad sample"), FileNotFoundError("x.tar is gone"), OSError("disk error")])
+@pytest.mark.parametrize("error", [UserError("bad sample"), FileNotFoundError("x.tar is gone"), OSError("disk error")])
 def test_an_error_of_this_rank_is_told_to_all_before_it_ends_this_one(error):
     ranks, seen = Beside(0, 2, torch.device("cpu")), []
-    with pytest.raises(type(error) if type(error) is ValueError else OSError, match=str(error)):
+    with pytest.raises(type(error) if type(error) is UserError else OSError, match=str(error)):
         for item in ranks.in_step(_breaks_off(error)):
             seen.append(item)
     assert seen == [1] and ranks.calls == 2

@@ -19,6 +19,7 @@ from dsmemvp.distributed.stopping import (
     listening,
     unsignalled,
 )
+from dsmemvp.errors import UserError
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -112,11 +113,11 @@ def test_helpers_leave_signals_to_their_process():
     ("error", "code"),
     [
         (Stopped(), 75),
-        (ValueError("x"), 1),
+        (UserError("x"), 1),
+        (ValueError("x"), 70),
         (FileNotFoundError(errno.ENOENT, "x"), 1),
         (PermissionError(errno.EACCES, "x"), 1),
         (OSError("x"), 1),
-        (FloatingPointError("x"), 1),
         (OSError(errno.ENOSPC, "x"), 70),
         (OSError(errno.EDQUOT, "x"), 70),
         (OSError(errno.EIO, "x"), 70),

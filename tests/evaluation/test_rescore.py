@@ -84,5 +84,5 @@ def test_a_file_that_is_no_text_or_empty_or_not_there_is_named(tmp_path):
         rescore([path])
     with pytest.raises(UserError, match=r"p\.jsonl: holds no prediction"):
         rescore([written(path)])
-    with pytest.raises(UserError, match=r"no\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"no\.jsonl"):
         rescore([tmp_path / "no.jsonl"])

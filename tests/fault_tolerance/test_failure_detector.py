@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 import pytest
 
-from dsmemvp.errors import UserError
 from dsmemvp.fault_tolerance.failure_detector import GATHER, FailureDetector
 from dsmemvp.fault_tolerance.heartbeat_protocol import LONGEST_TEXT, RankStatus, read_status
 
@@ -146,11 +145,11 @@ def test_a_heartbeat_is_read_as_it_was_sent_but_for_texts_without_end():
     ],
 )
 def test_a_heartbeat_with_another_value_is_refused(change):
-    with pytest.raises(UserError, match="a heartbeat of rank 1"):
+    with pytest.raises(ValueError, match="a heartbeat of rank 1"):
         read_status(json.dumps(asdict(RankStatus(1, "n0")) | change).encode(), 1)
 
 
 @pytest.mark.parametrize("line", [b"", b"5", b"\xff", b"{}", b'{"rank": 1, "host": "n0"}', b"[" * 100_000, b"9" * 5000])
 def test_what_is_no_heartbeat_is_refused(line):
-    with pytest.raises(UserError, match="a heartbeat of rank 1"):
+    with pytest.raises(ValueError, match="a heartbeat of rank 1"):
         read_status(line, 1)

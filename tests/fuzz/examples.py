@@ -36,6 +36,7 @@ from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.sample import BadSample, EncodedSample, read_sample
 from dsmemvp.data.stream import read_all
 from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.errors import UserError
 from dsmemvp.evaluation.rescore import rescore
 from dsmemvp.export.export import export
 from dsmemvp.fault_tolerance.restart_limit import count_start
@@ -171,7 +172,7 @@ def _of_data(folder: Path) -> Iterator[Reader]:
 
 
 def _pixels(place: Path) -> str:
-    return str(ImageTransform(16, "clip", 50_000_000)((place / "image").read_bytes(), "here").shape)
+    return str(ImageTransform(16, 50_000_000)((place / "image").read_bytes(), "here").shape)
 
 
 def _of_runs(folder: Path, base: Path) -> Iterator[Reader]:
@@ -190,7 +191,7 @@ def _of_runs(folder: Path, base: Path) -> Iterator[Reader]:
     def checkpoint(place: Path) -> str:
         found, complaints = newest_checkpoint(place)
         if found is None:
-            raise ValueError(complaints[0])
+            raise UserError(complaints[0])
         found.moments(shapes)
         return str(found.state) + str(sorted((n, t.sum().item()) for n, t in found.values(shapes).items()))
 

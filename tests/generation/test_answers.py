@@ -181,7 +181,7 @@ def test_what_is_no_picture_question_or_list_of_choices_is_told(run_folder, pict
         ({"choices": ["x"] * 27}, ValueError, "at most 26 have letters"),
         ({"context": "\ud800"}, ValueError, "is not text that UTF-8 can write"),
         ({"seed": -1}, ValueError, "seed: must be at least 0"),
-        ({"picture": picture_path.parent}, FileNotFoundError, "is a folder; give a file"),
+        ({"picture": picture_path.parent}, UserError, "is a folder; give a file"),
         ({"picture": np.zeros((3, 8, 8))}, TypeError, "a picture is a path, an encoded image or one of Pillow's"),
     ):
         with pytest.raises(error, match=part):

@@ -25,7 +25,7 @@ def test_a_patch_that_alone_fires_is_painted_over_what_it_was_made_of(size, patc
     """The part of the picture that the tower squashes into a patch is found by looking at the tower's input."""
     painted = _coloured(heat_map(Image.new("RGB", size, (90, 90, 90)), torch.eye(16)[patch], 1.0))
     white = Image.fromarray(np.where(painted, 255, 0).astype(np.uint8)).convert("RGB")
-    seen = ImageTransform(32, "imagenet", 10**6)(encoded(white), "here")[0]
+    seen = ImageTransform(32, 10**6)(encoded(white), "here")[0]
     by_patch = (seen - seen.min()).view(4, 8, 4, 8).sum((1, 3)).flatten()
     assert by_patch.argmax() == patch
     assert by_patch[patch] > 0.85 * by_patch.sum()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from dsmemvp.errors import UserError
 from dsmemvp.training.health import BEFORE, LEAST, Health
 
 
@@ -33,7 +34,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite_is_counted_and_said():
 
 @pytest.mark.parametrize(("most", "before"), [(0, 0), (2, 2)])
 def test_one_too_many_ends_the_run_also_where_it_goes_on(most, before):
-    with pytest.raises(FloatingPointError, match=rf"^step 9: .*more than training\.most_not_finite = {most};"):
+    with pytest.raises(UserError, match=rf"^step 9: .*more than training\.most_not_finite = {most};"):
         _health(most, not_finite=before).check(9, math.inf, 1.0)
 
 

@@ -51,7 +51,7 @@ class Alone(Ranks):
 
 @pytest.fixture
 def collator(tokenizer_path):
-    return Collator(str(tokenizer_path), ImageTransform(4, "imagenet", 10_000), False, 200, skip_bad=False)
+    return Collator(str(tokenizer_path), ImageTransform(4, 10_000), False, 200, skip_bad=False)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_the_model_trains_again_after_its_scores_whatever_happens(data, collator
 
     def poll():
         if fails:
-            raise ValueError("enough")
+            raise UserError("enough")
 
     trainer = SimpleNamespace(engine=engine, model=None)
     given = (trainer, None, Alone(0, 1, torch.device("cpu")), data, collator, poll, 3, scoring)
