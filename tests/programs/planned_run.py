@@ -34,7 +34,7 @@ def main(given: str, out: str) -> None:
     configs = Configs(LlamaConfig(**wanted["language"]), CLIPVisionConfig(**wanted["vision"]))
     torch.manual_seed(0)
     engine = build_trainer(recipe, configs, ranks, load=fill_randomly).engine
-    batch = example_batch(recipe, configs, engine.module.method.slots, wanted["tokens"])
+    batch = example_batch(recipe, configs, engine.module.method.reserved(), wanted["tokens"])
     live = [0]
     for module in engine.module.modules():
         module.register_forward_pre_hook(lambda module, inputs: live.append(_live(engine.module)))
@@ -42,7 +42,7 @@ def main(given: str, out: str) -> None:
         live.clear()
         with _Collectives() as sent:
             for _ in range(engine.gradient_accumulation_steps()):
-                engine.backward(loss_sum(engine(batch), batch.targets))
+                engine.backward(loss_sum(engine(batch)[0], batch.targets))
                 engine.step()
     findings = {"collectives": sent.bytes, "storages": _storages(), "resident": _resident(), "live": max(live)}
     for parameter in engine.module.parameters():
