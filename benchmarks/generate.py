@@ -20,7 +20,8 @@ import torch
 
 from dsmemvp.backbones.partitioned import fill_randomly
 from dsmemvp.backbones.weights import configs_of_shapes
-from dsmemvp.config.recipe import Method, Model, Recipe
+from dsmemvp.config.methods import method_settings
+from dsmemvp.config.recipe import Model, Recipe
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.generation.decoder import build_decoder
@@ -82,7 +83,8 @@ def measure(method, given: argparse.Namespace) -> dict:
     from dsmemvp.training.monitor import peak_memory
 
     shape, ranks = SHAPES[given.shape], Ranks(0, 1, own_device())
-    recipe = Recipe("benchmark", method=Method(method, slots=shape.slots))
+    slots = {"slots": shape.slots} if method == "memvp" else {}
+    recipe = Recipe("benchmark", method=method_settings(method, **slots))
     recipe.model = Model(language_shape=shape.language, vision_shape=shape.vision)
     configs = configs_of_shapes(recipe)
     model = build_model(recipe, configs, WHOLE, ranks, load=fill_randomly)

@@ -123,11 +123,12 @@ def _settings(world: int) -> dict[str, Any]:
 
 def _ours(folder: Path, ranks):
     from dsmemvp.backbones.weights import load_frozen, read_configs
-    from dsmemvp.config.recipe import Method, Model, Recipe
+    from dsmemvp.config.methods import method_settings
+    from dsmemvp.config.recipe import Model, Recipe
     from dsmemvp.training.engine import build_model
 
     model = Model(language_model=str(folder), vision_shape="clip-tiny", dtype="bf16")
-    recipe = Recipe("benchmark", model=model, method=Method("none"))
+    recipe = Recipe("benchmark", model=model, method=method_settings("none"))
 
     def load() -> int:
         counts: list[int] = []

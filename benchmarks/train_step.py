@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py --shape tiny          two CPU cores
     python benchmarks/train_step.py --shape 7b            one CUDA GPU, random weights
+    python benchmarks/train_step.py --against COMMIT      the same method by older code (train_step_against.py)
 
 Prints a Markdown table: samples/s, tokens through the language model per sample, share of the matrix-product peak
 that is measured in the same run, peak memory. FLOPs are counted at 4N: 2N forward and 2N backward per token of a frozen
@@ -21,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from train_step_against import compare
 
 from dsmemvp.backbones.partitioned import fill_randomly, whole_shape
 from dsmemvp.backbones.weights import configs_of_shapes
-from dsmemvp.config.recipe import Method, Model, Recipe, Training
+from dsmemvp.config.methods import method_settings
+from dsmemvp.config.recipe import Model, Recipe, Training
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.text import EncodedText
 
@@ -50,7 +53,7 @@ SHAPES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--micro-batch", type=int, help="samples per forward (default: by shape)")
     parser.add_argument("--tokens", type=int, default=160, help="mean text tokens; ScienceQA's samples have 100 to 200")
     parser.add_argument(
@@ -59,7 +62,19 @@ def main() -> None:
     parser.add_argument("--recompute", choices=("none", "full"), default="none")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", choices=METHODS, help=argparse.SUPPRESS)
+    against = parser.add_argument_group("beside older code")
+    against.add_argument("--against", help="a commit, or a folder that holds a work tree of it")
+    against.add_argument("--method", choices=METHODS, default="memvp")
+    against.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    against.add_argument("--sharding", nargs="+", default=["replicated.json", "zero3.json"])
+    against.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
+    against.add_argument("--global-batch", type=int, default=8)
+    against.add_argument("--steps", type=int, default=8, help="steps per block")
+    against.add_argument("--blocks", type=int, default=7, help="blocks of each side")
     given = parser.parse_args()
+    if given.against:
+        compare(given)
+        return
     if given.only:
         print(json.dumps(measure(given.only, given)))
         return
@@ -130,7 +145,8 @@ def _recipe(method: Any, shape: Shape, micro_batch: int, recompute: Any) -> Reci
         deepspeed=str(ROOT / "ds_configs" / "zero3.json"),
     )
     model = Model(language_shape=shape.language, vision_shape=shape.vision, dtype="bf16")
-    return Recipe("benchmark", model=model, method=Method(method, slots=shape.slots), training=training)
+    slots = {"slots": shape.slots} if method == "memvp" else {}
+    return Recipe("benchmark", model=model, method=method_settings(method, **slots), training=training)
 
 
 def _batches(configs, slots: int, micro_batch: int, given: argparse.Namespace) -> list[Batch]:

@@ -4,6 +4,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.backbones.configs import Configs
+from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, MicroBatch, make_batch
 from dsmemvp.data.text import EncodedText
@@ -11,7 +12,12 @@ from dsmemvp.generation.decoder import Decoder
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
 
 VOCABULARY, RESOLUTION, EOS = 60, 16, 2
-METHODS = ("memvp", "input_space", "none")
+SETTINGS = {
+    "memvp": {"hidden": 8, "slots": 7, "visual_scale": 1.0, "output_scale": 1.0},
+    "input_space": {"hidden": 8},
+    "none": {},
+}
+METHODS = tuple(SETTINGS)
 TEXTS = [[1, 5, 9, 3, 7, 30, 41], [1, 8, 4], [1], [1, 7, 7, 50, 12]]
 PICTURES = (True, False, True, True)
 
@@ -26,8 +32,7 @@ def configs(**language) -> Configs:
 
 def recipe(method: str) -> Recipe:
     made = Recipe(name="x")
-    made.method.name, made.method.hidden, made.method.slots = method, 8, 7
-    made.method.visual_scale = made.method.output_scale = 1.0
+    made.method = method_settings(method, **SETTINGS[method])
     made.vision.adapter_dim = 4
     return made
 

@@ -28,6 +28,8 @@ from dsmemvp.atomic_files import flush
 from dsmemvp.backbones.reading import TYPES
 from dsmemvp.backbones.safetensors_file import read_header, read_metadata
 from dsmemvp.checkpoints.state_file import own_sum, read_fields, sum_of
+from dsmemvp.config.methods import method_settings
+from dsmemvp.config.recipe import Vision
 from dsmemvp.data.text import PROMPT_FORMAT
 from dsmemvp.errors import UserError
 
@@ -66,6 +68,8 @@ class State:
     """What the order of samples follows from, by the recipe's keys (data/datasets.py)."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """What it was trained with; empty for a file from elsewhere."""
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
+    """State of the method's callbacks, in their order."""
     base: dict[str, str] = field(default_factory=dict)
     """What the frozen base is known by, by the recipe's keys (backbones/fingerprint.py)."""
 
@@ -79,8 +83,9 @@ class Checkpoint:
     """What a file by itself says of the recipe's keys, as `dsmemvp convert` writes it."""
 
     def check_method(self, recipe: dict[str, Any]) -> None:
-        """A checkpoint goes only with the method it was trained with: shapes alone would let other scales pass. Raises
-        ValueError naming the key."""
+        """A checkpoint goes only with the method it was trained with: shapes alone would let other scales pass. Its
+        other settings do not count, and a key that was added after it was written has had its default. Raises UserError
+        naming the key."""
         for key, text in self.stated.items():
             group, _, name = key.partition(".")
             value = recipe[group].get(name)
@@ -88,13 +93,16 @@ class Checkpoint:
                 raise UserError(f"{self.trained} says {key}={text[:40]!r} of itself, which is no setting of a method")
             if float(text) != value:
                 raise UserError(f"{key}: is {recipe[group][name]}, but {self.trained} was trained with {text}")
-        trained_with = self.state.recipe
-        for group in ("method", "vision") if trained_with else ():
+        if not self.state.recipe:
+            return
+        defaults = {"method": asdict(method_settings(recipe["method"]["name"])), "vision": asdict(Vision())}
+        for group, of_group in defaults.items():
+            trained_with = of_group | self.state.recipe.get(group, {})
             for key, value in recipe[group].items():
-                if f"{group}.{key}" != REFUSES_ONLY and trained_with.get(group, {}).get(key) != value:
+                if f"{group}.{key}" != REFUSES_ONLY and trained_with[key] != value:
                     raise UserError(
-                        f"{group}.{key}: is {value}, but {self.trained.parent} was trained with"
-                        f" {trained_with.get(group, {}).get(key)}; take another name for the run or the old value"
+                        f"{group}.{key}: is {value}, but {self.trained.parent} was trained with {trained_with[key]};"
+                        " take another name for the run or the old value"
                     )
 
     def check_base(self, base: dict[str, str]) -> None:
@@ -202,6 +210,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f" {PROMPT_FORMAT}; use dsmemvp {content.get('dsmemvp', 'of another version')}"
         )
     content.setdefault("validation_score", None)
+    content.setdefault("callbacks", [])
     if content["format"] != (ADAPTER_FORMATS if (folder / ADAPTER).is_file() else FORMATS)[-1]:
         warnings.warn(f"{folder} is of an earlier version; whether its base is this one cannot be told", stacklevel=2)
         content["base"] = {}

@@ -1,8 +1,69 @@
-"""A method's settings: they live in the method's own file, dsmemvp/prompts/NAME.py, as its class `Settings`."""
+"""The visual prompting methods that a recipe can name: files and folders of dsmemvp/prompts/, and their settings."""
 
+import difflib
 import importlib
+import pkgutil
+from dataclasses import fields
+from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
+
+from pydantic.dataclasses import dataclass
+
+from dsmemvp.config.fields import CONFIG
+from dsmemvp.errors import UserError
+
+PACKAGE = "dsmemvp.prompts"
+SHARED = ("interface", "parts")
+"""Modules of the package that are no methods."""
+DEFAULT = "memvp"
+FLAT = (
+    *("hidden", "slots", "visual_scale", "output_scale", "dropout"),
+    *("lora_rank", "lora_alpha", "lora_targets"),
+)
+"""Keys of `method:` that checkpoints and exported folders hold whatever their method is, if they were written when all
+methods shared one group of keys. In a recipe that was stored, those that its method does not have are left out."""
+
+
+@dataclass(config=CONFIG)
+class MethodSettings:
+    """What stands under `method:` in a recipe. A method's `Settings` are a subclass, with this decorator."""
+
+    name: str = ""
+    """The visual prompting method: a file or folder of dsmemvp/prompts/, whose name it is."""
+
+    def __post_init__(self) -> None:
+        package, _, module = type(self).__module__.rpartition(f"{PACKAGE}.")
+        self.name = module.partition(".")[0] if package == "" else self.name
+
+
+def method_names() -> list[str]:
+    """Listed without importing the package, which takes torch's seconds."""
+    spec = find_spec(PACKAGE)
+    assert spec is not None and spec.submodule_search_locations is not None
+    found = (module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
+    return sorted(name for name in found if name not in SHARED and not name.startswith("_"))
 
 
 def method_module(name: str) -> ModuleType:
-    return importlib.import_module(f"dsmemvp.prompts.{name}")
+    """The module of a method: its `Settings` and its `Method`. Raises UserError for a name that is none."""
+    names = method_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"method.name: must be one of {', '.join(names)}, not {name!r}{hint}")
+    # by name, so that a new method is one new file and no other file has to know of it; only the chosen one is imported
+    return importlib.import_module(f"{PACKAGE}.{name}")
+
+
+def settings_class(name: str) -> type[MethodSettings]:
+    return method_module(name).Settings
+
+
+def method_settings(name: str = DEFAULT, **values: Any) -> MethodSettings:
+    """The settings of a method, with defaults for those not given."""
+    return settings_class(name)(**values)
+
+
+def setting_names(name: str) -> list[str]:
+    return [field.name for field in fields(settings_class(name))]

@@ -5,27 +5,24 @@ Paths in a recipe are relative to the folder the command is run in.
 
 import dataclasses
 import difflib
-import types
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
+from dsmemvp.config.conversion import Values, converted, groups_of, keys_of, nearest
+from dsmemvp.config.methods import DEFAULT, FLAT, MethodSettings, method_names, setting_names, settings_class
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.config.yaml_text import DEPTH, MOST, compose_yaml, plain_value, shown
 from dsmemvp.errors import UserError
 
-Values = dict[str, tuple[Any, str]]
-"""Key -> its value, and where that was given."""
 MOST_KEYS = 1000
-MOST_TEXT = 4096
-"""Characters of a text: of a path, or of a command that writes a shard."""
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read `path`, apply overrides such as "training.epochs=3", check. Raises OSError or ValueError."""
+    """Read `path`, apply overrides such as "training.epochs=3", check. A .json file is a recipe that a run has stored.
+    Raises OSError or UserError."""
     path = Path(path)
     if path.is_dir():
         inside = path / "recipe.json"
@@ -43,24 +40,26 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     values: Values = {}
     if root is not None:
         _flatten(root, "", lambda line: f"{path}, line {line}", values)
-    return _checked(values, overrides, str(path))
+    return _checked(values, overrides, str(path), stored=path.suffix == ".json")
 
 
 def recipe_of(values: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that `as_dict` made these of, and overrides; what is left out keeps its default. Raises UserError,
     `where` in front, for keys and values of another version."""
-    return _checked({key: (value, where) for key, value in _leaves(values, where)}, overrides, where)
+    return _checked({key: (value, where) for key, value in _leaves(values, where)}, overrides, where, stored=True)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Whether each names a key and a value that it can have, for commands that read their recipe later. Raises
-    ValueError."""
-    _assigned(_overridden(overrides))
+    """Whether each names a key and a value that it can have, for commands that read their recipe later; those of a
+    method are looked at then. Raises UserError."""
+    _groups(_overridden(overrides))
 
 
-def _checked(values: Values, overrides: Sequence[str], path: str) -> Recipe:
-    values = values | _overridden(overrides)
-    recipe = _assigned(values)
+def _checked(given: Values, overrides: Sequence[str], path: str, stored: bool) -> Recipe:
+    overridden = _overridden(overrides)
+    values = given | overridden
+    recipe = _groups(values)  # all else first: a method's file imports torch
+    recipe.method = _method(given, overridden, stored)
     try:
         recipe.check()
     except ValueError as error:
@@ -70,11 +69,62 @@ def _checked(values: Values, overrides: Sequence[str], path: str) -> Recipe:
     return recipe
 
 
-def _assigned(values: Values) -> Recipe:
-    recipe = Recipe()
-    for key, (value, where) in values.items():
-        _assign(recipe, key, value, where)
-    return recipe
+def _groups(values: Values) -> Recipe:
+    """All of a recipe but its method, of which there is a stand-in."""
+    groups = groups_of(Recipe)
+    known = [key for key in keys_of(Recipe) if key != "method"]
+    values = {key: given for key, given in values.items() if not key.startswith("method.")}
+    for key, (_, where) in values.items():
+        if key == "method":
+            raise UserError(f"{where}: method is a group of keys, such as method.name")
+        if key in groups:
+            raise UserError(f"{where}: {key} is a group of keys, such as {keys_of(groups[key], f'{key}.')[0]}")
+        if key not in known:
+            raise UserError(f"{where}: unknown key {shown(key)}{_hint(key, known)}")
+    made: dict[str, Any] = {name: converted(kind, f"{name}.", values) for name, kind in groups.items()}
+    return converted(Recipe, "", values, **made, method=MethodSettings())
+
+
+def _hint(key: str, known: list[str]) -> str:
+    close = nearest(key, known) or nearest(key, [f"method.{name}" for name in setting_names(DEFAULT)])
+    group = key.partition(".")[0]
+    siblings = [name.rpartition(".")[2] for name in known if name.startswith(f"{group}.")]
+    return f"; did you mean {close!r}?" if close else f"; known here: {', '.join(siblings) or 'none'}"
+
+
+def _method(given: Values, overridden: Values, stored: bool) -> Any:
+    """The settings of the chosen method, and no others. Raises UserError.
+
+    Left out of what a file holds are settings that its own method has and the one that an override has chosen instead
+    has not; and those that older checkpoints have of all methods."""
+    values = given | overridden
+    named, where = values.get("method.name", (DEFAULT, ""))
+    of_file = given.get("method.name", (DEFAULT, ""))[0]
+    for name, place in ((of_file, given.get("method.name", ("", ""))[1]), (named, where)):
+        if name not in method_names():
+            raise UserError(f"{place}: method.name: must be one of {', '.join(method_names())}, not {shown(name)}")
+    own = setting_names(named)
+    left_out = (set(FLAT) if stored else set()) | (set(setting_names(of_file)) if of_file != named else set())
+    kept: Values = {}
+    for key, value in values.items():
+        group, _, name = key.partition(".")
+        if group != "method" or (name not in own and name in left_out and key not in overridden):
+            continue
+        if name not in own:
+            raise UserError(f"{value[1]}: unknown key {shown(key)}{_hint_of_method(key, named)}")
+        kept[key] = value
+    return converted(settings_class(named), "method.", kept)
+
+
+def _hint_of_method(key: str, chosen: str) -> str:
+    name = key.partition(".")[2]
+    owners = [other for other in method_names() if other != chosen and name in setting_names(other)]
+    if owners:
+        return f": it belongs to {' and '.join(owners)}, method.name is {chosen}"
+    close = difflib.get_close_matches(name, setting_names(chosen), n=1)
+    return (
+        f"; did you mean 'method.{close[0]}'?" if close else f"; known of {chosen}: {', '.join(setting_names(chosen))}"
+    )
 
 
 def _overridden(overrides: Sequence[str]) -> Values:
@@ -147,82 +197,3 @@ def _flatten(node: yaml.Node, prefix: str, place: Callable[[int], str], into: Va
 
 def _short(key: str) -> str:
     return key if len(key) <= 80 and key.isprintable() else shown(key)
-
-
-def _assign(recipe: Recipe, key: str, value: Any, where: str) -> None:
-    target: Any = recipe
-    *groups, name = key.split(".")
-    for depth, group in enumerate([*groups, name]):
-        known = [f.name for f in dataclasses.fields(target)] if dataclasses.is_dataclass(target) else []
-        if group not in known:
-            raise UserError(f"{where}: unknown key {shown(key)}{_nearest(key, '.'.join(groups[:depth]), known)}")
-        if depth < len(groups):
-            target = getattr(target, group)
-    if dataclasses.is_dataclass(getattr(target, name)):
-        raise UserError(
-            f"{where}: {key} is a group of keys, such as {key}.{dataclasses.fields(getattr(target, name))[0].name}"
-        )
-    wanted = get_type_hints(type(target), include_extras=True)[name]
-    setattr(target, name, _converted(value, wanted, f"{where}: {key}"))
-
-
-def _nearest(key: str, group: str, siblings: list[str]) -> str:
-    every = list(_all_keys(Recipe(), ""))
-    close = difflib.get_close_matches(key, every, n=1, cutoff=0.6)
-    if not close:
-        leaf = difflib.get_close_matches(key.rpartition(".")[2], siblings, n=1)
-        close = [f"{group}.{leaf[0]}" if group else leaf[0]] if leaf else []
-    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(siblings) or 'none'}"
-
-
-def _all_keys(group: Any, prefix: str):
-    for f in dataclasses.fields(group):
-        value, key = getattr(group, f.name), f"{prefix}{f.name}"
-        if dataclasses.is_dataclass(value):
-            yield from _all_keys(value, f"{key}.")
-        else:
-            yield key
-
-
-def _converted(value: Any, wanted: Any, where: str) -> Any:
-    """`value` as the field's type, and inside its range. YAML reads 9e-3 as text, so a number in text is taken for a
-    float."""
-    origin = get_origin(wanted)
-    if origin is Annotated:
-        kind, within = get_args(wanted)
-        number = _converted(value, kind, where)
-        if not within.holds(number):
-            raise UserError(f"{where}: must be {within}, is {shown(number)}")
-        return number
-    if origin is Literal:
-        if value not in get_args(wanted):
-            raise UserError(f"{where}: must be one of {', '.join(map(str, get_args(wanted)))}, not {shown(value)}")
-        return value
-    if origin is list:
-        if isinstance(value, str) and get_args(wanted) == (str,):
-            value = [value] if value else []
-        if not isinstance(value, list):
-            raise UserError(f"{where}: must be a list, not {shown(value)}")
-        return [_converted(v, get_args(wanted)[0], where) for v in value]
-    assert isinstance(wanted, type) and not isinstance(wanted, types.GenericAlias)
-    if wanted is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (ValueError, OverflowError):
-            pass
-    elif wanted is str and value is None:  # `data.test=`
-        return ""
-    elif type(value) is wanted:
-        return _text(value, where) if isinstance(value, str) else value
-    raise UserError(f"{where}: must be {_NAMES[wanted]}, not {shown(value)}")
-
-
-def _text(value: str, where: str) -> str:
-    if len(value) > MOST_TEXT or any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
-        raise UserError(
-            f"{where}: must be text of at most {MOST_TEXT:,} characters without control characters, not {shown(value)}"
-        )
-    return value
-
-
-_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

@@ -1,12 +1,18 @@
 """What a run is: the schema of a recipe, with a sentence under every field, its range, and the rules between fields.
 
 A recipe is one YAML file of the same shape as `Recipe`. `config/reading.py` reads it; nothing here does I/O.
-Add a setting by adding a field with its range and its sentence; add a rule between fields to `Recipe.check`.
+Add a setting by adding a field with its range and its sentence; add a rule between fields to `Recipe.check`. The
+settings of a visual prompting method stand in the method's own file.
 """
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from dsmemvp.config.fields import CONFIG, FROM_TEXT, Factor, Fraction, Samples, Seconds, Steps, Text, Texts, Tokens
+from dsmemvp.config.methods import method_settings
 from dsmemvp.counting import counted
 from dsmemvp.errors import UserError
 
@@ -17,97 +23,50 @@ NAME_BYTES = 100
 DTYPES = Literal["bf16", "fp32"]
 
 
-@dataclass(frozen=True)
-class Range:
-    """Which values a number may have; not a number and the infinities are outside every range."""
-
-    least: float
-    most: float
-    above: bool = False
-    """`least` itself is outside."""
-    below: bool = False
-    """`most` itself is outside."""
-
-    def holds(self, value: float) -> bool:
-        enough = self.least < value if self.above else self.least <= value
-        return enough and (value < self.most if self.below else value <= self.most)
-
-    def __str__(self) -> str:
-        first, last = "above" if self.above else "at least", "below" if self.below else "at most"
-        return f"{first} {self.least:,} and {last} {self.most:,}"
-
-
-Width = Annotated[int, Range(1, 2**16)]
-Factor = Annotated[float, Range(0, 1000)]
-Fraction = Annotated[float, Range(0, 1, below=True)]
-Seconds = Annotated[float, Range(0, 30 * 24 * 3600, above=True)]
-Steps = Annotated[int, Range(0, 10**9)]
-Samples = Annotated[int, Range(1, 2**20)]
-Tokens = Annotated[int, Range(1, 2**20)]
-
-
-@dataclass
+@dataclass(config=CONFIG)
 class Model:
-    language_model: str = ""
-    """Folder with a LLaMA in Hugging Face layout (config.json and safetensors)."""
-    language_shape: str = ""
+    language_model: Text = ""
+    """Folder with a LLaMA, Mistral, Qwen2 or Qwen3 in Hugging Face layout (config.json and safetensors)."""
+    language_shape: Text = ""
     """Name of a published shape (backbones/shapes.py); the folder must agree with it. Enough to count and to plan."""
-    vision_tower: str = ""
-    """Folder with a CLIP vision tower in Hugging Face layout."""
-    vision_shape: str = ""
+    vision_tower: Text = ""
+    """Folder with a vision tower (CLIP, SigLIP or DINOv2) in Hugging Face layout."""
+    vision_shape: Text = ""
     """Name of a published shape of the vision tower, as above."""
-    tokenizer: str = ""
+    tokenizer: Text = ""
     """File of a sentencepiece model, such as LLaMA's tokenizer.model, or a Hugging Face tokenizer.json (LLaMA 3)."""
     dtype: DTYPES = "bf16"
-    """Compute type of all modules; the optimizer always keeps float32 master_weights."""
+    """Compute type of all modules; the optimizer always keeps float32 master weights."""
 
 
-@dataclass
+@dataclass(config=CONFIG)
 class Vision:
-    adapter_dim: Annotated[int, Range(0, 2**16)] = 12
+    adapter_dim: Annotated[int, Field(ge=0, le=2**16)] = 12
     """Width of the bottleneck adapters beside the MLP of every vision block; 0 leaves the tower as it is."""
     adapter_scale: Factor = 0.1
     """Factor on an adapter's output."""
     adapter_dropout: Fraction = 0.1
     """Dropout inside the adapters."""
-    statistics: Literal["imagenet", "clip"] = "imagenet"
-    """Pixel mean and deviation. The published runs use ImageNet's, not CLIP's."""
-    max_pixels: Annotated[int, Range(1, PILLOW_PIXELS)] = 50_000_000
+    statistics: Literal["imagenet", "clip", "half", "auto"] = "imagenet"
+    """Pixel mean and deviation. The published runs use ImageNet's, not CLIP's. `auto`: imagenet for CLIP and DINOv2,
+    half for SigLIP."""
+    resolution: Annotated[int, Field(ge=0, le=2**14)] = 0
+    """Height and width that images are squashed to, a multiple of the tower's patches: its positions are interpolated.
+    0 for the tower's own."""
+    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_PIXELS)] = 50_000_000
     """An image with more pixels than this is refused before it is decoded."""
 
 
-@dataclass
-class Method:
-    name: Literal["memvp", "input_space", "none"] = "memvp"
-    """The visual prompting method. `none` is the language model alone: it can be evaluated, not trained."""
-    hidden: Width = 128
-    """Hidden width of the projector from image features to the language model's width."""
-    slots: Width = 320
-    """memvp: number of key/value slots; those beyond the image tokens are purely learned."""
-    visual_scale: Factor = 0.01
-    """memvp: factor on the projected image features inside keys and values (lambda)."""
-    output_scale: Factor = 0.1
-    """memvp: factor on the output of the memory branch (s)."""
-    dropout: Fraction = 0.1
-    """memvp: dropout on the slot activations. input_space: dropout in front of LoRA."""
-    lora_rank: Width = 8
-    """input_space: rank of LoRA on the language model."""
-    lora_alpha: Annotated[float, Range(0, 2**16)] = 16.0
-    """input_space: LoRA's output is multiplied by alpha / rank."""
-    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
-    """input_space: which linear layers of every decoder layer get LoRA."""
-
-
-@dataclass
+@dataclass(config=CONFIG)
 class Data:
-    train: list[str] = field(default_factory=list)
+    train: Texts = field(default_factory=list)
     """Folders of WebDataset shards with a dataset.json manifest, to train on; a single one may stand without brackets.
     Also a URL, or `pipe:` and a command with {name} in it for the file name."""
-    passes: list[Annotated[float, Range(0, 10**6, above=True)]] = field(default_factory=list)
+    passes: list[Annotated[float, Field(gt=0, le=10**6), FROM_TEXT]] = field(default_factory=list)
     """How often each folder of `train` is gone through in one epoch; none given: once each."""
-    validation: str = ""
+    validation: Text = ""
     """Folder of shards whose loss is measured beside every checkpoint of `checkpoint_epochs`; none if empty."""
-    test: str = ""
+    test: Text = ""
     """Folder of shards to evaluate on."""
     captions: bool = False
     """Put each sample's image caption into the context while training (the published runs do not)."""
@@ -115,21 +74,21 @@ class Data:
     """Most text tokens in a sample, target included; the context of a longer one is cut."""
     on_bad_sample: Literal["fail", "skip"] = "fail"
     """What a sample that cannot be used does: end the run, or be left out, counted and reported at the end."""
-    most_bad_in_a_row: Annotated[int, Range(1, 10**9)] = 100
+    most_bad_in_a_row: Annotated[int, Field(ge=1, le=10**9)] = 100
     """Where bad samples are left out, as many one after another end the run: then it is not the samples."""
-    block_shards: Annotated[int, Range(1, 10**6)] = 16
+    block_shards: Annotated[int, Field(ge=1, le=10**6)] = 16
     """Samples are shuffled within blocks of this many shards."""
     last_batch: Literal["drop", "repeat"] = "drop"
     """What becomes of an epoch's last samples when they are no whole global batch: left out (others in each epoch), or
     completed with the first samples of the same epoch."""
-    workers: Annotated[int, Range(0, 256)] = 1
+    workers: Annotated[int, Field(ge=0, le=256)] = 1
     """Processes per rank that read and decode."""
     record_order: bool = False
     """Write the samples of every global batch to RUN/order.jsonl, to check or to find what a step has seen."""
-    cache: str = ""
+    cache: Text = ""
     """Folder of your own on a local disk for shards of remote locations; may be shared by all your processes of a
     node."""
-    cache_gib: Annotated[float, Range(0, 10**6, above=True)] = 100.0
+    cache_gib: Annotated[float, Field(gt=0, le=10**6), FROM_TEXT] = 100.0
     """Size that this cache is kept to."""
     allow_pipe: bool = False
     """Allow `pipe:` locations, which run a shell command."""
@@ -137,21 +96,21 @@ class Data:
     """Seconds without a byte from a remote location after which it is asked again; `pipe:` included."""
 
 
-@dataclass
+@dataclass(config=CONFIG)
 class Training:
-    epochs: Annotated[int, Range(1, 10**5)] = 20
+    epochs: Annotated[int, Field(ge=1, le=10**5)] = 20
     """Passes over the training set."""
-    warmup_epochs: Annotated[float, Range(0, 10**5)] = 2.0
+    warmup_epochs: Annotated[float, Field(ge=0, le=10**5), FROM_TEXT] = 2.0
     """The learning rate rises linearly from zero over these, step by step, then falls along a half cosine."""
-    learning_rate: Annotated[float, Range(0, 1000, above=True)] = 1.125e-3
+    learning_rate: Annotated[float, Field(gt=0, le=1000), FROM_TEXT] = 1.125e-3
     """Peak learning rate at this recipe's global batch."""
-    min_learning_rate: Annotated[float, Range(0, 1000)] = 0.0
+    min_learning_rate: Annotated[float, Field(ge=0, le=1000), FROM_TEXT] = 0.0
     """Where the cosine ends."""
     betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.95])
     """Adam's decay rates."""
-    weight_decay: Annotated[float, Range(0, 1000)] = 0.02
+    weight_decay: Annotated[float, Field(ge=0, le=1000), FROM_TEXT] = 0.02
     """AdamW's decay of tensors with two or more dimensions; biases and other vectors are not decayed."""
-    gradient_clipping: Annotated[float, Range(0, 10**9)] = 0.0
+    gradient_clipping: Annotated[float, Field(ge=0, le=10**9), FROM_TEXT] = 0.0
     """Largest norm of the global gradient; 0 clips nothing."""
     global_batch: Samples = 32
     """Samples per optimizer step over all ranks."""
@@ -159,11 +118,11 @@ class Training:
     """Samples per rank and forward; global_batch / (micro_batch x ranks) micro-steps are accumulated."""
     recompute: Literal["none", "full"] = "none"
     """Gradient checkpointing: keep all activations, or only each layer's input."""
-    deepspeed: str = "ds_configs/zero3.json"
+    deepspeed: Text = "ds_configs/zero3.json"
     """DeepSpeed configuration; `auto` in it is filled from this recipe."""
-    log_every: Annotated[int, Range(1, 10**9)] = 10
+    log_every: Annotated[int, Field(ge=1, le=10**9)] = 10
     """Steps between two lines in the log and points in TensorBoard."""
-    checkpoint_epochs: Annotated[int, Range(1, 10**5)] = 1
+    checkpoint_epochs: Annotated[int, Field(ge=1, le=10**5)] = 1
     """Epochs between checkpoints; the last epoch always ends with one."""
     checkpoint_steps: Steps = 0
     """Steps between further checkpoints within an epoch; 0 for none."""
@@ -177,13 +136,13 @@ class Training:
     most_not_finite: Steps = 3
     """Steps of the run whose loss or gradient may be infinite or not a number: they update nothing. One more ends the
     run."""
-    spike: Annotated[float, Range(0, 10**6)] = 0.0
+    spike: Annotated[float, Field(ge=0, le=10**6), FROM_TEXT] = 0.0
     """Report steps whose loss lies so many standard deviations above the mean of the 100 steps before; 0 for none."""
     silence_timeout: Seconds = 120.0
     """Seconds without a sign of life from a rank after which the run ends, to be started again."""
     standstill_timeout: Seconds = 1800.0
     """Seconds without progress of a rank, loading of weights included, after which it is taken for hanging."""
-    most_fruitless_starts: Annotated[int, Range(1, 10**6)] = 5
+    most_fruitless_starts: Annotated[int, Field(ge=1, le=10**6)] = 5
     """A Slurm job that was requeued and started as often from the same step ends as an error."""
     stop_at_step: Steps = 0
     """End with a checkpoint after this step of the run, which the same command without it goes on from; 0 for the
@@ -199,7 +158,7 @@ class Training:
         return self.global_batch // (self.micro_batch * ranks)
 
 
-@dataclass
+@dataclass(config=CONFIG)
 class Evaluation:
     batch: Samples = 16
     """Samples per forward. Part of what the scores follow from, by rounding; the number of ranks is not."""
@@ -215,17 +174,18 @@ class Evaluation:
     """Most tokens decoded for a caption or a turn of a conversation."""
 
 
-@dataclass
+@dataclass(config=CONFIG)
 class Recipe:
-    name: str = ""
+    name: Text = ""
     """Name of the run; its folder is output/name, and so it is one component of a path."""
-    seed: Annotated[int, Range(0, 2**63, below=True)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initial values, order of samples and dropout."""
-    output: str = "runs"
+    output: Text = "runs"
     """Folder for run folders."""
     model: Model = field(default_factory=Model)
     vision: Vision = field(default_factory=Vision)
-    method: Method = field(default_factory=Method)
+    method: Any = field(default_factory=method_settings)
+    """Settings of the visual prompting method: those of its `Settings` (config/methods.py)."""
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -262,8 +222,6 @@ class Recipe:
             raise UserError("training.best_by: give data.validation, on which the score is measured")
         if len(self.evaluation.captions) != max(1, len(set(self.evaluation.captions))):
             raise UserError("evaluation.captions: name false, true or both, each once")
-        if self.method.name == "input_space" and not self.method.lora_targets:
-            raise UserError("method.lora_targets: name at least one linear layer, such as q_proj")
 
 
 def _no_folder(name: str) -> str:

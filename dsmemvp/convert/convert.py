@@ -10,8 +10,8 @@ from safetensors.torch import save
 from transformers import CLIPVisionModel, LlamaForCausalLM, PretrainedConfig
 
 from dsmemvp.atomic_files import replace_file
+from dsmemvp.backbones.configs import check_config
 from dsmemvp.backbones.safetensors_file import some
-from dsmemvp.backbones.weights import check_config
 from dsmemvp.convert.clip import vision_tower
 from dsmemvp.convert.files import DTYPES as STORED
 from dsmemvp.convert.files import open_weights

@@ -41,13 +41,7 @@ def open_training_data(recipe: Recipe) -> TrainingData:
             )
     _check_cache(manifests, data.block_shards)
     _check_blocks(manifests, data.block_shards)
-    order = Order(sources, recipe.seed, data.block_shards, training.global_batch, data.last_batch)
-    if order.steps == 0:
-        raise UserError(
-            f"training.global_batch: {training.global_batch} is more than the"
-            f" {counted(order.samples, 'sample')} of an epoch of"
-            f" {', '.join(manifest.location for manifest in manifests)}; take a smaller one, or data.last_batch=repeat"
-        )
+    order = _order(recipe, manifests, sources)
     identity = {
         "seed": recipe.seed,
         "training.global_batch": training.global_batch,
@@ -57,6 +51,37 @@ def open_training_data(recipe: Recipe) -> TrainingData:
         "data.train": [manifest.fingerprint for manifest in manifests],
     }
     return TrainingData(manifests, order, identity)
+
+
+def data_of(data: TrainingData, recipe: Recipe, locations: Sequence[str]) -> TrainingData:
+    """The part of a run's data that lies at these of data.train (none: all), in an order of its own. Raises UserError
+    for a location that data.train does not name."""
+    if not locations:
+        return data
+    for location in locations:
+        if location not in recipe.data.train:
+            raise UserError(f"data.train: a stage of method {recipe.method.name} reads {location}; name it there, too")
+    passes = recipe.data.passes or [1.0] * len(data.manifests)
+    chosen = [
+        (manifest, often)
+        for location, manifest, often in zip(recipe.data.train, data.manifests, passes, strict=True)
+        if location in locations
+    ]
+    manifests = tuple(manifest for manifest, _ in chosen)
+    order = _order(recipe, manifests, [Source(manifest.counts, often) for manifest, often in chosen])
+    return TrainingData(manifests, order, data.identity)
+
+
+def _order(recipe: Recipe, manifests: Sequence[Manifest], sources: list[Source]) -> Order:
+    data, training = recipe.data, recipe.training
+    order = Order(sources, recipe.seed, data.block_shards, training.global_batch, data.last_batch)
+    if order.steps == 0:
+        raise UserError(
+            f"training.global_batch: {training.global_batch} is more than the"
+            f" {counted(order.samples, 'sample')} of an epoch of"
+            f" {', '.join(manifest.location for manifest in manifests)}; take a smaller one, or data.last_batch=repeat"
+        )
+    return order
 
 
 def open_test_data(recipe: Recipe) -> Manifest:

@@ -12,9 +12,9 @@ from dsmemvp.data.loader import weigh
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import Order
 from dsmemvp.data.stream import Reader
-from dsmemvp.data_tools.look import collator_of
 from dsmemvp.data_tools.survey import survey
 from dsmemvp.errors import UserError
+from dsmemvp.inputs import open_inputs
 
 LISTED = 20
 """Bad samples listed; the others are counted."""
@@ -27,7 +27,7 @@ def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], in
     where the data as a whole cannot be."""
     if ranks < 1:
         raise UserError(f"--ranks: must be at least 1, is {ranks}")
-    collator = replace(collator_of(recipe), skip_bad=True)
+    collator = replace(open_inputs(recipe).collator, skip_bad=True)
     lines: list[str] = []
     bad: list[str] = []
     if any(recipe.data.train):

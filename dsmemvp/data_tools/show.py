@@ -20,8 +20,9 @@ from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
 from dsmemvp.data.stream import Reader, first_numbers
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.lettering import LINE, find_font, wrapped
-from dsmemvp.data_tools.look import collator_of, right_answer
+from dsmemvp.data_tools.look import right_answer
 from dsmemvp.errors import UserError
+from dsmemvp.inputs import open_inputs
 
 COLUMNS, CELL, GAP = 4, 224, 8
 """Of the sheet: pictures in a row, the least width of one, and what is between two, in pixels."""
@@ -44,7 +45,7 @@ def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet
     if numbers:
         places = [_place(manifests, number) for number in numbers]
     check_files(*manifests)
-    collator, reader = collator_of(recipe), Reader(manifests, indexes=8)
+    collator, reader = open_inputs(recipe).collator, Reader(manifests, indexes=8)
     tokenizer = Tokenizer(collator.tokenizer_path)
     found = reader.read(places)
     lines, pictures = [], []

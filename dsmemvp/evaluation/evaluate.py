@@ -9,24 +9,20 @@ follows from a checkpoint, the data and the recipe does not depend on the number
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
 from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import Checkpoint, State, best_checkpoint, read_checkpoint
 from dsmemvp.config.reading import as_dict
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import MicroBatch
-from dsmemvp.data.collator import Collator, recipe_collator
 from dsmemvp.data.datasets import open_test_data, open_validation_data
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.distributed.ranks import Ranks
-from dsmemvp.distributed.stopping import Stop, Stopped
 from dsmemvp.errors import UserError
 from dsmemvp.evaluation.answering import Answering, Over
 from dsmemvp.evaluation.looking import show_memory
@@ -36,12 +32,12 @@ from dsmemvp.evaluation.predictions import Predicted, predict_all
 from dsmemvp.evaluation.remarks import remarks
 from dsmemvp.evaluation.report import Report
 from dsmemvp.evaluation.scores import main_score, scored
-from dsmemvp.fault_tolerance.heartbeat import Heartbeat
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
-from dsmemvp.model import VisualLanguageModel
+from dsmemvp.inputs import open_inputs
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
-from dsmemvp.training.engine import build_for_inference
+from dsmemvp.training.context import RunContext
+from dsmemvp.training.inference import Inference, open_for_inference
 
 ANSWERS = 2
 """Counts up when the same model's answers are decoded or marked otherwise: those of an evaluation that was interrupted
@@ -49,23 +45,19 @@ before belong to no later one."""
 
 
 def evaluate(
-    recipe: Recipe,
-    ranks: Ranks,
-    stop: Stop,
-    heartbeat: Heartbeat,
+    context: RunContext,
     blind: bool = False,
     split: str = "test",
     checkpoint: Path | None = None,
     best: bool = False,
 ) -> None:
-    """Score the run's newest checkpoint, its best one, or the given one, on the "test" or "validation" data. Goes on
-    where the same evaluation was interrupted. Raises UserError or OSError with what to do, and Stopped where `stop`
-    asked for it."""
-    run = Path(recipe.output) / recipe.name
+    """Score the run's newest checkpoint, its best one, or the given one, on the "test" or "validation" data. Resumes
+    the same evaluation if it was interrupted. Raises UserError or OSError with what to do, and Stopped if
+    `context.stop` asked for it."""
+    recipe, ranks, run = context.recipe, context.ranks, context.folder
     data = _open_data(recipe, split)
     ranks.together(lambda: check_files(data) if ranks.first else None)
-    configs = read_configs(recipe)
-    collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
+    inputs = open_inputs(recipe)
     found = read_checkpoint(checkpoint) if checkpoint else _chosen(recipe, ranks, run, best)
     base = ranks.together(lambda: base_fingerprint(recipe))
     if found is not None:
@@ -73,16 +65,12 @@ def evaluate(
         found.check_base(base)
     state = found.state if found else State()
 
-    def poll() -> None:
-        heartbeat.at("evaluating", state.step)
-        if ranks.any(stop.asked):
-            raise Stopped("during the evaluation")
-
-    heartbeat.at("loading", state.step)
-    model, forward = build_for_inference(recipe, configs, ranks, found)
-    stop.plan = "ending after this batch, its answers are kept"
-    answering = _answering(recipe, ranks, model, forward)
-    collator = replace(collator, reserved=tuple(model.method.reserved()), answers=True, blind=blind)
+    poll = bound(context.poll, "evaluating", state.step)
+    context.at("loading", state.step)
+    opened = open_for_inference(recipe, ranks, found, inputs=inputs)
+    context.stop.plan = "ending after this batch, its answers are kept"
+    answering = _answering(recipe, ranks, opened)
+    collator = replace(opened.collator, answers=True, blind=blind)
     digest = ranks.together(lambda: found.digest() if found and ranks.first else "")
     which, protocol = checkpoint_name(run, checkpoint, best, digest), recipe.evaluation.protocol
     file = run / f"evaluation{file_suffix(which, split, recipe.evaluation.captions, protocol, blind)}.json"
@@ -98,7 +86,7 @@ def evaluate(
         part = file_suffix(which, split, [captions], protocol, blind).removeprefix("-")
         partials.append(ranks.together(bound(_open_partial, ranks, run / "evaluation" / f"{part}.jsonl", belongs)))
         predicted[name] = predict_all(recipe, ranks, data, own, answering, name, poll, partials[-1])
-    heartbeat.at("scoring", state.step)
+    context.at("scoring", state.step)
     suffix = file_suffix(which, split, recipe.evaluation.captions, protocol, blind)
     # names of evaluations say the rest
     group = f"evaluation{file_suffix(which, split, [False, True], 'generate', blind)}"
@@ -107,29 +95,21 @@ def evaluate(
     for partial in partials:
         ranks.together(partial.remove if partial else lambda: None)
     if not blind:
-        show_memory(run, state.step, ranks, data, collator, answering.tokenizer, model, forward)
+        show_memory(run, state.step, ranks, data, collator, answering.tokenizer, opened.model, opened.forward)
 
 
-def look_and_score(
-    recipe: Recipe,
-    ranks: Ranks,
-    data: Manifest,
-    collator: Collator,
-    model: VisualLanguageModel,
-    forward: Callable[..., Any],
-    poll: Callable[[], object],
-    step: int,
-) -> dict[str, float]:
+def look_and_score(context: RunContext, opened: Inference, data: Manifest, step: int) -> dict[str, float]:
     """Inside training, after `step` steps (training/validation.py's Evaluator): the memory of a few samples in
-    TensorBoard; and where training.best_by wants them scores, with the first of evaluation.captions, the main one
+    TensorBoard; and if training.best_by wants them scores, with the first of evaluation.captions, the main one
     first. Raises UserError."""
-    answering = _answering(recipe, ranks, model, forward)
-    collator = replace(collator, answers=True, captions=recipe.evaluation.captions[0])
-    run = Path(recipe.output) / recipe.name
-    show_memory(run, step, ranks, data, collator, answering.tokenizer, model, forward)
+    recipe, ranks = context.recipe, context.ranks
+    answering = _answering(recipe, ranks, opened)
+    collator = replace(opened.collator, answers=True, captions=recipe.evaluation.captions[0])
+    show_memory(context.folder, step, ranks, data, collator, answering.tokenizer, opened.model, opened.forward)
     if recipe.training.best_by != "score":
         return {}
     name = f"validation, {_name(recipe, collator.captions, blind=False)}"
+    poll = bound(context.poll, "validating", step)
     predicted = predict_all(recipe, ranks, data, collator, answering, name, poll)
 
     def score() -> list[str]:
@@ -146,7 +126,8 @@ def look_and_score(
     return dict(json.loads(text))
 
 
-def _answering(recipe: Recipe, ranks: Ranks, model: VisualLanguageModel, forward: Callable[..., Any]) -> Answering:
+def _answering(recipe: Recipe, ranks: Ranks, opened: Inference) -> Answering:
+    model, forward = opened.model, opened.forward
     tokenizer = Tokenizer(recipe.model.tokenizer)
     decoder = build_decoder(model, forward, ranks, tokenizer.eos)
 

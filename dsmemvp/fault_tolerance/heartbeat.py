@@ -21,8 +21,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
+from typing import ClassVar
 
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.distributed.stopping import REQUEUE, UNEXPECTED, USER_ERROR, Stop, Stopped, exit_code, leave_word
@@ -37,9 +38,18 @@ PARTITIONS = f"{os.sep}deepspeed{os.sep}runtime{os.sep}zero{os.sep}"
 OWN_CODE = f"{os.sep}dsmemvp{os.sep}"
 
 
+Listener = Callable[[str, int], object]
+"""(phase, steps made)"""
+
+
 class Heartbeat:
     """`silence` and `standstill` are the seconds after which a rank that is not heard, or does not move on, is given
     up. Use as a context manager around all that ranks do together. Raises RuntimeError if rank 0 is not reached."""
+
+    listeners: ClassVar[list[Listener]] = []
+    """Called in the main thread whenever it begins a phase: "loading", "reading", "forward and backward" (at each
+    micro-step), "update", "saving", "validating" and "evaluating" (at each batch). A profiler or a fault test adds its
+    function here; an exception that it raises is the run's."""
 
     def __init__(self, ranks: Ranks, silence: float, standstill: float, stop: Stop):
         self._beat, self._stop = RankStatus(ranks.rank, socket.gethostname()), stop
@@ -76,9 +86,11 @@ class Heartbeat:
         self._line.close()
 
     def at(self, doing: str, step: int) -> None:
-        """The main thread gets on to something else, after `step` steps. Cheap: no system call."""
+        """The main thread begins a phase, after `step` steps. Cheap: no system call."""
         self._beat.doing, self._beat.step = doing, step
         self._beat.moves += 1
+        for listener in self.listeners:
+            listener(doing, step)
 
     def _send(self, **news) -> None:
         for name, value in news.items():

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import Checkpoint
 from dsmemvp.checkpoints.loading import load_run
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
-from dsmemvp.data.collator import recipe_collator
 from dsmemvp.data.letters import longest_letter
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import LETTER, EncodedText, chosen, encode_for_answer
@@ -25,7 +23,7 @@ from dsmemvp.errors import UserError
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate, once
 from dsmemvp.prompts.interface import State
-from dsmemvp.training.engine import build_for_inference
+from dsmemvp.training.inference import open_for_inference
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 """Of Pillow's images, those that a PNG holds as they are."""
@@ -48,12 +46,11 @@ class Answerer:
 
     def __init__(self, recipe: Recipe, checkpoint: Checkpoint, ranks: Ranks | None = None):
         whole, ranks = ranks is None, ranks or Ranks(0, 1, own_device())
-        configs = read_configs(recipe)
-        collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
-        self._tokenizer, self._transform = Tokenizer(recipe.model.tokenizer), collator.image
+        opened = open_for_inference(recipe, ranks, checkpoint, whole)
+        self._tokenizer, self._transform = Tokenizer(recipe.model.tokenizer), opened.collator.image
         self._max_length, self._method = recipe.data.max_length, recipe.method.name
-        self._model, forward = build_for_inference(recipe, configs, ranks, checkpoint, whole)
-        self._decoder = build_decoder(self._model, forward, ranks, self._tokenizer.eos)
+        self._model = opened.model
+        self._decoder = build_decoder(opened.model, opened.forward, ranks, self._tokenizer.eos)
         self._whole = whole
 
     def see(self, image: str | Path | bytes | Image.Image) -> Picture:

@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import Checkpoint
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
-from dsmemvp.data.collator import Collator, recipe_collator
+from dsmemvp.data.collator import Collator
 from dsmemvp.data.datasets import open_test_data, open_training_data
 from dsmemvp.data.images import decoded
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample, sample_from_row
@@ -35,7 +34,7 @@ from dsmemvp.inspection.page import LONGEST, maps, page
 from dsmemvp.inspection.probe import Forward, Memory, Probe, What, memory_of, probe
 from dsmemvp.inspection.words import Word, chosen_words
 from dsmemvp.model import VisualLanguageModel
-from dsmemvp.training.engine import build_for_inference
+from dsmemvp.training.inference import open_for_inference
 
 REFERENCES, SEARCHED = 64, 1000
 """Pictures whose mean memory is what a change is measured against, and samples among which they are looked for."""
@@ -193,13 +192,11 @@ class Opened:
 
 
 def open_model(recipe: Recipe, checkpoint: Checkpoint, ranks: Ranks) -> Opened:
-    """What `training.opening.load_run` gives, built over the ranks. Raises UserError or OSError with what to do."""
+    """What `checkpoints.loading.load_run` gives, built over the ranks. Raises UserError or OSError with what to do."""
     check_method(recipe)
-    configs = read_configs(recipe)
-    collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
-    model, forward = build_for_inference(recipe, configs, ranks, checkpoint)
-    collator = replace(collator, slots=model.method.slots, answers=True)
-    return Opened(recipe, model, forward, collator, Tokenizer(recipe.model.tokenizer))
+    opened = open_for_inference(recipe, ranks, checkpoint)
+    collator = replace(opened.collator, answers=True)
+    return Opened(recipe, opened.model, opened.forward, collator, Tokenizer(recipe.model.tokenizer))
 
 
 def check_method(recipe: Recipe) -> None:

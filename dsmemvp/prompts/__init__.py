@@ -1,6 +1,7 @@
 """The visual prompting methods, one file or folder each, behind the interface of `interface.py`.
 
-Add a method: write its file here. Its name in a recipe is the file's name, and no other file names it.
+Add a method: write its file here, with its `Settings` and its `Method`. Its name in a recipe is the file's name, and
+no other file names it.
 """
 
 from typing import Any

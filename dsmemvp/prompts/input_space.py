@@ -6,11 +6,16 @@ T tokens in the pack, I images, P image tokens, d width of the language model.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import field
+from typing import Annotated
 
 import torch
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass
 from torch import nn
 
+from dsmemvp.config.fields import CONFIG, FROM_TEXT, Fraction, Texts, Width
+from dsmemvp.config.methods import MethodSettings
 from dsmemvp.data.batch import Batch, Reserved
 from dsmemvp.prompts.interface import Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.parts.lora import LoraLinear
@@ -19,12 +24,33 @@ from dsmemvp.prompts.parts.projector import Projector
 PLACES = "image"
 
 
+@dataclass(config=CONFIG)
+class Settings(MethodSettings):
+    hidden: Width = 128
+    """Hidden width of the projector from image features to the language model's width."""
+    dropout: Fraction = 0.1
+    """Dropout in front of LoRA."""
+    lora_rank: Width = 8
+    """Rank of LoRA on the language model."""
+    lora_alpha: Annotated[float, Field(ge=0, le=2**16), FROM_TEXT] = 16.0
+    """LoRA's output is multiplied by alpha / rank."""
+    lora_targets: Texts = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Which linear layers of every decoder layer get LoRA."""
+
+    @field_validator("lora_targets")
+    @classmethod
+    def _some(cls, targets: list[str]) -> list[str]:
+        if not targets:
+            raise ValueError("name at least one linear layer, such as q_proj")
+        return targets
+
+
 class Method(VisualPrompt):
     @classmethod
-    def build(cls, settings: Any, sizes: Sizes) -> "Method":
+    def build(cls, settings: Settings, sizes: Sizes) -> "Method":
         return cls(settings, sizes)
 
-    def __init__(self, settings: Any, sizes: Sizes):
+    def __init__(self, settings: Settings, sizes: Sizes):
         super().__init__()
         self.image_tokens = sizes.image_tokens
         self.projector = Projector(sizes.vision_width, settings.hidden, sizes.language_width)

@@ -12,24 +12,40 @@ tokens are multiplied with it together. T tokens in the pack, G groups, N slots,
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.nn import functional as F
 
+from dsmemvp.config.fields import CONFIG, Factor, Fraction, Width
+from dsmemvp.config.methods import MethodSettings
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
 from dsmemvp.prompts.interface import Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.parts.projector import Projector
 
 
+@dataclass(config=CONFIG)
+class Settings(MethodSettings):
+    hidden: Width = 128
+    """Hidden width of the projector from image features to the language model's width."""
+    slots: Width = 320
+    """Key/value slots; those beyond the image tokens are purely learned."""
+    visual_scale: Factor = 0.01
+    """Factor on the projected image features inside keys and values (lambda)."""
+    output_scale: Factor = 0.1
+    """Factor on the output of the memory branch (s)."""
+    dropout: Fraction = 0.1
+    """Dropout on the slot activations."""
+
+
 class Method(VisualPrompt):
     @classmethod
-    def build(cls, settings: Any, sizes: Sizes) -> "Method":
+    def build(cls, settings: Settings, sizes: Sizes) -> "Method":
         return cls(settings, sizes)
 
-    def __init__(self, settings: Any, sizes: Sizes):
+    def __init__(self, settings: Settings, sizes: Sizes):
         """Raises UserError if the slots cannot hold the image tokens."""
         super().__init__()
         if settings.slots < sizes.image_tokens:

@@ -10,9 +10,8 @@ Every line begins with its "step", so that a run that goes on from an earlier st
 import json
 import resource
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import indent
 from typing import Any, BinaryIO
@@ -21,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from dsmemvp.atomic_files import replace_file
+from dsmemvp.log import log
 from dsmemvp.training.event_file import EventFile
 from dsmemvp.training.record import count_rows, rows_of, wind_back
 
@@ -48,9 +48,7 @@ class Monitor:
     def say(self, text: str) -> None:
         """One line, now."""
         if self._active:
-            with suppress(OSError):  # a log that nobody reads any more, or that has no room, is no reason to end a run
-                tqdm.write(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stdout)
-                sys.stdout.flush()
+            log.info(text)
 
     def advance(self) -> None:
         if self._active:

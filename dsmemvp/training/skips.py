@@ -2,10 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dsmemvp.counting import counted
-from dsmemvp.data.batch import Batch, Skip
+from dsmemvp.data.batch import MicroBatch, Skip
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.errors import UserError
 from dsmemvp.training.monitor import Monitor
@@ -27,7 +27,7 @@ class Skips:
         """A step in which no rank left out anything."""
         self._in_a_row = 0
 
-    def note(self, step: int, batches: list[Batch]) -> None:
+    def note(self, step: int, batches: Sequence[MicroBatch]) -> None:
         """A step in which some rank did; called by all. Raises UserError, on all ranks, where too many samples came
         one after another in the order."""
         own = [json.dumps(skip) for batch in batches for skip in batch.skipped]

@@ -1,7 +1,9 @@
 """What is summed up between two lines of the log, and the numbers that become of it."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 
 @dataclass
@@ -16,9 +18,20 @@ class Throughput:
     steps: int = 0
     rate: float = 0.0
     norm: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
 
-    def add(self, loss: float, samples: float, tokens: float, imbalance: float) -> None:
+    def add(
+        self,
+        loss: float,
+        samples: float,
+        tokens: float,
+        imbalance: float,
+        losses: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """`losses` are the parts that `loss` is made of, by name, if there are several."""
         self.loss += loss
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value
         self.samples += samples
         self.tokens += tokens
         self.imbalance += imbalance
@@ -29,6 +42,7 @@ class Throughput:
         seconds = time.monotonic() - self.start
         return {
             "loss/train": self.loss / self.steps,
+            **{f"loss/{name}": value / self.steps for name, value in self.losses.items()},
             "training/learning_rate": self.rate,
             "training/gradient_norm": self.norm,
             "speed/samples_per_second": self.samples / seconds,
@@ -43,4 +57,5 @@ def imbalance(costs: list[list[float]]) -> float:
     """How much longer the ranks are busy together than they would be if every micro-step cost them the same; `costs`
     is [rank][micro-step]. 1 is even."""
     columns = list(zip(*costs, strict=True))
-    return sum(max(column) for column in columns) * len(costs) / sum(sum(column) for column in columns)
+    whole = sum(sum(column) for column in columns)
+    return sum(max(column) for column in columns) * len(costs) / whole if whole else 1.0

@@ -2,77 +2,53 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
-from dsmemvp.checkpoints.checkpoint import State
-from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.loader import Share, evaluation_steps
 from dsmemvp.data.manifest import Manifest
-from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.errors import UserError
-from dsmemvp.model import VisualLanguageModel, loss_sum
+from dsmemvp.model import loss_sum
+from dsmemvp.training.context import RunContext
 from dsmemvp.training.engine import Trainer
+from dsmemvp.training.inference import Inference
 
-Poll = Callable[[], object]
-"""Called between two batches; may raise."""
-Evaluator = Callable[
-    [Recipe, Ranks, Manifest, Collator, VisualLanguageModel, Callable[..., Any], Poll, int], dict[str, float]
-]
-"""(recipe, ranks, data, collator for training, model, its forward, poll, step) -> where the recipe wants them scores
-by their names, the main one first; the same on all ranks. The later room `evaluation` has it, so the run is given
-it."""
+Evaluator = Callable[[RunContext, Inference, Manifest, int], dict[str, float]]
+"""(context, the model as it is trained so far, data.validation, step) -> the scores that the recipe wants, by name, the
+main one first; the same on all ranks. It polls the context between batches. The later room `evaluation` has it, so the
+run is given it."""
 
 
-def epochs_are_over(step: int, recipe: Recipe, per_epoch: int) -> bool:
-    """Whether an epoch that a checkpoint is due after ends with this step."""
-    return step % (per_epoch * recipe.training.checkpoint_epochs) == 0
-
-
-def owes_validation(state: State, recipe: Recipe, per_epoch: int) -> bool:
-    """Whether the run was asked to end while it validated."""
-    owed = state.validation_loss is None or (recipe.training.best_by == "score" and state.validation_score is None)
-    return bool(state.step) and epochs_are_over(state.step, recipe, per_epoch) and owed
-
-
-def validation_loss(
-    trainer: Trainer, ranks: Ranks, manifest: Manifest, collator: Collator, batch: int, workers: int, poll: Poll
-) -> float:
-    """Per supervised token, over all samples, without dropout; `batch` samples per rank and forward. Raises UserError
-    where no sample can be used."""
-    share = Share(ranks.rank, ranks.world, batch)
+def validation_loss(context: RunContext, trainer: Trainer, collator: Collator, data: Manifest, step: int) -> float:
+    """Per supervised token, over all samples, without dropout. Raises UserError if no sample can be used, and what
+    `RunContext.poll` raises."""
+    ranks, recipe = context.ranks, context.recipe
+    share = Share(ranks.rank, ranks.world, recipe.evaluation.batch)
     total, tokens = 0.0, 0
     with _evaluating(trainer):
-        for (part,) in ranks.in_step(evaluation_steps(manifest, collator, share, workers)):
-            poll()
-            part = part.to(ranks.device)
-            total += loss_sum(trainer.engine(part), part.targets).item()
-            tokens += part.targets.numel()
+        for (part,) in ranks.in_step(evaluation_steps(data, collator, share, recipe.data.workers)):
+            context.poll("validating", step)
+            batch = part.batch.to(ranks.device)
+            logits_SV, _ = trainer.engine(batch)
+            total += loss_sum(logits_SV, batch.targets).item()
+            tokens += batch.targets.numel()
     loss, supervised = ranks.sums(total, tokens)
     if not supervised:
-        raise UserError(f"data.validation: no sample of {manifest.location} could be used")
+        raise UserError(f"data.validation: no sample of {data.location} could be used")
     return loss / supervised
 
 
-def examine(
-    trainer: Trainer,
-    recipe: Recipe,
-    ranks: Ranks,
-    manifest: Manifest,
-    collator: Collator,
-    poll: Poll,
-    step: int,
-    evaluator: Evaluator,
+def validation_scores(
+    context: RunContext, trainer: Trainer, collator: Collator, data: Manifest, step: int, evaluator: Evaluator
 ) -> dict[str, float]:
     """What `evaluator` makes of the model as it is trained so far. Raises UserError."""
 
-    def forward(batch, *more):
-        return trainer.engine(batch.to(ranks.device), *more)
+    def forward(batch, *decoding):
+        return trainer.engine(batch.to(context.ranks.device), *decoding)
 
     with _evaluating(trainer):
-        return evaluator(recipe, ranks, manifest, collator, trainer.model, forward, poll, step)
+        return evaluator(context, Inference(collator, trainer.model, forward), data, step)
 
 
 @contextmanager

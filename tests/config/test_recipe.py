@@ -157,6 +157,7 @@ def test_a_recipe_written_down_reads_back_the_same(read, tmp_path):
         ("data: {most_bad_in_a_row: 2.5}", ["data.most_bad_in_a_row: must be a whole number"]),
         ("training: {checkpoint_steps: many}", ["training.checkpoint_steps: must be a whole number"]),
         ("model: {dtype: fp16}", ["line 2", "model.dtype: must be one of bf16, fp32, not 'fp16'"]),
+        ("method: 3", ["line 2", "method is a group of keys, such as method.name"]),
         ("model: {dtype: [fp32]}", ["model.dtype: must be one of bf16, fp32"]),
         ("? [a]\n: 1", ["line 2", "a key must be a word"]),
         ("seed: !odd 1", ["line 2", "seed", "could not determine a constructor"]),
@@ -198,13 +199,12 @@ POSITIVE = [
     *(f"evaluation.{k}" for k in ("batch", "max_new_tokens", "caption_tokens")),
     *(f"data.{k}" for k in ("max_length", "block_shards", "most_bad_in_a_row", "cache_gib", "remote_timeout")),
     "vision.max_pixels",
-    *(f"method.{k}" for k in ("hidden", "slots", "lora_rank")),
+    *(f"method.{k}" for k in ("hidden", "slots")),
 ]
 NOT_NEGATIVE = [
     *(f"training.{k}" for k in ("warmup_epochs", "min_learning_rate", "weight_decay", "gradient_clipping")),
     *(f"training.{k}" for k in ("checkpoint_steps", "stop_at_step", "keep_last", "most_not_finite", "spike")),
     *("data.workers", "vision.adapter_dim", "vision.adapter_scale", "method.visual_scale", "method.output_scale"),
-    "method.lora_alpha",
 ]
 
 
@@ -248,7 +248,6 @@ def test_a_dropout_outside_its_range_is_refused_by_name(read, key, value):
         ("data: {train: [a], passes: [.inf]}", "data.passes: must be above 0 and at most 1,000,000, is inf"),
         ("training: {keep_best: 1}", "training.keep_best: give data.validation"),
         ("training: {best_by: score}", "training.best_by: give data.validation"),
-        ("method: {name: input_space, lora_targets: []}", "method.lora_targets: name at least one linear layer"),
     ],
 )
 def test_an_impossible_combination_names_its_key(read, text, part):
@@ -260,10 +259,6 @@ def test_an_impossible_combination_names_its_key(read, text, part):
 def test_a_broken_rule_points_at_the_line_that_broke_it(read):
     with pytest.raises(UserError, match=r"r\.yaml, line 4: training\.global_batch"):
         read("training:\n  micro_batch: 4\n  global_batch: 10\n")
-
-
-def test_lora_targets_may_be_empty_where_lora_is_not_used(read):
-    assert read("method: {name: memvp, lora_targets: []}").method.lora_targets == []
 
 
 def test_a_recipe_without_a_name_is_refused(tmp_path):

@@ -1,12 +1,12 @@
-"""README's lines for a checkpoint that the MemVP authors have published, on a small stand-in of its layout."""
+"""The lines of docs/methods.md for a checkpoint that MemVP's authors have published, on a stand-in of its layout."""
 
 import argparse
 import json
-import re
 import shlex
 
 import pytest
 import torch
+from documents import run_by
 
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.cli import main as cli
@@ -17,7 +17,7 @@ from dsmemvp.model import trainable_shapes
 
 @pytest.fixture
 def place(repository, recipe_path, tmp_path, monkeypatch):
-    """A folder with the README's files in it."""
+    """A folder with the page's files in it."""
     from dsmemvp.distributed import ranks
 
     monkeypatch.setattr(ranks, "join_ranks", lambda seconds, stop: ranks.Ranks(0, 1, torch.device("cpu")))
@@ -37,8 +37,8 @@ def place(repository, recipe_path, tmp_path, monkeypatch):
 
 
 def test_the_lines_lead_from_the_published_file_to_scores_and_answers(place, repository, capsys):
-    text = (repository / "README.md").read_text()
-    lines = re.findall(r"^    (dsmemvp .*(?:imported|memvp-sqa-13b).*)$", text, re.M)
+    page = run_by(repository, "tests/export/test_published_on_a_base.py")
+    lines = [line for block in page["docs/methods.md"] for line in block.commands()]
     assert [line.split()[1] for line in lines] == ["convert", "export", "evaluate"]
     for line in lines:
         arguments = shlex.split(line)[1:]

@@ -17,7 +17,7 @@ from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
 from dsmemvp.model import add_trainables, build_frozen
-from dsmemvp.training.engine import build_for_inference
+from dsmemvp.training.inference import open_for_inference
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "decoding.py"
 
@@ -32,7 +32,8 @@ def in_one_process(recipe_path, settings, method, trained):
     values = {n: 0.3 * torch.randn(p.shape, generator=generator) for n, p in model.trainables().items()}
     save_file(values, trained)
     ranks = Ranks(0, 1, torch.device("cpu"))
-    model, forward = build_for_inference(recipe, configs, ranks, Checkpoint(trained))
+    opened = open_for_inference(recipe, ranks, Checkpoint(trained))
+    model, forward = opened.model, opened.forward
     prompts = decoding.prompts((0, 1, 2, 3), configs.resolution, model.method.reserved())
     return generate(build_decoder(model, forward, ranks, small.EOS), prompts, Sampling(5), decoding.done)
 

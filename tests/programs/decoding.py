@@ -20,7 +20,7 @@ from dsmemvp.data.text import EncodedText
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
-from dsmemvp.training.engine import build_for_inference
+from dsmemvp.training.inference import open_for_inference
 
 ROUNDS = {"memvp": [((2,), (0, 1, 3)), ((), (0, 1, 2, 3))], "input_space": [((0, 2), (1, 3))]}
 """For each round, the prompts of both ranks."""
@@ -33,7 +33,8 @@ def main(recipe_path: str, trained: str, settings: str, out: str) -> None:
         recipe = read_recipe(recipe_path, [f"method.name={method}", f"training.deepspeed={settings}"])
         configs = read_configs(recipe)
         checkpoint = Checkpoint(Path(trained) / f"{method}.safetensors")
-        model, forward = build_for_inference(recipe, configs, ranks, checkpoint)
+        opened = open_for_inference(recipe, ranks, checkpoint)
+        model, forward = opened.model, opened.forward
         decoder = build_decoder(model, forward, ranks, small.EOS)
         for number, shares in enumerate(rounds):
             own = shares[ranks.rank]

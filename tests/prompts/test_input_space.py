@@ -4,6 +4,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from dsmemvp.backbones.configs import Configs
+from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
@@ -15,7 +16,7 @@ TEXTS = [[1, 5, 9, 3, 7], [1, 8, 4]]
 
 def _model(adapters: int = 0):
     recipe = Recipe(name="x")
-    recipe.method.name, recipe.method.hidden, recipe.method.dropout = "input_space", 8, 0.0
+    recipe.method = method_settings("input_space", hidden=8, dropout=0.0)
     recipe.vision.adapter_dim = adapters
     sizes = {"intermediate_size": 32, "num_attention_heads": 2}
     configs = Configs(

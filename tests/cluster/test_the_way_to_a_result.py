@@ -1,4 +1,4 @@
-"""The README's way from a cluster account to a result, command by command, on small stand-ins of the same formats."""
+"""The commands of docs/cluster.md from a new account to a result, on small stand-ins of the same formats."""
 
 import json
 import re
@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from documents import CLUSTER, run_by
 from stand_ins import openai_tensors, write_meta, write_scienceqa, write_torchscript
 from transformers import CLIPVisionModel, LlamaForCausalLM
 
 pytestmark = pytest.mark.cluster
 
-HEADING = "## From a cluster account to a result"
+PAGE = "docs/cluster.md"
 ON_CPUS = (
     # the stand-in has two nodes with one rank each and no GPU
     ("sbatch slurm/prepare.sbatch", "sbatch --nodes=2 --ntasks=2 slurm/prepare.sbatch"),
@@ -31,7 +32,7 @@ ON_CPUS = (
 
 @pytest.fixture
 def place(repository, tiny_models, tokenizer_path, tmp_path) -> Path:
-    """A folder as the README wants it, with small models and few questions."""
+    """A folder as the page wants it, with small models and few questions."""
     for name in ("slurm", "ds_configs"):
         (tmp_path / name).symlink_to(repository / name)
     language = LlamaForCausalLM.from_pretrained(tiny_models / "language_model")
@@ -52,15 +53,10 @@ def place(repository, tiny_models, tokenizer_path, tmp_path) -> Path:
     return tmp_path
 
 
-def commands(repository: Path) -> list[str]:
-    text = (repository / "README.md").read_text()
-    section = text[text.index(HEADING) :]
-    section = section[: section.index("\n## ", 1)]
-    return re.findall(r"^    (\S.*)$", section, re.M)
-
-
 def test_every_command_on_the_way_to_a_result_does_what_it_says(slurm, repository, place):
-    written = commands(repository)
+    pages = run_by(repository, CLUSTER)
+    assert set(pages) == {PAGE}
+    written = [line for block in pages[PAGE] for line in block.commands()]
     assert len(written) >= 12
     for before, _ in ON_CPUS:
         assert any(before in command for command in written), before

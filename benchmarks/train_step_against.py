@@ -1,0 +1,166 @@
+"""Training steps of this code beside those of an older commit, on the same samples with ScienceQA's lengths.
+
+    python benchmarks/train_step.py --against 4a25991
+    python benchmarks/train_step.py --against ../old        a work tree of it
+
+Both sides run at the same time as processes of their own (`train_step_worker.py`) and take blocks of steps in turn: old,
+new, old, new; the one that waits sleeps. A block is the same steps for both. The table has the medians over blocks, and
+as ratio the median over pairs of neighbouring blocks, so that what else the machine does hits both sides.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+WORKER = Path(__file__).parent / "train_step_worker.py"
+LANGUAGE = {
+    "vocab_size": 8000,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 2048,
+}
+"""97 M parameters."""
+VISION = {
+    "image_size": 64,
+    "patch_size": 8,
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
+"""clip-tiny"""
+
+
+def compare(given: argparse.Namespace) -> None:
+    print(
+        "| DeepSpeed | ranks | old, samples/s | new, samples/s | ratio | lowest and highest | old, places/sample | new |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    with _worktree(given.against) as old:
+        for sharding in given.sharding:
+            for ranks in given.ranks:
+                _row(given, old, sharding, ranks)
+
+
+def _row(given: argparse.Namespace, old: Path, sharding: str, ranks: int) -> None:
+    with ExitStack() as stack:
+        sides = {
+            side: stack.enter_context(_Contender(side, root, _spec(given, side, root, sharding), ranks))
+            for side, root in (("old", old), ("new", ROOT))
+        }
+        for contender in sides.values():  # the first steps allocate and record the order of gathers
+            contender.block(given.steps)
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(given.blocks):
+            for side, contender in sides.items():
+                seconds[side].append(contender.block(given.steps))
+        samples = given.global_batch * given.steps
+        speeds = {side: samples / statistics.median(taken) for side, taken in seconds.items()}
+        ratios = [o / n for o, n in zip(seconds["old"], seconds["new"], strict=True)]
+        places = {side: contender.tokens / samples for side, contender in sides.items()}
+    print(
+        f"| `{sharding}` | {ranks} | {speeds['old']:.2f} | {speeds['new']:.2f} | {statistics.median(ratios):.2f}"
+        f" | {min(ratios):.2f} .. {max(ratios):.2f} | {places['old']:.0f} | {places['new']:.0f} |",
+        flush=True,
+    )
+
+
+def _spec(given: argparse.Namespace, side: str, root: Path, sharding: str) -> dict[str, Any]:
+    return {
+        "side": side,
+        "root": str(root.resolve()),
+        "language": LANGUAGE,
+        "vision": VISION,
+        "method": given.method,
+        "slots": 80,
+        "dtype": given.dtype,
+        "recompute": given.recompute,
+        "deepspeed": str(root / "ds_configs" / sharding),
+        "global_batch": given.global_batch,
+        "steps": given.steps,
+    }
+
+
+class _Contender:
+    """The ranks of one side, waiting for lines on their standard inputs."""
+
+    def __init__(self, side: str, root: Path, spec: dict[str, Any], ranks: int):
+        port = _free_port()
+        self.processes = []
+        for rank in range(ranks):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            threads = {"OMP_NUM_THREADS": max(1, len(os.sched_getaffinity(0)) // ranks)}
+            more = {k: str(v) for k, v in (place | meeting | threads).items()}
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, str(WORKER), json.dumps(spec)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=os.environ | more | {"PYTHONPATH": str(root.resolve())},
+                )
+            )
+        self.tokens = sum(about["tokens"] for about in self._answers())
+        """Places of the sequence that all ranks compute in a block."""
+
+    def block(self, steps: int) -> float:
+        """Seconds of the slowest rank."""
+        for process in self.processes:
+            process.stdin.write(f"{steps}\n")
+            process.stdin.flush()
+        return max(self._answers())
+
+    def _answers(self) -> list[Any]:
+        return [_last_json(process) for process in self.processes]
+
+    def __enter__(self) -> "_Contender":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes:
+            process.stdin.close()
+        for process in self.processes:
+            process.wait(timeout=60)
+
+
+def _last_json(process: Any) -> Any:
+    """The next line that is JSON; DeepSpeed prints others between."""
+    for line in process.stdout:
+        try:
+            return json.loads(line)
+        except ValueError:
+            print(line, end="", file=sys.stderr)
+    raise SystemExit("a contender ended early; what it said stands above")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def _worktree(against: str) -> Iterator[Path]:
+    """The folder `against`, or a work tree of the commit `against` for as long as it is needed."""
+    if Path(against).is_dir():
+        yield Path(against)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "old"
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", path, against], cwd=ROOT, check=True)
+        try:
+            yield path
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", path], cwd=ROOT, check=True)

@@ -1,0 +1,163 @@
+"""One rank of one contender of `train_step.py --against`: builds the model with the code that PYTHONPATH names, then
+runs blocks of training steps as it is told, one line of standard input each, and answers with the seconds they took.
+
+The same file drives both sides. `_Old` is the code up to commit 4a25991, whose batches are laid out padded; `_New` is
+the present code. The samples of a step are the same for both: 8 of ScienceQA's lengths, dealt to the ranks by each
+side's own balancing.
+"""
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from scienceqa_lengths import Length, draw
+from transformers import CLIPVisionConfig, LlamaConfig
+
+
+class Sample(NamedTuple):
+    length: Length
+    tokens: list[int]
+    image: torch.Tensor | None
+    """[3, R, R] uint8"""
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    side = _Old() if spec["side"] == "old" else _New()
+    assert Path(side.package.__file__).is_relative_to(spec["root"]), side.package.__file__
+    run, about = side.build(spec, *_configs(spec))
+    print(json.dumps(about), flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        for step in range(int(line)):
+            run(step)
+        print(json.dumps(time.perf_counter() - start), flush=True)
+    side.leave()
+
+
+def _configs(spec: dict[str, Any]) -> tuple[LlamaConfig, CLIPVisionConfig]:
+    return LlamaConfig(**spec["language"]), CLIPVisionConfig(**spec["vision"])
+
+
+def _global_batches(spec: dict[str, Any]) -> list[list[Sample]]:
+    rng, generator = random.Random(1), torch.Generator().manual_seed(1)
+    size, side, vocabulary = spec["global_batch"], spec["vision"]["image_size"], spec["language"]["vocab_size"]
+    samples = []
+    for length in draw(size * spec["steps"]):
+        image = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=generator) if length.image else None
+        samples.append(Sample(length, [rng.randrange(3, vocabulary) for _ in range(length.tokens)], image))
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
+
+
+class _New:
+    def __init__(self) -> None:
+        import dsmemvp
+        from dsmemvp.distributed.ranks import leave_ranks
+
+        self.package, self.leave = dsmemvp, leave_ranks
+
+    def build(self, spec: dict[str, Any], language: Any, vision: Any) -> tuple[Callable[[int], None], dict]:
+        from dsmemvp.backbones.configs import Configs
+        from dsmemvp.backbones.partitioned import fill_randomly
+        from dsmemvp.config.recipe import Method, Model, Recipe, Training
+        from dsmemvp.data.balancing import Weight, deal
+        from dsmemvp.data.batch import Item, by_image, make_batch
+        from dsmemvp.data.text import EncodedText
+        from dsmemvp.distributed.ranks import join_ranks
+        from dsmemvp.training.engine import build_trainer
+
+        ranks = join_ranks(seconds=1800)
+        method = Method(spec["method"], slots=spec["slots"])
+        recipe = Recipe(
+            "benchmark", model=Model(dtype=spec["dtype"]), method=method, training=_training(Training, spec, ranks)
+        )
+        trainer = build_trainer(recipe, Configs(language, vision), ranks, load=fill_randomly)
+        batches = []
+        for samples in _global_batches(spec):
+            weights = [Weight(s.length.tokens, s.length.image) for s in samples]
+            (own,) = deal(weights, ranks.world, recipe.training.micro_batch)[ranks.rank]
+            items = [Item(i, _encoded(EncodedText, samples[i]), samples[i].image) for i in own]
+            batches.append(
+                make_batch(by_image(items), vision.image_size, reserved=trainer.model.method.reserved()).batch
+            )
+        supervised = _supervised(spec)
+        run = _steps(trainer, batches, supervised)
+        return run, {"tokens": sum(b.tokens.numel() for b in batches)}
+
+
+class _Old:
+    def __init__(self) -> None:
+        from dsmemvp.training.ranks import leave_ranks
+
+        import dsmemvp
+
+        self.package, self.leave = dsmemvp, leave_ranks
+
+    def build(self, spec: dict[str, Any], language: Any, vision: Any) -> tuple[Callable[[int], None], dict]:
+        from dsmemvp.data.dealing import Weight, deal
+        from dsmemvp.models.joined import Configs
+        from dsmemvp.models.partitioned import fill_randomly
+        from dsmemvp.recipe import Method, Model, Recipe, Training
+        from dsmemvp.training.ranks import join_ranks
+
+        from dsmemvp.data.batch import Item, make_batch
+        from dsmemvp.data.images import STATISTICS
+        from dsmemvp.data.text import EncodedText
+        from dsmemvp.training.engine import build_trainer
+
+        ranks = join_ranks(seconds=1800)
+        method = Method(spec["method"], slots=spec["slots"])
+        recipe = Recipe(
+            "benchmark", model=Model(dtype=spec["dtype"]), method=method, training=_training(Training, spec, ranks)
+        )
+        trainer = build_trainer(recipe, Configs(language, vision), ranks, load=fill_randomly)
+        mean, deviation = (torch.tensor(s)[:, None, None] for s in STATISTICS["imagenet"])
+        batches = []
+        for samples in _global_batches(spec):
+            weights = [Weight(s.length.tokens, s.length.image) for s in samples]
+            (own,) = deal(weights, ranks.world, recipe.training.micro_batch)[ranks.rank]
+            items = []
+            for i in own:
+                image = samples[i].image
+                pixels = None if image is None else (image / 255 - mean) / deviation  # by the loader, not the step
+                items.append(Item(i, _encoded(EncodedText, samples[i]), pixels))
+            batches.append(make_batch(items, vision.image_size, trainer.model.method.slots))
+        run = _steps(trainer, batches, _supervised(spec))
+        return run, {"tokens": sum(b.size * b.length for b in batches)}
+
+
+def _training(Training: Any, spec: dict[str, Any], ranks: Any) -> Any:
+    size = spec["global_batch"]
+    return Training(
+        global_batch=size,
+        micro_batch=size // ranks.world,
+        recompute=spec["recompute"],
+        deepspeed=spec["deepspeed"],
+    )
+
+
+def _encoded(EncodedText: Any, sample: Sample) -> Any:
+    return EncodedText(sample.tokens, sample.length.prompt, False)
+
+
+def _supervised(spec: dict[str, Any]) -> list[int]:
+    """Supervised tokens of every global batch."""
+    return [sum(s.length.tokens - s.length.prompt for s in samples) for samples in _global_batches(spec)]
+
+
+def _steps(trainer: Any, batches: list[Any], supervised: list[int]) -> Callable[[int], None]:
+    def run(step: int) -> None:
+        at = step % len(batches)
+        trainer.accumulate([batches[at]], 1 / supervised[at])
+        trainer.update(1e-4)
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A recipe and a checkpoint -> the model, ready to answer: what evaluation, generation and inspection begin with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+
+from dsmemvp.checkpoints.checkpoint import Checkpoint
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.data.collator import Collator
+from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.inputs import Inputs, open_inputs
+from dsmemvp.model import VisualLanguageModel
+from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
+from dsmemvp.training.engine import TYPES, WHOLE, build_model, cast
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A model in evaluation mode, or one that training lends (training/validation.py)."""
+
+    collator: Collator
+    """For training; `replace(collator, answers=True)` for reading answers."""
+    model: VisualLanguageModel
+    forward: Callable[..., Any]
+    """All ranks must call it the same number of times: `forward(batch)` -> (logits [S, V], the method's losses), or
+    `forward(batch, decoding)` to decode. The batch may be on any device."""
+
+
+def open_for_inference(
+    recipe: Recipe, ranks: Ranks, checkpoint: Checkpoint | None, whole: bool = False, inputs: Inputs | None = None
+) -> Inference:
+    """The model with a checkpoint's values (None: its initial ones). `whole`: each rank holds the model by itself,
+    whatever the recipe's training.deepspeed says. Raises UserError or OSError."""
+    inputs = inputs or open_inputs(recipe)
+    settings = WHOLE if whole else deepspeed_settings(recipe, ranks.world, training=False)
+    model = build_model(recipe, inputs.configs, settings, ranks)
+    trainables = model.trainables()
+    if checkpoint is not None:
+        values = checkpoint.values({name: tuple(p.shape) for name, p in trainables.items()})
+        for name, parameter in trainables.items():
+            parameter.data.copy_(values[name])
+    cast(trainables, ranks.device, TYPES[recipe.model.dtype])
+    run: Any = model.eval()
+    if partitioned(settings):
+        run, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
+        run.eval()
+    return Inference(inputs.collator, model, lambda batch, *decoding: run(batch.to(ranks.device), *decoding))

@@ -1,0 +1,85 @@
+"""What a run begins with, before a model is built: its data, its stages, and the checkpoint that it resumes from."""
+
+import os
+from dataclasses import dataclass, replace
+
+from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.checkpoints.checkpoint import Checkpoint, State
+from dsmemvp.config.reading import as_dict
+from dsmemvp.data.datasets import open_training_data, open_validation_data
+from dsmemvp.data.manifest import Manifest, check_files
+from dsmemvp.fault_tolerance.restart_limit import count_start
+from dsmemvp.inputs import Inputs, open_inputs
+from dsmemvp.prompts.interface import Stage
+from dsmemvp.training.checkpoint_manager import agreed_checkpoint
+from dsmemvp.training.context import RunContext
+from dsmemvp.training.stages import Span, span_before, spans_of
+
+
+@dataclass(frozen=True)
+class Prepared:
+    inputs: Inputs
+    spans: list[Span]
+    validation: Manifest | None
+    checkpoint: Checkpoint | None
+    """The one that the run resumes from."""
+    complaints: list[str]
+    """What is wrong with later ones."""
+    start: State
+    """Where the run begins, and what its checkpoints say of the recipe, the order and the base."""
+    until: int
+    """Steps of the run at its end, or at training.stop_at_step."""
+    owes_validation: bool
+    """Whether the run was asked to end while it validated."""
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.spans[-1].last
+
+    @property
+    def is_over(self) -> bool:
+        return self.start.step >= self.until and not self.owes_validation
+
+
+def prepare(context: RunContext) -> Prepared:
+    """Opens data and checks the checkpoint against them, the recipe and the base. Raises UserError or OSError."""
+    recipe, ranks = context.recipe, context.ranks
+    data, validation = open_training_data(recipe), open_validation_data(recipe)
+    manifests = [*data.manifests, *([validation] if validation else [])]
+    ranks.together(lambda: check_files(*manifests) if ranks.first else None)
+    inputs = open_inputs(recipe)
+    stages = tuple(inputs.method.stages())
+    spans = spans_of(stages, recipe, data)
+    order = data.identity | _identity(stages)
+    checkpoint, complaints = agreed_checkpoint(context.folder, ranks)
+    base = ranks.together(lambda: base_fingerprint(recipe))
+    if checkpoint is not None:
+        checkpoint.check_method(as_dict(recipe))
+        checkpoint.check_order(order)
+        checkpoint.check_base(base)
+    state = checkpoint.state if checkpoint else State()
+    until = min(spans[-1].last, recipe.training.stop_at_step or spans[-1].last)
+    owes = validation is not None and _owes_validation(state, context, spans)
+    start = replace(state, order=order, recipe=as_dict(recipe), base=base)
+    return Prepared(inputs, spans, validation, checkpoint, complaints, start, until, owes)
+
+
+def count_this_start(context: RunContext, step: int) -> None:
+    """Raises UserError if too many starts in a row have brought the run no further."""
+    ranks, limit = context.ranks, context.recipe.training.most_fruitless_starts
+    ranks.together(lambda: count_start(context.folder, step, os.environ, limit) if ranks.first else None)
+
+
+def _identity(stages: tuple[Stage, ...]) -> dict[str, list]:
+    """What stages change in the order of samples; nothing for a run of one that reads all data."""
+    if len(stages) == 1 and stages[0].epochs is None and not stages[0].data:
+        return {}
+    return {"method.stages": [[stage.name, stage.epochs, list(stage.data)] for stage in stages]}
+
+
+def _owes_validation(state: State, context: RunContext, spans: list[Span]) -> bool:
+    training = context.recipe.training
+    owed = state.validation_loss is None or (training.best_by == "score" and state.validation_score is None)
+    ended = span_before(spans, state.step).ends_epochs(state.step, training.checkpoint_epochs)
+    return bool(state.step) and ended and owed
