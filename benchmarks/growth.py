@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 
 from data_prep.shards import Row, write_shard
-from dsmemvp.data.balancing import Weight, deal
+from dsmemvp.data.balancing import CostModel, balance
 from dsmemvp.data.index import index_path
 from dsmemvp.data.manifest import Manifest, check_files, open_manifest, write_manifest
 from dsmemvp.data.order import FileOrder, Order, Place, Source

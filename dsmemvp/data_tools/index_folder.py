@@ -15,7 +15,7 @@ from dsmemvp.data.manifest import FILE, Manifest, Shard, open_manifest, write_ma
 from dsmemvp.data.remote import Cache
 from dsmemvp.data.sample import BadSample
 from dsmemvp.data.stream import read_each
-from dsmemvp.data_tools.pool import over_shards
+from dsmemvp.data.pool import over_shards
 from dsmemvp.errors import UserError
 
 NAMED = 5

@@ -16,7 +16,7 @@ from dsmemvp.data.stream import Reader
 from dsmemvp.data.tasks import task_name
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.lengths import answer_length, too_long
-from dsmemvp.data_tools.pool import over_shards
+from dsmemvp.data.pool import over_shards
 
 
 @dataclass

@@ -38,13 +38,14 @@ class Trainer:
         """Forward and backward of a step's micro-batches; returns the loss summed over their supervised tokens on this
         rank. The gradient is that of `scale` x this sum, added over ranks. `poll` is called between micro-steps, and
         may raise to break the step off."""
-        # DeepSpeed averages over ranks and micro-steps where a sum is wanted
-        averaged = self.engine.world_size * self.engine.gradient_accumulation_steps()
+        averaged = self.engine.world_size  # DeepSpeed averages over ranks where a sum is wanted
         total = torch.zeros((), device=self.engine.device)
         for i, batch in enumerate(batches):
             if i > 0:
                 poll()
                 self.engine.step()  # closes the micro-step before; only the last one updates
+            # the number of micro-steps may differ from step to step, so DeepSpeed does not count them
+            self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
             batch = batch.to(self.engine.device)
             loss = loss_sum(self.engine(batch), batch.targets)
             self.engine.backward(loss * (scale * averaged))
