@@ -21,6 +21,7 @@ class Numbers:
     tokenizer_path: str
     blind: bool = False
     reserved: tuple = ()
+    max_length: int = 200
 
     def batch(self, tokenizer, entries):
         info = get_worker_info()
