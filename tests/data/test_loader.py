@@ -148,7 +148,7 @@ def test_micro_tokens_bounds_what_a_micro_batch_holds(shards, collator, tmp_path
         for rank in range(2)
     ]
     assert len(ranks[0]) == len(ranks[1]) > 1
-    assert sorted(i for step in ranks for i in indices(step)) == sorted(set(i for step in ranks for i in indices(step)))
+    assert sorted(i for step in ranks for i in indices(step)) == sorted({i for step in ranks for i in indices(step)})
     assert sum(len(indices(step)) for step in ranks) == 20
     most = max(micro.batch.cu_seqlens[-1].item() for step in ranks for micro in step)
     assert most <= 150 if exact else most <= 300  # an estimate is no bound
