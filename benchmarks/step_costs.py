@@ -38,7 +38,7 @@ def lengths() -> list[tuple[int, bool]]:
 def fitted(number: int = 4241) -> list[tuple[int, bool]]:
     """Mean 84 tokens, median 67, p90 142, p99 about 260; 48 % with an image."""
     rng = random.Random("scienceqa")
-    return [(max(35, min(500, round(30 + rng.lognormvariate(3.62, 0.9)))), rng.random() < 0.476) for _ in range(number)]
+    return [(max(35, min(400, round(30 + rng.lognormvariate(3.61, 0.8)))), rng.random() < 0.476) for _ in range(number)]
 
 
 def shares(
