@@ -117,7 +117,7 @@ class Training:
     micro_batch: Samples = 4
     """Samples per rank and forward, on average: global_batch / (micro_batch x ranks) micro-steps, rounded up, are
     accumulated, and samples are spread over ranks and micro-steps by what they cost."""
-    micro_tokens: Annotated[int, Range(0, 2**20)] = 0
+    micro_tokens: Annotated[int, Field(ge=0, le=2**20)] = 0
     """Most tokens per rank and forward, reserved places included; as few micro-steps are accumulated as keep to it. A
     longer sample stands alone. 0: micro_batch decides."""
     recompute: Literal["none", "full"] = "none"
