@@ -16,8 +16,8 @@ from transformers import CLIPVisionConfig
 
 from data_prep.tiny_score import Report, Score
 from data_prep.tiny_texts import Words
-from dsmemvp.backbones.vision import Block, VisionTower
-from dsmemvp.data.images import ImageTransform
+from dsmemvp.backbones.vision import Block, VisionTower, normalised
+from dsmemvp.data.images import STATISTICS, ImageTransform
 
 RESOLUTION, PATCH = 64, 16
 HEAD_DIM = 16
@@ -103,11 +103,11 @@ def _fit(
 
 def _tensors(words: Words, wheres: dict[bytes, str]) -> tuple[torch.Tensor, torch.Tensor]:
     """-> pixels [I, 3, R, R] and, for each picture, 1 for the words said of it [I, W]."""
-    transform = ImageTransform(RESOLUTION, "imagenet", max_pixels=50_000_000)
+    transform = ImageTransform(RESOLUTION, max_pixels=50_000_000)
     images = sorted(words)
     random.Random(0).shuffle(images)
     vocabulary = {word: i for i, word in enumerate(sorted({word for said in words.values() for word in said}))}
-    pixels = torch.stack([transform(image, wheres[image]) for image in images])
+    pixels = normalised(torch.stack([transform(image, wheres[image]) for image in images]), *STATISTICS["imagenet"])
     targets = torch.zeros(len(images), len(vocabulary))
     for row, image in enumerate(images):
         targets[row, [vocabulary[word] for word in words[image]]] = 1
