@@ -59,8 +59,10 @@ def table(known: list[tuple[int, bool]]) -> list[tuple[int, int, float, float, f
     rows = []
     for ranks, global_batch in SETTINGS:
         kinds = ((CostModel(), 0), (costs, 0), (costs, IMAGE_TOKENS))
-        means = [sum(shares(known, model, ranks, global_batch, reserved)) / STEPS for model, reserved in kinds]
-        rows.append((ranks, global_batch, *means))
+        tokens, memvp, input_space = (
+            sum(shares(known, model, ranks, global_batch, reserved)) / STEPS for model, reserved in kinds
+        )
+        rows.append((ranks, global_batch, tokens, memvp, input_space))
     return rows
 
 
