@@ -86,7 +86,7 @@ def encode(tokenizer: Tokenizer, sample: Sample) -> Text:
         ends.append(len(tokenizer.encode(until)) - 1)
     right = sample.answer if isinstance(sample.answer, int) else -1
     whole = encode_for_training(tokenizer, sample, captions=False, most=10_000)
-    known = encode_for_answer(tokenizer, sample, captions=False, most=10_000).prompt
+    known = len(encode_for_answer(tokenizer, sample, captions=False, most=10_000).tokens)
     return Text(whole, known, tuple(ends), right)
 
 
