@@ -9,7 +9,7 @@ from faulty import run
 
 from dsmemvp.distributed.ranks import Ranks, seed_dropout
 from dsmemvp.errors import UserError
-from dsmemvp.training.throughput import imbalance
+from dsmemvp.data.balancing import imbalance
 
 
 def _masks(seed: int, rank: int, step: int) -> torch.Tensor:
