@@ -56,8 +56,8 @@ def board_report(
 ) -> BoardReport:
     """Of samples with pictures (others are passed over), encoded for their answers. Heat maps show the change against
     these samples' mean memory, or against no picture where there is one sample. `texts`, such as predictions, are
-    passed on. For a method without feed-forward memory, and without pictures, nothing but the texts is reported; dropout
-    must be off."""
+    passed on. For a method without feed-forward memory, and without pictures, nothing but the texts is reported;
+    dropout must be off."""
     report = BoardReport(texts=dict(texts or {}))
     samples = [sample for sample in samples if sample.image is not None]
     if not samples or not has_memory(type(model.method)):

@@ -52,7 +52,7 @@ class Method(VisualPrompt):
     )
 
     @classmethod
-    def describe(cls, settings: Any) -> dict[str, str]:
+    def describe(cls, settings: Settings) -> dict[str, str]:
         rank, alpha, targets = settings.lora_rank, settings.lora_alpha, settings.lora_targets
         return {"LoRA": f"rank {rank}, alpha {alpha}, on {', '.join(targets)}"}
 

@@ -87,7 +87,7 @@ class FeedForwardMemory:
 
 
 class PublishedLayout(Protocol):
-    """The files of a method's published code: `dsmemvp convert` reads them, `dsmemvp export --published` writes them."""
+    """The files of a method's published code, which `dsmemvp convert` reads and `dsmemvp export --published` writes."""
 
     options: Mapping[str, str]
     """Options of the published code that a recipe has to repeat -> the recipe's keys."""

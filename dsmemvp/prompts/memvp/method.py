@@ -23,7 +23,7 @@ from dsmemvp.config.methods import MethodSettings
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
-from dsmemvp.prompts.interface import FeedForwardMemory, Site, Sizes, State, Tower, VisualPrompt
+from dsmemvp.prompts.interface import FeedForwardMemory, PublishedLayout, Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.memvp.published import Published
 from dsmemvp.prompts.parts.projector import Projector
 
@@ -47,10 +47,10 @@ class Method(VisualPrompt):
         "MemVP, memory-space visual prompting (Jie et al., ICML 2024, arXiv 2405.05615): image features as key/value"
         " slots beside the weights of every feed-forward layer"
     )
-    published = Published()
+    published: PublishedLayout | None = Published()
 
     @classmethod
-    def describe(cls, settings: Any) -> dict[str, str]:
+    def describe(cls, settings: Settings) -> dict[str, str]:
         slots, width = counted(settings.slots, "slot"), settings.hidden
         scales = f"scales {settings.visual_scale} and {settings.output_scale}"
         return {"memory": f"{slots}, projector of width {width}, {scales}"}

@@ -5,7 +5,7 @@ block, which is not run. Both are left out here, and made anew on the way back.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,17 @@ ENDS = {"1": "down", "2": "up"}
 
 
 class Published:
-    options = {"emb": "method.slots", "hidden_proj": "method.hidden", "adapter_scale": "method.output_scale"}
-    fixed = {"method.visual_scale": 0.01, "vision.adapter_scale": 0.1, "vision.statistics": "imagenet"}
-    unused = (DEAD,)
+    options: Mapping[str, str] = {
+        "emb": "method.slots",
+        "hidden_proj": "method.hidden",
+        "adapter_scale": "method.output_scale",
+    }
+    fixed: Mapping[str, Any] = {
+        "method.visual_scale": 0.01,
+        "vision.adapter_scale": 0.1,
+        "vision.statistics": "imagenet",
+    }
+    unused: Sequence[str] = (DEAD,)
 
     def trained_tensors(self, published: Mapping[str, Any]) -> dict[str, Any]:
         """This package's names; positions, stored as [1, N, d], become [N, d]."""
@@ -43,8 +51,8 @@ class Published:
         return tensors
 
     def published_names(self, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The way back, with the "module." that the published code's own checkpoints have, and zeros for what no forward
-        pass uses. Raises UserError for tensors that have no published name."""
+        """The way back, with the "module." that the published code's own checkpoints have, and zeros for what no
+        forward pass uses. Raises UserError for tensors that have no published name."""
         published: dict[str, torch.Tensor] = {}
         adapters = {}
         for name, tensor in trained.items():
