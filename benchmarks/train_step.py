@@ -60,7 +60,7 @@ def main() -> None:
         "--images", type=float, default=0.49, help="share of samples with an image; ScienceQA's is 0.49"
     )
     parser.add_argument("--recompute", choices=("none", "full"), default="none")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=METHODS, help=argparse.SUPPRESS)
     against = parser.add_argument_group("beside older code")
     against.add_argument("--against", help="a commit, or a folder that holds a work tree of it")
@@ -69,8 +69,7 @@ def main() -> None:
     against.add_argument("--sharding", nargs="+", default=["replicated.json", "zero3.json"])
     against.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     against.add_argument("--global-batch", type=int, default=8)
-    against.add_argument("--steps", type=int, default=8, help="steps per block")
-    against.add_argument("--blocks", type=int, default=7, help="blocks of each side")
+    against.add_argument("--steps", type=int, default=16, help="different steps, taken once per round")
     given = parser.parse_args()
     if given.against:
         compare(given)

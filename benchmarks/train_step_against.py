@@ -3,9 +3,10 @@
     python benchmarks/train_step.py --against 4a25991
     python benchmarks/train_step.py --against ../old        a work tree of it
 
-Both sides run at the same time as processes of their own (`train_step_worker.py`) and take blocks of steps in turn: old,
-new, old, new; the one that waits sleeps. A block is the same steps for both. The table has the medians over blocks, and
-as ratio the median over pairs of neighbouring blocks, so that what else the machine does hits both sides.
+Both sides run at the same time as processes of their own (`train_step_worker.py`) and take single steps in turn:
+old, new, old, new, each pair on the same samples; the one that waits sleeps. A round is every step once. A step's
+seconds are its median over the rounds, and samples/s and ratio follow from their sums, so that what else the machine
+does hits both sides; the lowest and the highest ratio of a single round stand beside it.
 """
 
 import argparse
@@ -43,9 +44,7 @@ VISION = {
 
 
 def compare(given: argparse.Namespace) -> None:
-    print(
-        "| DeepSpeed | ranks | old, samples/s | new, samples/s | ratio | lowest and highest | old, places/sample | new |"
-    )
+    print("| DeepSpeed | ranks | old, samples/s | new, samples/s | ratio | of one round | old, places/sample | new |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     with _worktree(given.against) as old:
         for sharding in given.sharding:
@@ -59,21 +58,26 @@ def _row(given: argparse.Namespace, old: Path, sharding: str, ranks: int) -> Non
             side: stack.enter_context(_Contender(side, root, _spec(given, side, root, sharding), ranks))
             for side, root in (("old", old), ("new", ROOT))
         }
-        for contender in sides.values():  # the first steps allocate and record the order of gathers
-            contender.block(given.steps)
-        seconds: dict[str, list[float]] = {side: [] for side in sides}
-        for _ in range(given.blocks):
-            for side, contender in sides.items():
-                seconds[side].append(contender.block(given.steps))
-        samples = given.global_batch * given.steps
-        speeds = {side: samples / statistics.median(taken) for side, taken in seconds.items()}
-        ratios = [o / n for o, n in zip(seconds["old"], seconds["new"], strict=True)]
-        places = {side: contender.tokens / samples for side, contender in sides.items()}
+        rounds = [_round(sides, given.steps) for _ in range(given.rounds + 1)]
+        del rounds[0]  # allocates, and records the order of gathers
+        places = {side: contender.tokens / (given.global_batch * given.steps) for side, contender in sides.items()}
+    seconds = {side: sum(map(statistics.median, zip(*(r[side] for r in rounds), strict=True))) for side in sides}
+    speeds = {side: given.global_batch * given.steps / taken for side, taken in seconds.items()}
+    ratios = [sum(r["old"]) / sum(r["new"]) for r in rounds]
     print(
-        f"| `{sharding}` | {ranks} | {speeds['old']:.2f} | {speeds['new']:.2f} | {statistics.median(ratios):.2f}"
+        f"| `{sharding}` | {ranks} | {speeds['old']:.2f} | {speeds['new']:.2f} | {speeds['new'] / speeds['old']:.2f}"
         f" | {min(ratios):.2f} .. {max(ratios):.2f} | {places['old']:.0f} | {places['new']:.0f} |",
         flush=True,
     )
+
+
+def _round(sides: dict[str, "_Contender"], steps: int) -> dict[str, list[float]]:
+    """Seconds of every step."""
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for step in range(steps):
+        for side, contender in sides.items():
+            seconds[side].append(contender.run(step))
+    return seconds
 
 
 def _spec(given: argparse.Namespace, side: str, root: Path, sharding: str) -> dict[str, Any]:
@@ -113,12 +117,12 @@ class _Contender:
                 )
             )
         self.tokens = sum(about["tokens"] for about in self._answers())
-        """Places of the sequence that all ranks compute in a block."""
+        """Places of the sequence that all ranks compute in a round."""
 
-    def block(self, steps: int) -> float:
+    def run(self, step: int) -> float:
         """Seconds of the slowest rank."""
         for process in self.processes:
-            process.stdin.write(f"{steps}\n")
+            process.stdin.write(f"{step}\n")
             process.stdin.flush()
         return max(self._answers())
 

@@ -1,5 +1,5 @@
 """One rank of one contender of `train_step.py --against`: builds the model with the code that PYTHONPATH names, then
-runs blocks of training steps as it is told, one line of standard input each, and answers with the seconds they took.
+runs training steps, each named by a line of standard input, and answers with the seconds it took.
 
 The same file drives both sides. `_Old` is the code up to commit 4a25991, whose batches are laid out padded; `_New` is
 the present code. The samples of a step are the same for both: 8 of ScienceQA's lengths, dealt to the ranks by each
@@ -34,8 +34,7 @@ def main() -> None:
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
-        for step in range(int(line)):
-            run(step)
+        run(int(line))
         print(json.dumps(time.perf_counter() - start), flush=True)
     side.leave()
 
@@ -64,7 +63,8 @@ class _New:
     def build(self, spec: dict[str, Any], language: Any, vision: Any) -> tuple[Callable[[int], None], dict]:
         from dsmemvp.backbones.configs import Configs
         from dsmemvp.backbones.partitioned import fill_randomly
-        from dsmemvp.config.recipe import Method, Model, Recipe, Training
+        from dsmemvp.config.methods import method_settings
+        from dsmemvp.config.recipe import Model, Recipe, Training
         from dsmemvp.data.balancing import Weight, deal
         from dsmemvp.data.batch import Item, by_image, make_batch
         from dsmemvp.data.text import EncodedText
@@ -72,7 +72,7 @@ class _New:
         from dsmemvp.training.engine import build_trainer
 
         ranks = join_ranks(seconds=1800)
-        method = Method(spec["method"], slots=spec["slots"])
+        method = method_settings(spec["method"], **({"slots": spec["slots"]} if spec["method"] == "memvp" else {}))
         recipe = Recipe(
             "benchmark", model=Model(dtype=spec["dtype"]), method=method, training=_training(Training, spec, ranks)
         )
@@ -152,8 +152,7 @@ def _supervised(spec: dict[str, Any]) -> list[int]:
 
 def _steps(trainer: Any, batches: list[Any], supervised: list[int]) -> Callable[[int], None]:
     def run(step: int) -> None:
-        at = step % len(batches)
-        trainer.accumulate([batches[at]], 1 / supervised[at])
+        trainer.accumulate([batches[step]], 1 / supervised[step])
         trainer.update(1e-4)
 
     return run
