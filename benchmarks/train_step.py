@@ -68,6 +68,7 @@ def main() -> None:
     against.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
     against.add_argument("--sharding", nargs="+", default=["replicated.json", "zero3.json"])
     against.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
+    against.add_argument("--threads", type=int, help="per rank (default: the ranks share the cores)")
     against.add_argument("--global-batch", type=int, default=8)
     against.add_argument("--steps", type=int, default=16, help="different steps, taken once per round")
     given = parser.parse_args()

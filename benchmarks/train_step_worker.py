@@ -1,5 +1,6 @@
 """One rank of one contender of `train_step.py --against`: builds the model with the code that PYTHONPATH names, then
-runs training steps, each named by a line of standard input, and answers with the seconds it took.
+runs training steps, each named by a line of standard input, and answers with the seconds and
+the CPU seconds that it took.
 
 The same file drives both sides. `_Old` is the code up to commit 4a25991, whose batches are laid out padded; `_New` is
 the present code. The samples of a step are the same for both: 8 of ScienceQA's lengths, dealt to the ranks by each
@@ -29,13 +30,13 @@ class Sample(NamedTuple):
 def main() -> None:
     spec = json.loads(sys.argv[1])
     side = _Old() if spec["side"] == "old" else _New()
-    assert Path(side.package.__file__).is_relative_to(spec["root"]), side.package.__file__
+    assert Path(str(side.package.__file__)).is_relative_to(spec["root"]), side.package.__file__
     run, about = side.build(spec, *_configs(spec))
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         run(int(line))
-        print(json.dumps(time.perf_counter() - start), flush=True)
+        print(json.dumps([time.perf_counter() - start, time.process_time() - used]), flush=True)
     side.leave()
 
 
@@ -110,6 +111,7 @@ class _Old:
         from dsmemvp.data.text import EncodedText
         from dsmemvp.training.engine import build_trainer
 
+        old_make_batch: Any = make_batch  # of another signature than the present one
         ranks = join_ranks(seconds=1800)
         method = Method(spec["method"], slots=spec["slots"])
         recipe = Recipe(
@@ -126,7 +128,7 @@ class _Old:
                 image = samples[i].image
                 pixels = None if image is None else (image / 255 - mean) / deviation  # by the loader, not the step
                 items.append(Item(i, _encoded(EncodedText, samples[i]), pixels))
-            batches.append(make_batch(items, vision.image_size, trainer.model.method.slots))
+            batches.append(old_make_batch(items, vision.image_size, trainer.model.method.slots))
         run = _steps(trainer, batches, _supervised(spec))
         return run, {"tokens": sum(b.size * b.length for b in batches)}
 
