@@ -237,8 +237,8 @@ def cast(trainables: dict[str, nn.Parameter], device: torch.device, dtype: torch
 
 def decay_groups(trainables: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Vectors (biases) are not decayed, everything else is. An empty group is left out: schedulers choke on it."""
-    groups = [
-        {"params": [p for p in trainables.values() if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainables.values() if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    # not `dim()`: one that an earlier stage's engine has cut is flat
+    matrices = [p for p in trainables.values() if len(whole_shape(p)) > 1]
+    vectors = [p for p in trainables.values() if len(whole_shape(p)) <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
