@@ -46,7 +46,8 @@ VISION = {
 
 def compare(given: argparse.Namespace) -> None:
     print(
-        "| DeepSpeed | ranks | old, samples/s | new, samples/s | ratio | of one round | of CPU seconds | old, places/sample | new |"
+        "| DeepSpeed | ranks | old, samples/s | new, samples/s | ratio | of one round | of CPU seconds |"
+        " old, places/sample | new |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     with _worktree(given.against) as old:
