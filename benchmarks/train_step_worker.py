@@ -63,10 +63,10 @@ class _New:
 
     def build(self, spec: dict[str, Any], language: Any, vision: Any) -> tuple[Callable[[int], None], dict]:
         from dsmemvp.backbones.configs import Configs
+        from dsmemvp.backbones.costs import cost_model
         from dsmemvp.backbones.partitioned import fill_randomly
         from dsmemvp.config.methods import method_settings
         from dsmemvp.config.recipe import Model, Recipe, Training
-        from dsmemvp.backbones.costs import cost_model
         from dsmemvp.data.balancing import Weight, balance
         from dsmemvp.data.batch import Item, by_image, make_batch
         from dsmemvp.data.text import EncodedText
@@ -120,10 +120,10 @@ class _Old:
         )
         trainer = build_trainer(recipe, Configs(language, vision), ranks, load=fill_randomly)
         mean, deviation = (torch.tensor(s)[:, None, None] for s in STATISTICS["imagenet"])
-        batches, costs = [], cost_model(language, vision)
+        batches = []
         for samples in _global_batches(spec):
             weights = [Weight(s.length.tokens, s.length.image) for s in samples]
-            (own,) = balance(weights, costs, ranks.world, recipe.training.micro_batch)[ranks.rank]
+            (own,) = deal(weights, ranks.world, recipe.training.micro_batch)[ranks.rank]
             items = []
             for i in own:
                 image = samples[i].image
