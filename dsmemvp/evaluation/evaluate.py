@@ -35,6 +35,7 @@ from dsmemvp.evaluation.scores import main_score, scored
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
 from dsmemvp.inputs import open_inputs
+from dsmemvp.prompts import method_class
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.inference import Inference, open_for_inference
@@ -161,7 +162,7 @@ def _chosen(recipe: Recipe, ranks: Ranks, run: Path, best: bool) -> Checkpoint |
             f"{run / 'checkpoints'} holds no checkpoint with a {by} on data.validation, by which training.best_by tells"
             " the best; evaluate without --best, or give --checkpoint"
         )
-    if found is None and recipe.method.name != "none":
+    if found is None and method_class(recipe.method.name).trainable:
         raise UserError(f"{run / 'checkpoints'} holds no checkpoint; train first, or give --checkpoint")
     return found
 

@@ -31,9 +31,10 @@ from dsmemvp.distributed.ranks import Ranks, join_ranks
 from dsmemvp.errors import UserError
 from dsmemvp.inspection import table
 from dsmemvp.inspection.page import LONGEST, maps, page
-from dsmemvp.inspection.probe import Forward, Memory, Probe, What, memory_of, probe
+from dsmemvp.inspection.probe import Forward, Memory, Probe, What, has_memory, memory_of, probe
 from dsmemvp.inspection.words import Word, chosen_words
 from dsmemvp.model import VisualLanguageModel
+from dsmemvp.prompts import method_class
 from dsmemvp.training.inference import open_for_inference
 
 REFERENCES, SEARCHED = 64, 1000
@@ -147,14 +148,14 @@ class Opened:
         if not pictures:
             raise UserError("--against: the recipe's data begin without pictures to average over; take --against none")
         items = [replace(self.item(picture), sample=None) for picture in pictures]
-        batch = make_batch(items, self.collator.image.resolution, self.collator.slots, last_only=True)
-        return memory_of(self.model, self.forward, batch).mean()
+        batch = make_batch(items, self.collator.image.resolution, self.collator.reserved, last_only=True)
+        return memory_of(self.model, self.forward, batch.batch).mean()
 
     def nothing(self, sample: Sample) -> Memory:
         """The memory of the same sample without picture: the learned positions."""
         item = replace(self.item(sample), image=None)
-        batch = make_batch([item], self.collator.image.resolution, self.collator.slots, last_only=True)
-        return replace(memory_of(self.model, self.forward, batch), of="no picture")
+        batch = make_batch([item], self.collator.image.resolution, self.collator.reserved, last_only=True)
+        return replace(memory_of(self.model, self.forward, batch.batch), of="no picture")
 
     def look(self, sample: Sample | Question, words: Sequence[str] = (), against: Memory | None = None) -> Look:
         """`against` is what changes are measured against (default: no picture). Raises UserError."""
@@ -162,17 +163,12 @@ class Opened:
         sample = sample.sample() if isinstance(sample, Question) else sample
         item = self.item(sample)
         words_of = chosen_words(self.tokenizer, item.text.tokens, sample.question, words)
-        batch = make_batch([item], self.collator.image.resolution, self.collator.slots, last_only=True)
-        answers: list[int] = []
-
-        def forward(batch):
-            answers.append(int(self.forward(batch)[0].argmax()))
-
+        batch = make_batch([item], self.collator.image.resolution, self.collator.reserved, last_only=True)
         against = against or self.nothing(sample)
-        found = probe(self.model, forward, batch, against)
+        found = probe(self.model, self.forward, batch.batch, against)
         assert sample.image is not None
         picture = decoded(sample.image, sample.where, self.collator.image.max_pixels)
-        answer = model_answer(self.tokenizer, answers[0], sample.choices)
+        answer = model_answer(self.tokenizer, int(found.logits[0].argmax()), sample.choices)
         return Look(found, words_of, picture, sample.question, answer, right, against.of)
 
     def sample(self, number: int, test: bool) -> Sample:
@@ -201,9 +197,9 @@ def open_model(recipe: Recipe, checkpoint: Checkpoint, ranks: Ranks) -> Opened:
 
 def check_method(recipe: Recipe) -> None:
     """Raises UserError for a method without a memory to look into."""
-    if recipe.method.name != "memvp":
+    if not has_memory(method_class(recipe.method.name)):
         raise UserError(
-            f"method.name: {recipe.name} was trained with {recipe.method.name}; only memvp has a feed-forward memory to"
+            f"method.name: {recipe.name} was trained with {recipe.method.name}, which has no feed-forward memory to"
             " look into"
         )
 

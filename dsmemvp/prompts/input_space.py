@@ -46,6 +46,16 @@ class Settings(MethodSettings):
 
 
 class Method(VisualPrompt):
+    description = (
+        "input-space visual prompting, as in LLaVA: projected image features as input tokens, LoRA on the language"
+        " model"
+    )
+
+    @classmethod
+    def describe(cls, settings: Settings) -> dict[str, str]:
+        rank, alpha, targets = settings.lora_rank, settings.lora_alpha, settings.lora_targets
+        return {"LoRA": f"rank {rank}, alpha {alpha}, on {', '.join(targets)}"}
+
     @classmethod
     def build(cls, settings: Settings, sizes: Sizes) -> "Method":
         return cls(settings, sizes)

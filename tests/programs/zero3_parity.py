@@ -59,7 +59,9 @@ def main(folder: str, shared: str, settings: str, out: str) -> None:
 def forward_errors(trainer, ranks, recording, own: tuple[int, ...]) -> tuple[float, float]:
     """Largest difference of features and logits from the recorded ones, over all ranks."""
     batch, features = recording.batch(own), []
-    hook = trainer.model.vision.post_layernorm.register_forward_hook(lambda module, inputs, output: features.append(output))
+    hook = trainer.model.vision.post_layernorm.register_forward_hook(
+        lambda module, inputs, output: features.append(output)
+    )
     with torch.no_grad():
         logits, _ = trainer.engine(batch)
     hook.remove()
