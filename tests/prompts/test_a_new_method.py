@@ -1,4 +1,4 @@
-"""A new method is one new file in dsmemvp/prompts/, and nothing else: counted, trained, evaluated, exported, planned."""
+"""A new method is one new file in dsmemvp/prompts/, and nothing else: counted, trained, scored, exported, planned."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def test_a_method_is_one_file(recipe_path, repository, tmp_path):
     trained = 3 * (32 + 1) + 32 * (3 + 1) + 2 * 2 * 4 * 32  # down, up, and two blocks' adapters
     assert f"{trained:,}" in dsmemvp("count", recipe_path)
     dsmemvp("train", recipe_path)
-    dsmemvp("evaluate", recipe_path, "--set", "evaluation.protocol=generate")
+    dsmemvp("evaluate", recipe_path, "evaluation.protocol=generate")
     assert json.loads((run / "evaluation.json").read_text())["accuracy"]
     dsmemvp("export", "--run", run, "--out", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
