@@ -58,7 +58,7 @@ class Method(VisualPrompt):
         if site != ("decoder", 0) or "seen" not in state:
             return hidden
         hidden = hidden + 0.0 * state["seen"].sum()
-        rows = state["row"][batch.image_of >= 0]
+        rows = state["row"][[b for b, row in enumerate(batch.image_rows) if row >= 0]]
         for name, count in (("front", 2), ("behind", 1)):
             if batch.places[name].numel():
                 own = rows.repeat_interleave(count, 0).to(hidden.dtype)
