@@ -11,7 +11,8 @@ The model (model.py) walks `schedule` over the blocks of its towers and calls th
 
 State is a dictionary of tensors that is passed on as an argument and never kept in a module. A module's own parameters
 are used in that module's forward only, since under ZeRO-3 they are whole just there: a method that owns parameters
-itself calls itself (`self(...)`) or keeps them in a module inside.
+itself calls itself (`self(...)`) or keeps them in a module inside. Shapes follow from what the host knows (`lengths`,
+`image_rows`), not from values on the device: `dsmemvp plan` runs a method on tensors without values.
 
 T tokens in the pack, B samples, S supervised tokens, I images, P image tokens, v width of the vision tower, d width of
 the language model.
