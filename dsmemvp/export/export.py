@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from dsmemvp.atomic_files import flush, replace_file
-from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.weights import configs_of_shapes, read_configs
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import Base, configs_of_shapes, read_configs
 from dsmemvp.checkpoints.adapter import TRAINED, write_adapter
 from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, State, check_sums, newest_checkpoint, read_checkpoint
 from dsmemvp.config.reading import as_dict, recipe_of
@@ -69,8 +69,9 @@ def export_file(recipe: Recipe, trained: Path, out: Path, dtype: str = "fp32") -
         raise UserError(f"--checkpoint: {trained} is no file of trained tensors")
     found = read_checkpoint(trained)
     found.check_method(as_dict(recipe))
-    values = found.values(trainable_shapes(recipe, read_configs(recipe)))
-    state = State(recipe=as_dict(recipe), base=base_fingerprint(recipe))
+    base = Base(recipe)
+    values = found.values(trainable_shapes(recipe, base.configs))
+    state = State(recipe=as_dict(recipe), base=fingerprint(base))
     return _write_folder(out, state, recipe, {name: t.to(DTYPES[dtype]) for name, t in values.items()})
 
 

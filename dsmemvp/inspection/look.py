@@ -2,7 +2,7 @@
 
 from dsmemvp.inspection.look import Question, alone, open_model
 from dsmemvp.checkpoints.loading import load_run
-opened = open_model(*load_run("runs/demo"), alone())
+opened = open_model(load_run("runs/demo"), alone())
 seen = opened.look(Question("Which shape is the red thing?", "x.png", choices=("circle", "star")))
 print(*seen.table(), sep="\\n")
 seen.sheet()          # a Pillow image
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dsmemvp.checkpoints.checkpoint import Checkpoint
+from dsmemvp.checkpoints.loading import LoadedRun
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.collator import Collator
@@ -29,6 +29,7 @@ from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.look import right_answer
 from dsmemvp.distributed.ranks import Ranks, join_ranks
 from dsmemvp.errors import UserError
+from dsmemvp.inputs import open_inputs
 from dsmemvp.inspection import table
 from dsmemvp.inspection.page import LONGEST, maps, page
 from dsmemvp.inspection.probe import Forward, Memory, Probe, What, has_memory, memory_of, probe
@@ -187,10 +188,11 @@ class Opened:
             yield read_sample(entry)
 
 
-def open_model(recipe: Recipe, checkpoint: Checkpoint, ranks: Ranks) -> Opened:
+def open_model(run: LoadedRun, ranks: Ranks) -> Opened:
     """What `checkpoints.loading.load_run` gives, built over the ranks. Raises UserError or OSError with what to do."""
+    recipe = run.recipe
     check_method(recipe)
-    opened = open_for_inference(recipe, ranks, checkpoint)
+    opened = open_for_inference(recipe, ranks, run.checkpoint, inputs=open_inputs(recipe, run.base))
     collator = replace(opened.collator, answers=True)
     return Opened(recipe, opened.model, opened.forward, collator, Tokenizer(recipe.model.tokenizer))
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import give_memory, whole_shape
-from dsmemvp.backbones.weights import load_frozen
+from dsmemvp.backbones.weights import Base
 from dsmemvp.checkpoints.checkpoint import Checkpoint, Tensors
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
@@ -162,6 +161,11 @@ class Trainer:
 Load = Callable[[VisualLanguageModel, Recipe], object]
 
 
+def load_base(base: Base, ranks: Ranks) -> Load:
+    """Loads what `base` has opened already; the first rank says how far it is."""
+    return lambda model, recipe: base.load(model, tell=ranks.first)
+
+
 def build_model(
     recipe: Recipe, configs: Configs, settings: dict[str, Any], ranks: Ranks, load: Load | None = None
 ) -> VisualLanguageModel:
@@ -178,7 +182,7 @@ def build_model(
         give_memory(model, ranks.device, _cut(settings))
     else:
         give_memory(model, ranks.device)
-    read = load or partial(load_frozen, tell=ranks.first)
+    read = load or load_base(Base(recipe), ranks)
     ranks.together(lambda: read(model, recipe))
     add_trainables(model, recipe, configs)
     return model

@@ -18,7 +18,7 @@ from dsmemvp.fault_tolerance.lease import held_lease
 from dsmemvp.prompts.interface import Callback
 from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
-from dsmemvp.training.engine import Trainer, build_trainer
+from dsmemvp.training.engine import Trainer, build_trainer, load_base
 from dsmemvp.training.health import Health
 from dsmemvp.training.lengths import training_lengths
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
@@ -50,7 +50,8 @@ def _train(context: RunContext, prepared: Prepared, evaluator: Evaluator | None,
     count_this_start(context, first)
     context.at("loading", first)
     span = span_after(prepared.spans, first)
-    trainer = build_trainer(recipe, prepared.inputs.configs, ranks, trains=span.stage.trains)
+    inputs = prepared.inputs
+    trainer = build_trainer(recipe, inputs.configs, ranks, load_base(inputs.base, ranks), span.stage.trains)
     callbacks = trainer.model.method.callbacks()
     if prepared.checkpoint is not None:
         trainer.resume(prepared.checkpoint, with_moments=first > span.first)

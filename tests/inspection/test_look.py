@@ -99,9 +99,7 @@ def test_the_command_writes_a_sheet_and_a_table(run, repository, tmp_path):
 
 def test_a_sample_of_the_data_is_shown_with_its_right_answer(run, repository, demo_shards):
     """On one process, from Python, as the command does."""
-    opened = open_model(
-        *load_run(run, [f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]), alone()
-    )
+    opened = open_model(load_run(run, [f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]), alone())
     sample = opened.sample(0, test=True)
     look = opened.look(sample)
     assert look.right == f"{sample.letter} ({sample.choices[sample.answer]})"
