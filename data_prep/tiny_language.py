@@ -50,17 +50,6 @@ class Text:
     """Index of the right option."""
 
 
-def _walk(model: DecoderTower, batch: Batch, layer: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> logits [S, V], and the hidden states [T, d] that enter a layer."""
-    hidden = model.start(batch.tokens)
-    rotary, packing = model.rotary(batch.positions, hidden.dtype), Packing(batch.cu_seqlens, batch.lengths)
-    heard = hidden
-    for i, block in enumerate(model.layers):
-        heard = hidden if i == layer else heard
-        hidden = block(hidden, rotary, packing)
-    return model.head(model.finish(hidden[0, batch.supervised])), heard[0]
-
-
 def train_language(
     samples: list[Sample], tokenizer: Tokenizer, plan: Plan, report: Report
 ) -> tuple[DecoderTower, Score]:
@@ -79,7 +68,7 @@ def train_language(
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 50, 2 * (plan.steps - step) / plan.steps)
         optimizer.zero_grad()
-        loss = _loss(model, plan.layers // 2, judge, rng.sample(texts, min(plan.batch, len(texts))))
+        loss = _loss(model, judge, rng.sample(texts, min(plan.batch, len(texts))))
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -127,20 +116,31 @@ def _new_model(vocabulary: int, plan: Plan) -> DecoderTower:
     return model
 
 
-def _loss(model: DecoderTower, layer: int, judge: nn.Module, texts: list[Text]) -> torch.Tensor:
+def _loss(model: DecoderTower, judge: nn.Module, texts: list[Text]) -> torch.Tensor:
     # a prompt of one token: every later token is trained
     items = [Item(i, replace(text.encoded, prompt=1), None) for i, text in enumerate(texts)]
     batch = make_batch(items, resolution=1).batch
-    logits, heard = _walk(model, batch, layer)
+    logits, half_way = _forward(model, batch)
     each = F.cross_entropy(logits, batch.targets, reduction="none")
     is_answer = torch.cat([torch.arange(1, len(t.encoded.tokens)) >= t.encoded.prompt for t in texts])
     loss = ALL_TOKENS * each.mean() + each[is_answer].sum() / len(texts)
     places = [start + end for (start, _), text in zip(batch.bounds, texts, strict=True) for end in text.option_ends]
     if places:
         right = torch.tensor([float(i == text.right) for text in texts for i in range(len(text.option_ends))])
-        judged = judge(heard[places])[:, 0]
+        judged = judge(half_way[places])[:, 0]
         loss = loss + F.binary_cross_entropy_with_logits(judged, right)
     return loss
+
+
+def _forward(model: DecoderTower, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> logits at the supervised tokens, and the hidden states of all tokens half-way up the layers, [T, d]."""
+    hidden = model.start(batch.tokens)
+    half_way = hidden
+    rotary, packing = model.rotary(batch.positions, hidden.dtype), Packing(batch.cu_seqlens, batch.lengths)
+    for i, layer in enumerate(model.layers):
+        half_way = hidden if i == model.depth // 2 else half_way
+        hidden = layer(hidden, rotary, packing)
+    return model.head(model.finish(hidden[0, batch.supervised])), half_way[0]
 
 
 def _guessing(texts: list[Text], held_out: list[Text]) -> float:
@@ -154,6 +154,7 @@ def accuracy(model: DecoderTower, texts: list[Text]) -> float:
     """How often the answer's first token is the most likely one."""
     known = [EncodedText(text.encoded.tokens[: text.known], text.known, False) for text in texts]
     items = [Item(i, encoded, None) for i, encoded in enumerate(known)]
-    guesses = _walk(model, make_batch(items, resolution=1, last_only=True).batch)[0].argmax(-1).tolist()
+    logits, _ = _forward(model, make_batch(items, resolution=1, last_only=True).batch)
+    guesses = logits.argmax(-1).tolist()
     wanted = [text.encoded.tokens[text.known] for text in texts]
     return sum(g == w for g, w in zip(guesses, wanted, strict=True)) / len(texts)

@@ -57,7 +57,7 @@ class State:
     step: int = 0
     """Steps made: also the place in the data, since every step takes one global batch."""
     updates: int = 0
-    """Of these steps, those that Adam has made an update in."""
+    """Of the steps of the stage it is in, those that Adam has made an update in."""
     not_finite: int = 0
     """Steps whose loss or gradient was not finite."""
     validation_loss: float | None = None
@@ -68,10 +68,10 @@ class State:
     """What the order of samples follows from, by the recipe's keys (data/datasets.py)."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """What it was trained with; empty for a file from elsewhere."""
-    callbacks: list[dict[str, Any]] = field(default_factory=list)
-    """State of the method's callbacks, in their order."""
     base: dict[str, str] = field(default_factory=dict)
     """What the frozen base is known by, by the recipe's keys (backbones/fingerprint.py)."""
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
+    """State of the method's callbacks, in their order."""
 
 
 @dataclass(frozen=True)

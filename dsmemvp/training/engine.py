@@ -130,13 +130,14 @@ class Trainer:
         summed over supervised tokens, + the method's losses, each x its scale in `auxiliary`, added over ranks. Returns
         the sums on this rank, unscaled, by name (LANGUAGE and those of `auxiliary`). `poll` is called between
         micro-steps, and may raise to break the step off."""
-        # DeepSpeed averages over ranks and micro-steps, but a sum is wanted
-        averaged = self.engine.world_size * self.engine.gradient_accumulation_steps()
+        averaged = self.engine.world_size  # DeepSpeed averages over ranks, but a sum is wanted
         sums = {name: torch.zeros((), device=self.engine.device) for name in (LANGUAGE, *auxiliary)}
         for i, batch in enumerate(batches):
             if i > 0:
                 poll()
                 self.engine.step()  # closes the micro-step before; only the last one updates
+            # the number of micro-steps may differ from step to step, so DeepSpeed does not count them
+            self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
             batch = batch.to(self.engine.device)
             logits_SV, losses = self.engine(batch)
             language = loss_sum(logits_SV, batch.targets)
@@ -236,8 +237,8 @@ def cast(trainables: dict[str, nn.Parameter], device: torch.device, dtype: torch
 
 def decay_groups(trainables: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Vectors (biases) are not decayed, everything else is. An empty group is left out: schedulers choke on it."""
-    groups = [
-        {"params": [p for p in trainables.values() if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainables.values() if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    # not `dim()`: one that an earlier stage's engine has cut is flat
+    matrices = [p for p in trainables.values() if len(whole_shape(p)) > 1]
+    vectors = [p for p in trainables.values() if len(whole_shape(p)) <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -32,7 +32,7 @@ def main(given: str) -> None:
     counts = []
     for _ in range(STEPS):
         counts.append(_sent_by_all())
-        trainer.accumulate([batch] * trainer.engine.gradient_accumulation_steps(), 1.0)
+        trainer.accumulate([batch] * recipe.training.micro_steps(ranks.world), 1.0)
         trainer.update(1e-4)
     counts.append(_sent_by_all())
     if os.environ["LOCAL_RANK"] == "0":

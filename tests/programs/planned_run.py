@@ -41,7 +41,9 @@ def main(given: str, out: str) -> None:
     for _ in range(STEPS):
         live.clear()
         with _Collectives() as sent:
-            for _ in range(engine.gradient_accumulation_steps()):
+            micro_steps = recipe.training.micro_steps(ranks.world)
+            for i in range(micro_steps):
+                engine.set_gradient_accumulation_boundary(i == micro_steps - 1)
                 engine.backward(loss_sum(engine(batch)[0], batch.targets))
                 engine.step()
     findings = {"collectives": sent.bytes, "storages": _storages(), "resident": _resident(), "live": max(live)}

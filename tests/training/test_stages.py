@@ -105,7 +105,7 @@ def test_a_stage_reads_its_own_data_and_other_stages_are_another_run(recipe_path
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
     for changed, message in (
         (f"method.second={tmp_path / 'none'}", "data.train: a stage of method toy reads"),
-        ("method.second=", "method.second: is "),
+        ('method.second=""', "method.second: is "),
     ):
         command = [sys.executable, str(PROGRAM), str(_file(recipe_path, [[*own, changed]]))]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
