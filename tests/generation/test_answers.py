@@ -41,7 +41,7 @@ def plainly(model, text: str, pixels, steps: int) -> str:
     while len(new) < steps:
         item = Item(0, EncodedText([*tokens, *new], 0, False), pixels)
         with torch.no_grad():
-            token = int(model._model(make_batch([item], 32, model._model.method.slots, last_only=True)).argmax())
+            token = int(model._model(make_batch([item], 32, model._model.method.reserved(), last_only=True).batch)[0].argmax())
         if token == model._tokenizer.eos:
             break
         new.append(token)
