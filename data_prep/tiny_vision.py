@@ -86,7 +86,7 @@ def _fit(
         seen = _moved(pixels[rows])
         mixed, own = collages(seen)
         optimizer.zero_grad()
-        features_IPv, mixed_IPv = _features(tower, torch.cat([seen, mixed])).chunk(2)
+        features_IPv, mixed_IPv = tower_features(tower, torch.cat([seen, mixed])).chunk(2)
         loss = cross_entropy(reader(features_IPv), targets[rows])
         changed = (features_IPv - mixed_IPv)[own & flat(seen)]  # by other patches
         if len(changed):
@@ -95,13 +95,13 @@ def _fit(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            right = _precision(reader(_features(tower, pixels[:kept])).logsumexp(1), targets[:kept])
+            right = _precision(reader(tower_features(tower, pixels[:kept])).logsumexp(1), targets[:kept])
             score = Score(right, guessing, cases)
             report(f"vision tower: step {step + 1}, loss {loss.item():.3f}, held-out words right {score}")
     return score
 
 
-def _features(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:
+def tower_features(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:
     """[I, P, v]"""
     hidden = tower.start(pixels)
     for block in tower.layers:

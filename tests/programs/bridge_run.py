@@ -28,7 +28,7 @@ def main(given: str) -> None:
     configs = Configs(LlamaConfig(**wanted["language"]), CLIPVisionConfig(**wanted["vision"]))
     torch.manual_seed(0)
     trainer = build_trainer(recipe, configs, ranks, load=fill_randomly)
-    batch = example_batch(recipe, configs, trainer.model.method.slots, wanted["tokens"])
+    batch = example_batch(recipe, configs, trainer.model.method.reserved(), wanted["tokens"])
     counts = []
     for _ in range(STEPS):
         counts.append(_sent_by_all())

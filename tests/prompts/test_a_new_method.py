@@ -72,7 +72,8 @@ class Method(VisualPrompt):
         if site != ("decoder", 0):
             return hidden
         lengths = torch.tensor(batch.lengths, device=hidden.device)
-        return hidden + 0.1 * state["row"].repeat_interleave(lengths, 0)[None].to(hidden.dtype)
+        row_Td = state["row"].repeat_interleave(lengths, 0, output_size=sum(batch.lengths))
+        return hidden + 0.1 * row_Td[None].to(hidden.dtype)
 
     def losses(self, state, batch):
         return {"size": state["row"].float().square().sum()}
