@@ -46,9 +46,7 @@ VISION = {
 
 def compare(given: argparse.Namespace) -> None:
     print(f"{given.method}, {given.global_batch} samples per step, {given.dtype}; places: of the sequence, per sample")
-    print(
-        "| DeepSpeed | ranks | threads | old, samples/s | new | ratio | of a round | of CPU seconds | old, places | new |"
-    )
+    print("| file | ranks | threads | old, samples/s | new | ratio | of a round | of CPU seconds | old, places | new |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     with _worktree(given.against) as old:
         for sharding in given.sharding:
