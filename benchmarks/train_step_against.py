@@ -45,17 +45,9 @@ VISION = {
 
 
 def compare(given: argparse.Namespace) -> None:
-<<<<<<< HEAD
-    print(
-        "| DeepSpeed | ranks | old, samples/s | new, samples/s | ratio | of one round | of CPU seconds |"
-        " old, places/sample | new |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
-=======
     print(f"{given.method}, {given.global_batch} samples per step, {given.dtype}; places: of the sequence, per sample")
     print("| file | ranks | threads | old, samples/s | new | ratio | of a round | of CPU seconds | old, places | new |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
->>>>>>> bench
     with _worktree(given.against) as old:
         for sharding in given.sharding:
             for ranks in given.ranks:
