@@ -14,15 +14,17 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import fill_randomly
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Model, Recipe
-from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.batch import Item, MicroBatch, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
@@ -93,15 +95,15 @@ def measure(method, given: argparse.Namespace) -> dict:
     decoder = build_decoder(model, lambda *batch: model(*batch), ranks, beyond)
     rates, places = {}, []
     for questions in given.questions:
-        batches = _batches(configs, model.method.slots, questions, given)
-        places += [batch.place.numel() + batch.slot_place.numel() for batch in batches]
+        batches = _batches(configs, model.method.reserved(), questions, given)
+        places += [sum(prompts.batch.lengths) for prompts in batches]
         for length in given.lengths:
             sampling = Sampling(length)
             generate(decoder, batches[0], sampling)  # allocates
             _settle(ranks.device)
             start = time.perf_counter()
-            for batch in batches:
-                generate(decoder, batch, sampling)
+            for prompts in batches:
+                generate(decoder, prompts, sampling)
             _settle(ranks.device)
             rates[f"{questions} {length}"] = given.batch * len(batches) / (time.perf_counter() - start)
     where = torch.cuda.get_device_name() if ranks.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
@@ -113,7 +115,9 @@ def measure(method, given: argparse.Namespace) -> dict:
     }
 
 
-def _batches(configs, slots: int, questions: int, given: argparse.Namespace) -> list[Batch]:
+def _batches(
+    configs: Configs, reserved: Sequence[Reserved], questions: int, given: argparse.Namespace
+) -> list[MicroBatch]:
     """Random tokens and pixels, the same for every method."""
     rng, generator = random.Random(0), torch.Generator().manual_seed(0)
     side, batches = configs.resolution, []
@@ -121,11 +125,11 @@ def _batches(configs, slots: int, questions: int, given: argparse.Namespace) -> 
         items = []
         for index in range(given.batch):
             if index % questions == 0:
-                image = torch.randn(3, side, side, generator=generator)
+                image = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=generator)
             length = rng.randint(given.tokens * 5 // 8, given.tokens * 11 // 8)
             tokens = [rng.randrange(3, configs.language.vocab_size) for _ in range(length)]
             items.append(Item(index, EncodedText(tokens, length, False), image))
-        batches.append(make_batch(items, side, slots, last_only=True))
+        batches.append(make_batch(items, side, reserved, last_only=True))
     return batches
 
 

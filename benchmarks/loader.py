@@ -221,7 +221,7 @@ def _check_resume(job: Job) -> None:
 
 def _numbers(batch) -> list:
     """The samples' numbers: of encoded ones, as digits; of a batch of tensors, its running numbers."""
-    return [members[0][8:16] for members in batch] if isinstance(batch, list) else batch.indices.tolist()
+    return [members[0][8:16] for members in batch] if isinstance(batch, list) else list(batch.indices)
 
 
 def _reset_peak() -> int:

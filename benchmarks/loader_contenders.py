@@ -54,7 +54,7 @@ class Bytes:
 
     tokenizer_path: str
     endings: tuple[str, ...]
-    slots: int = 0
+    reserved: tuple = ()
     blind: bool = False
 
     def batch(self, tokenizer, entries) -> list[tuple[bytes, ...]]:

@@ -17,18 +17,21 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from scienceqa_lengths import draw
 from train_step_against import compare
 
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import fill_randomly, whole_shape
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Model, Recipe, Training
-from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.batch import Batch, Item, Reserved, by_image, make_batch
 from dsmemvp.data.text import EncodedText
 
 ROOT = Path(__file__).parent.parent
@@ -55,12 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--micro-batch", type=int, help="samples per forward (default: by shape)")
-    parser.add_argument("--tokens", type=int, default=160, help="mean text tokens; ScienceQA's samples have 100 to 200")
-    parser.add_argument(
-        "--images", type=float, default=0.49, help="share of samples with an image; ScienceQA's is 0.49"
-    )
     parser.add_argument("--recompute", choices=("none", "full"), default="none")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=METHODS, help=argparse.SUPPRESS)
     against = parser.add_argument_group("beside older code")
     against.add_argument("--against", help="a commit, or a folder that holds a work tree of it")
@@ -68,9 +67,9 @@ def main() -> None:
     against.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
     against.add_argument("--sharding", nargs="+", default=["replicated.json", "zero3.json"])
     against.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
+    against.add_argument("--threads", type=int, help="per rank (default: the ranks share the cores)")
     against.add_argument("--global-batch", type=int, default=8)
-    against.add_argument("--steps", type=int, default=8, help="steps per block")
-    against.add_argument("--blocks", type=int, default=7, help="blocks of each side")
+    against.add_argument("--steps", type=int, default=16, help="different steps, taken once per round")
     given = parser.parse_args()
     if given.against:
         compare(given)
@@ -107,7 +106,7 @@ def measure(method: str, given: argparse.Namespace) -> dict:
     recipe = _recipe(method, shape, micro_batch, given.recompute)
     configs = configs_of_shapes(recipe)
     trainer = build_trainer(recipe, configs, ranks, load=fill_randomly)
-    batches = _batches(configs, trainer.model.method.slots, micro_batch, given)
+    batches = _batches(configs, trainer.model.method.reserved(), micro_batch)
     for batch in batches[:2]:  # the first steps allocate and record the order of gathers
         _step(trainer, batch)
     _settle(ranks.device)
@@ -117,8 +116,8 @@ def measure(method: str, given: argparse.Namespace) -> dict:
     _settle(ranks.device)
     seconds = time.perf_counter() - start
     done = [batches[step % len(batches)] for step in range(shape.steps)]
-    tokens = sum(b.place.numel() + b.slot_place.numel() for b in done)
-    patches = sum(max(1, b.images.shape[0]) for b in done) * (configs.sizes.image_tokens + 1)
+    tokens = sum(sum(b.lengths) for b in done)
+    patches = sum(max(1, b.images.shape[0]) for b in done) * (configs.image_tokens + 1)
     language, vision = (_numel(part) for part in (trainer.model.language, trainer.model.vision))
     found = {
         "samples_per_second": micro_batch * shape.steps / seconds,
@@ -149,19 +148,18 @@ def _recipe(method: Any, shape: Shape, micro_batch: int, recompute: Any) -> Reci
     return Recipe("benchmark", model=model, method=method_settings(method, **slots), training=training)
 
 
-def _batches(configs, slots: int, micro_batch: int, given: argparse.Namespace) -> list[Batch]:
-    """A few micro-batches of random tokens and pixels, the same samples for every method."""
-    rng = random.Random(0)
-    side = configs.resolution
-    batches = []
-    for _ in range(4):
+def _batches(configs: Configs, reserved: Sequence[Reserved], micro_batch: int) -> list[Batch]:
+    """A few micro-batches of random tokens and pixels in ScienceQA's lengths, the same samples for every method."""
+    rng, generator = random.Random(0), torch.Generator().manual_seed(0)
+    side, vocabulary, batches = configs.resolution, configs.language.vocab_size, []
+    lengths = draw(4 * micro_batch)
+    for start in range(0, len(lengths), micro_batch):
         items = []
-        for index in range(micro_batch):
-            length = rng.randint(given.tokens * 5 // 8, given.tokens * 11 // 8)
-            tokens = [rng.randrange(3, configs.language.vocab_size) for _ in range(length)]
-            image = torch.randn(3, side, side) if rng.random() < given.images else None
-            items.append(Item(index, EncodedText(tokens, length - 7, False), image))
-        batches.append(make_batch(items, side, slots))
+        for index, length in enumerate(lengths[start : start + micro_batch]):
+            tokens = [rng.randrange(3, vocabulary) for _ in range(length.tokens)]
+            pixels = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=generator)
+            items.append(Item(index, EncodedText(tokens, length.prompt, False), pixels if length.image else None))
+        batches.append(make_batch(by_image(items), side, reserved).batch)
     return batches
 
 

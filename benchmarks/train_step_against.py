@@ -3,9 +3,11 @@
     python benchmarks/train_step.py --against 4a25991
     python benchmarks/train_step.py --against ../old        a work tree of it
 
-Both sides run at the same time as processes of their own (`train_step_worker.py`) and take blocks of steps in turn: old,
-new, old, new; the one that waits sleeps. A block is the same steps for both. The table has the medians over blocks, and
-as ratio the median over pairs of neighbouring blocks, so that what else the machine does hits both sides.
+Both sides run at the same time as processes of their own (`train_step_worker.py`) and take single steps in turn:
+old, new, old, new, each pair on the same samples; the one that waits sleeps. A round is every step once. A step's
+seconds are its median over the rounds, and samples/s and ratio follow from their sums, so that what else the machine
+does hits both sides; the lowest and the highest ratio of a single round stand beside it. On a
+busy machine the ratio of CPU seconds tells more (with one thread per rank, since idle threads spin).
 """
 
 import argparse
@@ -43,10 +45,9 @@ VISION = {
 
 
 def compare(given: argparse.Namespace) -> None:
-    print(
-        "| DeepSpeed | ranks | old, samples/s | new, samples/s | ratio | lowest and highest | old, places/sample | new |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    print(f"{given.method}, {given.global_batch} samples per step, {given.dtype}; places: of the sequence, per sample")
+    print("| file | ranks | threads | old, samples/s | new | ratio | of a round | of CPU seconds | old, places | new |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     with _worktree(given.against) as old:
         for sharding in given.sharding:
             for ranks in given.ranks:
@@ -54,25 +55,39 @@ def compare(given: argparse.Namespace) -> None:
 
 
 def _row(given: argparse.Namespace, old: Path, sharding: str, ranks: int) -> None:
+    threads = given.threads or max(1, len(os.sched_getaffinity(0)) // ranks)
     with ExitStack() as stack:
         sides = {
-            side: stack.enter_context(_Contender(side, root, _spec(given, side, root, sharding), ranks))
+            side: stack.enter_context(_Contender(side, root, _spec(given, side, root, sharding), ranks, threads))
             for side, root in (("old", old), ("new", ROOT))
         }
-        for contender in sides.values():  # the first steps allocate and record the order of gathers
-            contender.block(given.steps)
-        seconds: dict[str, list[float]] = {side: [] for side in sides}
-        for _ in range(given.blocks):
-            for side, contender in sides.items():
-                seconds[side].append(contender.block(given.steps))
-        samples = given.global_batch * given.steps
-        speeds = {side: samples / statistics.median(taken) for side, taken in seconds.items()}
-        ratios = [o / n for o, n in zip(seconds["old"], seconds["new"], strict=True)]
-        places = {side: contender.tokens / samples for side, contender in sides.items()}
+        rounds = [_round(sides, given.steps) for _ in range(given.rounds + 1)]
+        del rounds[0]  # allocates, and records the order of gathers
+        places = {side: contender.tokens / (given.global_batch * given.steps) for side, contender in sides.items()}
+    seconds, used = ({side: _of_medians(rounds, side, which) for side in sides} for which in (0, 1))
+    speeds = {side: given.global_batch * given.steps / taken for side, taken in seconds.items()}
+    ratios = [_of_medians([r], "old", 0) / _of_medians([r], "new", 0) for r in rounds]
+    speed, cpu = speeds["new"] / speeds["old"], used["old"] / used["new"]
     print(
-        f"| `{sharding}` | {ranks} | {speeds['old']:.2f} | {speeds['new']:.2f} | {statistics.median(ratios):.2f}"
-        f" | {min(ratios):.2f} .. {max(ratios):.2f} | {places['old']:.0f} | {places['new']:.0f} |",
+        f"| `{sharding}` | {ranks} | {threads} | {speeds['old']:.2f} | {speeds['new']:.2f} | {speed:.2f}"
+        f" | {min(ratios):.2f} .. {max(ratios):.2f} | {cpu:.2f} | {places['old']:.0f} | {places['new']:.0f} |",
         flush=True,
+    )
+
+
+def _round(sides: dict[str, "_Contender"], steps: int) -> dict[str, list[tuple[float, float]]]:
+    """(seconds, CPU seconds) of every step."""
+    seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    for step in range(steps):
+        for side, contender in sides.items():
+            seconds[side].append(contender.run(step))
+    return seconds
+
+
+def _of_medians(rounds: list[dict[str, list[tuple[float, float]]]], side: str, which: int) -> float:
+    """Sum over steps of the median over rounds."""
+    return sum(
+        statistics.median(step[which] for step in steps) for steps in zip(*(r[side] for r in rounds), strict=True)
     )
 
 
@@ -95,14 +110,14 @@ def _spec(given: argparse.Namespace, side: str, root: Path, sharding: str) -> di
 class _Contender:
     """The ranks of one side, waiting for lines on their standard inputs."""
 
-    def __init__(self, side: str, root: Path, spec: dict[str, Any], ranks: int):
+    def __init__(self, side: str, root: Path, spec: dict[str, Any], ranks: int, threads: int):
         port = _free_port()
-        self.processes = []
+        self.processes: list[Any] = []
         for rank in range(ranks):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
             meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            threads = {"OMP_NUM_THREADS": max(1, len(os.sched_getaffinity(0)) // ranks)}
-            more = {k: str(v) for k, v in (place | meeting | threads).items()}
+            numbers = {"OMP_NUM_THREADS": threads}
+            more = {k: str(v) for k, v in (place | meeting | numbers).items()}
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, str(WORKER), json.dumps(spec)],
@@ -113,14 +128,15 @@ class _Contender:
                 )
             )
         self.tokens = sum(about["tokens"] for about in self._answers())
-        """Places of the sequence that all ranks compute in a block."""
+        """Places of the sequence that all ranks compute in a round."""
 
-    def block(self, steps: int) -> float:
-        """Seconds of the slowest rank."""
+    def run(self, step: int) -> tuple[float, float]:
+        """Seconds of the slowest rank, and CPU seconds of all."""
         for process in self.processes:
-            process.stdin.write(f"{steps}\n")
+            process.stdin.write(f"{step}\n")
             process.stdin.flush()
-        return max(self._answers())
+        seconds, used = zip(*self._answers(), strict=True)
+        return max(seconds), sum(used)
 
     def _answers(self) -> list[Any]:
         return [_last_json(process) for process in self.processes]

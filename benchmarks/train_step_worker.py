@@ -1,5 +1,6 @@
 """One rank of one contender of `train_step.py --against`: builds the model with the code that PYTHONPATH names, then
-runs blocks of training steps as it is told, one line of standard input each, and answers with the seconds they took.
+runs training steps, each named by a line of standard input, and answers with the seconds and
+the CPU seconds that it took.
 
 The same file drives both sides. `_Old` is the code up to commit 4a25991, whose batches are laid out padded; `_New` is
 the present code. The samples of a step are the same for both: 8 of ScienceQA's lengths, dealt to the ranks by each
@@ -29,14 +30,13 @@ class Sample(NamedTuple):
 def main() -> None:
     spec = json.loads(sys.argv[1])
     side = _Old() if spec["side"] == "old" else _New()
-    assert Path(side.package.__file__).is_relative_to(spec["root"]), side.package.__file__
+    assert Path(str(side.package.__file__)).is_relative_to(spec["root"]), side.package.__file__
     run, about = side.build(spec, *_configs(spec))
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
-        start = time.perf_counter()
-        for step in range(int(line)):
-            run(step)
-        print(json.dumps(time.perf_counter() - start), flush=True)
+        start, used = time.perf_counter(), time.process_time()
+        run(int(line))
+        print(json.dumps([time.perf_counter() - start, time.process_time() - used]), flush=True)
     side.leave()
 
 
@@ -63,24 +63,26 @@ class _New:
 
     def build(self, spec: dict[str, Any], language: Any, vision: Any) -> tuple[Callable[[int], None], dict]:
         from dsmemvp.backbones.configs import Configs
+        from dsmemvp.backbones.costs import cost_model
         from dsmemvp.backbones.partitioned import fill_randomly
-        from dsmemvp.config.recipe import Method, Model, Recipe, Training
-        from dsmemvp.data.balancing import Weight, deal
+        from dsmemvp.config.methods import method_settings
+        from dsmemvp.config.recipe import Model, Recipe, Training
+        from dsmemvp.data.balancing import Weight, balance
         from dsmemvp.data.batch import Item, by_image, make_batch
         from dsmemvp.data.text import EncodedText
         from dsmemvp.distributed.ranks import join_ranks
         from dsmemvp.training.engine import build_trainer
 
         ranks = join_ranks(seconds=1800)
-        method = Method(spec["method"], slots=spec["slots"])
+        method = method_settings(spec["method"], **({"slots": spec["slots"]} if spec["method"] == "memvp" else {}))
         recipe = Recipe(
             "benchmark", model=Model(dtype=spec["dtype"]), method=method, training=_training(Training, spec, ranks)
         )
         trainer = build_trainer(recipe, Configs(language, vision), ranks, load=fill_randomly)
-        batches = []
+        batches, costs = [], cost_model(language, vision)
         for samples in _global_batches(spec):
             weights = [Weight(s.length.tokens, s.length.image) for s in samples]
-            (own,) = deal(weights, ranks.world, recipe.training.micro_batch)[ranks.rank]
+            (own,) = balance(weights, costs, ranks.world, recipe.training.micro_batch)[ranks.rank]
             items = [Item(i, _encoded(EncodedText, samples[i]), samples[i].image) for i in own]
             batches.append(
                 make_batch(by_image(items), vision.image_size, reserved=trainer.model.method.reserved()).batch
@@ -110,6 +112,7 @@ class _Old:
         from dsmemvp.data.text import EncodedText
         from dsmemvp.training.engine import build_trainer
 
+        old_make_batch: Any = make_batch  # of another signature than the present one
         ranks = join_ranks(seconds=1800)
         method = Method(spec["method"], slots=spec["slots"])
         recipe = Recipe(
@@ -126,7 +129,7 @@ class _Old:
                 image = samples[i].image
                 pixels = None if image is None else (image / 255 - mean) / deviation  # by the loader, not the step
                 items.append(Item(i, _encoded(EncodedText, samples[i]), pixels))
-            batches.append(make_batch(items, vision.image_size, trainer.model.method.slots))
+            batches.append(old_make_batch(items, vision.image_size, trainer.model.method.slots))
         run = _steps(trainer, batches, _supervised(spec))
         return run, {"tokens": sum(b.size * b.length for b in batches)}
 
@@ -152,8 +155,7 @@ def _supervised(spec: dict[str, Any]) -> list[int]:
 
 def _steps(trainer: Any, batches: list[Any], supervised: list[int]) -> Callable[[int], None]:
     def run(step: int) -> None:
-        at = step % len(batches)
-        trainer.accumulate([batches[at]], 1 / supervised[at])
+        trainer.accumulate([batches[step]], 1 / supervised[step])
         trainer.update(1e-4)
 
     return run

@@ -109,6 +109,13 @@ class VisionTower(nn.Module):
         hidden = self.embeddings(pixels.to(last_norm.weight.dtype), **self.family.interpolating)
         return getattr(self, self.family.first_norm)(hidden) if self.family.first_norm else hidden
 
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The whole tower by itself: [I, 3, R, R] -> features [I, P, v]."""
+        hidden = self.start(images)
+        for block in self.layers:
+            hidden = block(hidden)
+        return self.finish(hidden)
+
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:
         """-> features [I, P, v]"""
         return getattr(self, self.family.last_norm)(hidden[:, self.family.dropped(self.config) :])

@@ -115,7 +115,11 @@ class Training:
     global_batch: Samples = 32
     """Samples per optimizer step over all ranks."""
     micro_batch: Samples = 4
-    """Samples per rank and forward; global_batch / (micro_batch x ranks) micro-steps are accumulated."""
+    """Samples per rank and forward, on average: global_batch / (micro_batch x ranks) micro-steps, rounded up, are
+    accumulated, and samples are spread over ranks and micro-steps by what they cost."""
+    micro_tokens: Annotated[int, Field(ge=0, le=2**20)] = 0
+    """Most tokens per rank and forward, reserved places included; as few micro-steps are accumulated as keep to it. A
+    longer sample stands alone. 0: micro_batch decides."""
     recompute: Literal["none", "full"] = "none"
     """Gradient checkpointing: keep all activations, or only each layer's input."""
     deepspeed: Text = "ds_configs/zero3.json"
@@ -149,13 +153,14 @@ class Training:
     recipe's whole length. Schedule and order are those of the whole run."""
 
     def micro_steps(self, ranks: int) -> int:
-        """Micro-batches of a rank in one optimizer step. Raises UserError where the ranks cannot share the batch."""
-        if self.global_batch % (self.micro_batch * ranks):
+        """Micro-batches of a rank in one optimizer step, as micro_batch says it. Raises UserError if there are more
+        ranks than samples."""
+        if ranks > self.global_batch:
             raise UserError(
-                f"training.global_batch: {self.global_batch} is not a multiple of training.micro_batch"
-                f" {self.micro_batch} x {counted(ranks, 'rank')}"
+                f"training.global_batch: {counted(self.global_batch, 'sample')} cannot be shared by"
+                f" {counted(ranks, 'rank')}; take fewer ranks, or a larger global batch"
             )
-        return self.global_batch // (self.micro_batch * ranks)
+        return -(-self.global_batch // (self.micro_batch * ranks))
 
 
 @dataclass(config=CONFIG)
@@ -206,10 +211,10 @@ class Recipe:
                 f"training.warmup_epochs: {self.training.warmup_epochs} is more than"
                 f" training.epochs = {self.training.epochs}"
             )
-        if self.training.global_batch % self.training.micro_batch:
+        if self.training.micro_batch > self.training.global_batch:
             raise UserError(
-                f"training.global_batch: {self.training.global_batch} is not a multiple of"
-                f" training.micro_batch = {self.training.micro_batch}"
+                f"training.micro_batch: {self.training.micro_batch} is more than"
+                f" training.global_batch = {self.training.global_batch}"
             )
         if self.data.passes and len(self.data.passes) != len(self.data.train):
             raise UserError(

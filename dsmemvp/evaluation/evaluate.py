@@ -14,7 +14,7 @@ from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
-from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.checkpoints.checkpoint import Checkpoint, State, best_checkpoint, read_checkpoint
 from dsmemvp.config.reading import as_dict
 from dsmemvp.config.recipe import Recipe
@@ -35,6 +35,7 @@ from dsmemvp.evaluation.scores import main_score, scored
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
 from dsmemvp.inputs import open_inputs
+from dsmemvp.prompts import method_class
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.inference import Inference, open_for_inference
@@ -59,7 +60,7 @@ def evaluate(
     ranks.together(lambda: check_files(data) if ranks.first else None)
     inputs = open_inputs(recipe)
     found = read_checkpoint(checkpoint) if checkpoint else _chosen(recipe, ranks, run, best)
-    base = ranks.together(lambda: base_fingerprint(recipe))
+    base = ranks.once_per_node(lambda: fingerprint(inputs.base))
     if found is not None:
         found.check_method(as_dict(recipe))
         found.check_base(base)
@@ -161,7 +162,7 @@ def _chosen(recipe: Recipe, ranks: Ranks, run: Path, best: bool) -> Checkpoint |
             f"{run / 'checkpoints'} holds no checkpoint with a {by} on data.validation, by which training.best_by tells"
             " the best; evaluate without --best, or give --checkpoint"
         )
-    if found is None and recipe.method.name != "none":
+    if found is None and method_class(recipe.method.name).trainable:
         raise UserError(f"{run / 'checkpoints'} holds no checkpoint; train first, or give --checkpoint")
     return found
 

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from dsmemvp.checkpoints.checkpoint import Checkpoint
-from dsmemvp.checkpoints.loading import load_run
-from dsmemvp.config.recipe import Recipe
+from dsmemvp.checkpoints.loading import LoadedRun, load_run
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.letters import longest_letter
 from dsmemvp.data.sample import Sample
@@ -22,6 +20,7 @@ from dsmemvp.distributed.ranks import Ranks, own_device
 from dsmemvp.errors import UserError
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate, once
+from dsmemvp.inputs import open_inputs
 from dsmemvp.prompts.interface import State
 from dsmemvp.training.inference import open_for_inference
 
@@ -44,9 +43,9 @@ class Answerer:
     """A trained model that answers questions. Without `ranks` this process holds the whole model, on its own device;
     the ranks of a launcher hold it as the recipe's training.deepspeed says, and must all ask the same."""
 
-    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, ranks: Ranks | None = None):
-        whole, ranks = ranks is None, ranks or Ranks(0, 1, own_device())
-        opened = open_for_inference(recipe, ranks, checkpoint, whole)
+    def __init__(self, run: LoadedRun, ranks: Ranks | None = None):
+        recipe, whole, ranks = run.recipe, ranks is None, ranks or Ranks(0, 1, own_device())
+        opened = open_for_inference(recipe, ranks, run.checkpoint, whole, open_inputs(recipe, run.base))
         self._tokenizer, self._transform = Tokenizer(recipe.model.tokenizer), opened.collator.image
         self._max_length, self._method = recipe.data.max_length, recipe.method.name
         self._model = opened.model
@@ -106,7 +105,7 @@ def load(folder: str | Path, checkpoint: str | Path | None, overrides: Mapping[s
     """The model of a folder that load_run knows, on this process's own device, whole; `overrides` are keys of its
     recipe. Raises UserError."""
     given = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    return Answerer(*load_run(folder, given, checkpoint))
+    return Answerer(load_run(folder, given, checkpoint))
 
 
 def check_asked(

@@ -53,7 +53,7 @@ class Decoder(PreTrainedModel, GenerationMixin):
     def dtype(self) -> torch.dtype:
         return torch.float32
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: torch.Tensor, batch: Batch, decoding: Decoding, **_: Any
     ) -> dict[str, Any]:
         """`batch` is that of the prompts; `input_ids`, [B, 1 + new tokens], begins with a column without meaning."""

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import give_memory, whole_shape
-from dsmemvp.backbones.weights import load_frozen
+from dsmemvp.backbones.weights import Base
 from dsmemvp.checkpoints.checkpoint import Checkpoint, Tensors
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
@@ -130,13 +129,14 @@ class Trainer:
         summed over supervised tokens, + the method's losses, each x its scale in `auxiliary`, added over ranks. Returns
         the sums on this rank, unscaled, by name (LANGUAGE and those of `auxiliary`). `poll` is called between
         micro-steps, and may raise to break the step off."""
-        # DeepSpeed averages over ranks and micro-steps, but a sum is wanted
-        averaged = self.engine.world_size * self.engine.gradient_accumulation_steps()
+        averaged = self.engine.world_size  # DeepSpeed averages over ranks, but a sum is wanted
         sums = {name: torch.zeros((), device=self.engine.device) for name in (LANGUAGE, *auxiliary)}
         for i, batch in enumerate(batches):
             if i > 0:
                 poll()
                 self.engine.step()  # closes the micro-step before; only the last one updates
+            # the number of micro-steps may differ from step to step, so DeepSpeed does not count them
+            self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
             batch = batch.to(self.engine.device)
             logits_SV, losses = self.engine(batch)
             language = loss_sum(logits_SV, batch.targets)
@@ -161,6 +161,11 @@ class Trainer:
 Load = Callable[[VisualLanguageModel, Recipe], object]
 
 
+def load_base(base: Base, ranks: Ranks) -> Load:
+    """Loads what `base` has opened already; the first rank says how far it is."""
+    return lambda model, recipe: base.load(model, tell=ranks.first)
+
+
 def build_model(
     recipe: Recipe, configs: Configs, settings: dict[str, Any], ranks: Ranks, load: Load | None = None
 ) -> VisualLanguageModel:
@@ -177,7 +182,7 @@ def build_model(
         give_memory(model, ranks.device, _cut(settings))
     else:
         give_memory(model, ranks.device)
-    read = load or partial(load_frozen, tell=ranks.first)
+    read = load or load_base(Base(recipe), ranks)
     ranks.together(lambda: read(model, recipe))
     add_trainables(model, recipe, configs)
     return model

@@ -6,18 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsmemvp.backbones.costs import cost_model
 from dsmemvp.backbones.partitioned import whole_shape
 from dsmemvp.config.reading import as_dict, as_yaml
 from dsmemvp.counting import counted
+from dsmemvp.data.balancing import CostModel
 from dsmemvp.data.batch import MicroBatch
-from dsmemvp.data.loader import Share, training_steps
+from dsmemvp.data.loader import Balancing, Share, training_steps
 from dsmemvp.distributed.stopping import Stopped
 from dsmemvp.fault_tolerance.lease import held_lease
 from dsmemvp.prompts.interface import Callback
 from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
-from dsmemvp.training.engine import Trainer, build_trainer
+from dsmemvp.training.engine import Trainer, build_trainer, load_base
 from dsmemvp.training.health import Health
+from dsmemvp.training.lengths import training_lengths
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
 from dsmemvp.training.preparation import Prepared, count_this_start, prepare
 from dsmemvp.training.saving import Saving
@@ -47,7 +50,8 @@ def _train(context: RunContext, prepared: Prepared, evaluator: Evaluator | None,
     count_this_start(context, first)
     context.at("loading", first)
     span = span_after(prepared.spans, first)
-    trainer = build_trainer(recipe, prepared.inputs.configs, ranks, trains=span.stage.trains)
+    inputs = prepared.inputs
+    trainer = build_trainer(recipe, inputs.configs, ranks, load_base(inputs.base, ranks), span.stage.trains)
     callbacks = trainer.model.method.callbacks()
     if prepared.checkpoint is not None:
         trainer.resume(prepared.checkpoint, with_moments=first > span.first)
@@ -138,8 +142,9 @@ class _Loop:
         training = self.context.recipe.training
         window = Throughput()
         self.context.at("reading", self.step)
-        for batches in self.context.ranks.in_step(self._batches(span, until)):
-            self._train_step(span, batches, window)
+        balancing = self._balancing(span)
+        for batches in self.context.ranks.in_step(self._batches(span, until, balancing)):
+            self._train_step(span, batches, window, balancing.costs)
             self.step += 1
             for callback in self.callbacks:
                 callback.after_step(self.step, self.trainer.model.method)
@@ -151,16 +156,22 @@ class _Loop:
                 self.saving.save(self.step)
             self.context.at("reading", self.step)
 
-    def _batches(self, span: Span, until: int) -> Iterator[list[MicroBatch]]:
+    def _balancing(self, span: Span) -> Balancing:
+        inputs, ranks = self.prepared.inputs, self.context.ranks
+        costs = cost_model(inputs.configs.language, inputs.configs.vision, inputs.method.sees_images)
+        return Balancing(costs, training_lengths(ranks, self.context.folder, span.data, inputs.collator))
+
+    def _batches(self, span: Span, until: int, balancing: Balancing) -> Iterator[list[MicroBatch]]:
         """This rank's, of the steps to come."""
         recipe, ranks = self.context.recipe, self.context.ranks
-        share = Share(ranks.rank, ranks.world, recipe.training.micro_batch)
+        share = Share(ranks.rank, ranks.world, recipe.training.micro_batch, recipe.training.micro_tokens)
         steps = range(self.step - span.first, until - span.first)
         collator = self.prepared.inputs.collator
-        return training_steps(span.data.manifests, span.data.order, collator, share, steps, recipe.data.workers)
+        data, workers = span.data, recipe.data.workers
+        return training_steps(data.manifests, data.order, collator, share, steps, workers, balancing)
 
-    def _train_step(self, span: Span, batches: Sequence[MicroBatch], window: Throughput) -> None:
-        totals = exchange(self.context, self.trainer, span, batches, self.saving.requested())
+    def _train_step(self, span: Span, batches: Sequence[MicroBatch], window: Throughput, costs: CostModel) -> None:
+        totals = exchange(self.context, self.trainer, span, batches, costs, self.saving.requested())
         if totals.asked:
             raise Stopped(f"after step {self.step}")
         if totals.requested:

@@ -158,7 +158,7 @@ def test_a_window_counts_if_a_layer_uses_it(recipe, tmp_path, first, refused):
     window = {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": first}
     Qwen2Config(**DECODER_SIZES, num_key_value_heads=2, **window).save_pretrained(tmp_path / "language")
     if refused:
-        with pytest.raises(UserError, match="512 tokens are more than .* window of 100"):
+        with pytest.raises(UserError, match=r"512 tokens are more than .* window of 100"):
             read_configs(recipe)
     else:
         read_configs(recipe)

@@ -37,7 +37,7 @@ def _at_the_root(repository, monkeypatch):
 def test_it_holds_the_keys_of_all_methods_and_is_read_by_those_of_its_own():
     found, complaints = newest_checkpoint(RUN)
     assert found is not None and not complaints and {"slots", "lora_rank"} <= found.state.recipe["method"].keys()
-    recipe, opened = load_run(RUN)
+    recipe, opened, _ = load_run(RUN)
     assert recipe == read_recipe(f"{GOLDEN}/base/recipe.yaml", ["training.stop_at_step=4"])
     assert as_dict(recipe)["method"].keys() == MEMVP
     assert (opened.state.step, opened.state.epoch, recipe.method.slots) == (4, 2, 6)
@@ -70,7 +70,7 @@ def test_another_setting_of_its_method_is_refused(folder, override, message):
 
 
 def test_an_exported_folder_is_opened_onto_its_base():
-    recipe, found = load_run(GOLDEN / "export-v2", BASE)
+    recipe, found, _ = load_run(GOLDEN / "export-v2", BASE)
     assert recipe.method == read_recipe(f"{GOLDEN}/base/recipe.yaml").method
     shapes = {name: tuple(t.shape) for name, t in load_file(found.trained).items()}
     assert found.values(shapes).keys() == shapes.keys()
@@ -85,5 +85,5 @@ def test_what_is_exported_from_it_holds_its_own_settings_alone(tmp_path):
     found = read_checkpoint(tmp_path / "out")
     assert found.state.base == known.state.base
     assert found.trained.read_bytes() == known.trained.read_bytes()
-    recipe, _ = load_run(tmp_path / "out", BASE)
+    recipe, *_ = load_run(tmp_path / "out", BASE)
     assert recipe.method == load_run(RUN)[0].method

@@ -117,7 +117,7 @@ def test_by_likelihood_choices_are_not_decoded_and_open_questions_are(answer, to
         calls.append(batch.size)
         logits = torch.zeros(batch.supervised.numel(), tokenizer.vocabulary)
         logits[:, tokenizer.encode("The answer is B")[-1]] = 3.0
-        return logits
+        return logits, {}
 
     likelihood = {"protocol": "likelihood", "forward": forward}
     (choice, other), asked = answer([CHOICE, OPEN], ["no", "red"], max_new_tokens=5, **likelihood)

@@ -30,8 +30,8 @@ def test_with_a_cache_the_tokens_are_those_without(method, shape):
 
 @pytest.mark.parametrize("method", small.METHODS)
 def test_a_sample_s_company_changes_nothing(method):
-    """The shortest sample by itself and beside the longer ones: the same tokens, and nearly the same logits. In float64:
-    these weights blow rounding up."""
+    """The shortest sample by itself and beside the longer ones: the same tokens, and nearly the same logits; in
+    float64, since these weights blow rounding up."""
     model = small.model(method).double()
     decoder, logits, positions = small.decoder(model), [], []
     with_image = method != "none"

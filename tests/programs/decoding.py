@@ -56,7 +56,8 @@ def done(b: int, tokens: list[int]) -> bool:
 def prompts(samples: tuple[int, ...], resolution: int, reserved: Sequence[Reserved]):
     generator = torch.Generator().manual_seed(5)
     drawn = torch.randint(256, (4, 3, resolution, resolution), generator=generator).to(torch.uint8)
-    items = [Item(i, EncodedText(small.TEXTS[i], 0, False), drawn[i] if small.PICTURES[i] else None) for i in samples]
+    texts = {i: EncodedText(small.TEXTS[i], len(small.TEXTS[i]), False) for i in samples}
+    items = [Item(i, texts[i], drawn[i] if small.PICTURES[i] else None) for i in samples]
     return make_batch(items, resolution, reserved, last_only=True)
 
 
