@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 
 from data_prep.shards import Row, write_shard
-from dsmemvp.data.balancing import Weight, deal
+from dsmemvp.data.balancing import CostModel, Weight, balance
 from dsmemvp.data.index import index_path
 from dsmemvp.data.manifest import Manifest, check_files, open_manifest, write_manifest
 from dsmemvp.data.order import FileOrder, Order, Place, Source
@@ -158,7 +158,7 @@ def _own(reader: Reader, order: Order, step: int) -> list[Place]:
     places = order.batch(step)
     weights = [Weight(*reader.weight(place)) for place in places]
     ranks = RANKS if len(places) >= RANKS else 1
-    return [places[at] for part in deal(weights, ranks, len(places) // ranks)[0] for at in part]
+    return [places[at] for part in balance(weights, CostModel(), ranks, len(places) // ranks)[0] for at in part]
 
 
 def worker(folder: Path) -> dict[str, float]:

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=600, help="samples to go through, with and without picture")
     parser.add_argument("--draw", type=Path, metavar="PNG", help=f"also draw the first {SHOWN} maps")
     given = parser.parse_args()
-    opened = open_model(*load_run(given.run, ["training.deepspeed=ds_configs/replicated.json"]), alone())
+    opened = open_model(load_run(given.run, ["training.deepspeed=ds_configs/replicated.json"]), alone())
     average = opened.average()
     shown: list[tuple[Sample, Look]] = []
     hits, chances, touched = [], [], []

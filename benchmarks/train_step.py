@@ -28,7 +28,6 @@ from train_step_against import compare
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import fill_randomly, whole_shape
-from dsmemvp.backbones.vision import image_tokens
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Model, Recipe, Training
@@ -118,7 +117,7 @@ def measure(method: str, given: argparse.Namespace) -> dict:
     seconds = time.perf_counter() - start
     done = [batches[step % len(batches)] for step in range(shape.steps)]
     tokens = sum(sum(b.lengths) for b in done)
-    patches = sum(max(1, b.images.shape[0]) for b in done) * (image_tokens(configs.vision) + 1)
+    patches = sum(max(1, b.images.shape[0]) for b in done) * (configs.image_tokens + 1)
     language, vision = (_numel(part) for part in (trainer.model.language, trainer.model.vision))
     found = {
         "samples_per_second": micro_batch * shape.steps / seconds,

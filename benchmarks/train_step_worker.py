@@ -63,10 +63,11 @@ class _New:
 
     def build(self, spec: dict[str, Any], language: Any, vision: Any) -> tuple[Callable[[int], None], dict]:
         from dsmemvp.backbones.configs import Configs
+        from dsmemvp.backbones.costs import cost_model
         from dsmemvp.backbones.partitioned import fill_randomly
         from dsmemvp.config.methods import method_settings
         from dsmemvp.config.recipe import Model, Recipe, Training
-        from dsmemvp.data.balancing import Weight, deal
+        from dsmemvp.data.balancing import Weight, balance
         from dsmemvp.data.batch import Item, by_image, make_batch
         from dsmemvp.data.text import EncodedText
         from dsmemvp.distributed.ranks import join_ranks
@@ -78,10 +79,10 @@ class _New:
             "benchmark", model=Model(dtype=spec["dtype"]), method=method, training=_training(Training, spec, ranks)
         )
         trainer = build_trainer(recipe, Configs(language, vision), ranks, load=fill_randomly)
-        batches = []
+        batches, costs = [], cost_model(language, vision)
         for samples in _global_batches(spec):
             weights = [Weight(s.length.tokens, s.length.image) for s in samples]
-            (own,) = deal(weights, ranks.world, recipe.training.micro_batch)[ranks.rank]
+            (own,) = balance(weights, costs, ranks.world, recipe.training.micro_batch)[ranks.rank]
             items = [Item(i, _encoded(EncodedText, samples[i]), samples[i].image) for i in own]
             batches.append(
                 make_batch(by_image(items), vision.image_size, reserved=trainer.model.method.reserved()).batch

@@ -15,13 +15,12 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 
 from data_prep.tiny_score import Report, Score
+from dsmemvp.backbones.attention import Packing
 from dsmemvp.backbones.decoder import DecoderTower
 from dsmemvp.data.batch import Batch, Item, make_batch
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_training, prompt_text
 from dsmemvp.data.tokenizer import Tokenizer
-from dsmemvp.prompts import VisualPrompt
-from dsmemvp.prompts.interface import State
 
 HEAD_DIM = 16
 LEARNING_RATE = 4e-3
@@ -51,20 +50,6 @@ class Text:
     """Index of the right option."""
 
 
-class _Listener(VisualPrompt):
-    """Keeps the hidden states that enter one layer."""
-
-    def __init__(self, layer: int):
-        super().__init__()
-        self.layer = layer
-        self.heard = torch.empty(0)
-
-    def enter_layer(self, layer: int, hidden_BLd: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
-        if layer == self.layer:
-            self.heard = hidden_BLd
-        return hidden_BLd
-
-
 def train_language(
     samples: list[Sample], tokenizer: Tokenizer, plan: Plan, report: Report
 ) -> tuple[DecoderTower, Score]:
@@ -76,7 +61,6 @@ def train_language(
     held_out, texts = texts[:kept], texts[kept:]
     guessing = _guessing(texts, held_out)
     model = _new_model(tokenizer.vocabulary, plan)
-    listener = _Listener(plan.layers // 2)
     judge = nn.Sequential(nn.RMSNorm(plan.width), nn.Linear(plan.width, 1))
     parameters = [*model.parameters(), *judge.parameters()]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.1)
@@ -84,7 +68,7 @@ def train_language(
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 50, 2 * (plan.steps - step) / plan.steps)
         optimizer.zero_grad()
-        loss = _loss(model, listener, judge, rng.sample(texts, min(plan.batch, len(texts))))
+        loss = _loss(model, judge, rng.sample(texts, min(plan.batch, len(texts))))
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -102,7 +86,7 @@ def encode(tokenizer: Tokenizer, sample: Sample) -> Text:
         ends.append(len(tokenizer.encode(until)) - 1)
     right = sample.answer if isinstance(sample.answer, int) else -1
     whole = encode_for_training(tokenizer, sample, captions=False, most=10_000)
-    known = encode_for_answer(tokenizer, sample, captions=False, most=10_000).prompt
+    known = len(encode_for_answer(tokenizer, sample, captions=False, most=10_000).tokens)
     return Text(whole, known, tuple(ends), right)
 
 
@@ -132,19 +116,31 @@ def _new_model(vocabulary: int, plan: Plan) -> DecoderTower:
     return model
 
 
-def _loss(model: DecoderTower, listener: _Listener, judge: nn.Module, texts: list[Text]) -> torch.Tensor:
+def _loss(model: DecoderTower, judge: nn.Module, texts: list[Text]) -> torch.Tensor:
     # a prompt of one token: every later token is trained
     items = [Item(i, replace(text.encoded, prompt=1), None) for i, text in enumerate(texts)]
-    batch = make_batch(items, resolution=1)
-    each = F.cross_entropy(model(batch, (), listener), batch.targets, reduction="none")
+    batch = make_batch(items, resolution=1).batch
+    logits, half_way = _forward(model, batch)
+    each = F.cross_entropy(logits, batch.targets, reduction="none")
     is_answer = torch.cat([torch.arange(1, len(t.encoded.tokens)) >= t.encoded.prompt for t in texts])
     loss = ALL_TOKENS * each.mean() + each[is_answer].sum() / len(texts)
-    places = [b * batch.length + end for b, text in enumerate(texts) for end in text.option_ends]
+    places = [start + end for (start, _), text in zip(batch.bounds, texts, strict=True) for end in text.option_ends]
     if places:
         right = torch.tensor([float(i == text.right) for text in texts for i in range(len(text.option_ends))])
-        judged = judge(listener.heard.flatten(0, 1)[places])[:, 0]
+        judged = judge(half_way[places])[:, 0]
         loss = loss + F.binary_cross_entropy_with_logits(judged, right)
     return loss
+
+
+def _forward(model: DecoderTower, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> logits at the supervised tokens, and the hidden states of all tokens half-way up the layers, [T, d]."""
+    hidden = model.start(batch.tokens)
+    half_way = hidden
+    rotary, packing = model.rotary(batch.positions, hidden.dtype), Packing(batch.cu_seqlens, batch.lengths)
+    for i, layer in enumerate(model.layers):
+        half_way = hidden if i == model.depth // 2 else half_way
+        hidden = layer(hidden, rotary, packing)
+    return model.head(model.finish(hidden[0, batch.supervised])), half_way[0]
 
 
 def _guessing(texts: list[Text], held_out: list[Text]) -> float:
@@ -158,6 +154,7 @@ def accuracy(model: DecoderTower, texts: list[Text]) -> float:
     """How often the answer's first token is the most likely one."""
     known = [EncodedText(text.encoded.tokens[: text.known], text.known, False) for text in texts]
     items = [Item(i, encoded, None) for i, encoded in enumerate(known)]
-    guesses = model(make_batch(items, resolution=1, last_only=True), (), VisualPrompt()).argmax(-1).tolist()
+    logits, _ = _forward(model, make_batch(items, resolution=1, last_only=True).batch)
+    guesses = logits.argmax(-1).tolist()
     wanted = [text.encoded.tokens[text.known] for text in texts]
     return sum(g == w for g, w in zip(guesses, wanted, strict=True)) / len(texts)

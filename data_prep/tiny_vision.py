@@ -16,8 +16,8 @@ from transformers import CLIPVisionConfig
 
 from data_prep.tiny_score import Report, Score
 from data_prep.tiny_texts import Words
-from dsmemvp.backbones.vision import Block, VisionTower
-from dsmemvp.data.images import ImageTransform
+from dsmemvp.backbones.vision import Block, VisionTower, normalised
+from dsmemvp.data.images import STATISTICS, ImageTransform
 
 RESOLUTION, PATCH = 64, 16
 HEAD_DIM = 16
@@ -86,7 +86,7 @@ def _fit(
         seen = _moved(pixels[rows])
         mixed, own = collages(seen)
         optimizer.zero_grad()
-        features_IPv, mixed_IPv = tower(torch.cat([seen, mixed])).chunk(2)
+        features_IPv, mixed_IPv = tower_features(tower, torch.cat([seen, mixed])).chunk(2)
         loss = cross_entropy(reader(features_IPv), targets[rows])
         changed = (features_IPv - mixed_IPv)[own & flat(seen)]  # by other patches
         if len(changed):
@@ -95,19 +95,27 @@ def _fit(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            right = _precision(reader(tower(pixels[:kept])).logsumexp(1), targets[:kept])
+            right = _precision(reader(tower_features(tower, pixels[:kept])).logsumexp(1), targets[:kept])
             score = Score(right, guessing, cases)
             report(f"vision tower: step {step + 1}, loss {loss.item():.3f}, held-out words right {score}")
     return score
 
 
+def tower_features(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:
+    """[I, P, v]"""
+    hidden = tower.start(pixels)
+    for block in tower.layers:
+        hidden = block(hidden)
+    return tower.finish(hidden)
+
+
 def _tensors(words: Words, wheres: dict[bytes, str]) -> tuple[torch.Tensor, torch.Tensor]:
     """-> pixels [I, 3, R, R] and, for each picture, 1 for the words said of it [I, W]."""
-    transform = ImageTransform(RESOLUTION, "imagenet", max_pixels=50_000_000)
+    transform = ImageTransform(RESOLUTION, max_pixels=50_000_000)
     images = sorted(words)
     random.Random(0).shuffle(images)
     vocabulary = {word: i for i, word in enumerate(sorted({word for said in words.values() for word in said}))}
-    pixels = torch.stack([transform(image, wheres[image]) for image in images])
+    pixels = normalised(torch.stack([transform(image, wheres[image]) for image in images]), *STATISTICS["imagenet"])
     targets = torch.zeros(len(images), len(vocabulary))
     for row, image in enumerate(images):
         targets[row, [vocabulary[word] for word in words[image]]] = 1

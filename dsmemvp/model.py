@@ -10,7 +10,6 @@ T tokens in the pack, B samples, S supervised tokens, V vocabulary, I images.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +18,9 @@ from torch.nn import functional as F
 from dsmemvp.backbones.attention import KeyValueCache, Packing
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.decoder import DecoderTower, Rotary
+from dsmemvp.backbones.families import check_window
 from dsmemvp.backbones.recompute import run_block
-from dsmemvp.backbones.vision import VisionTower, image_tokens
+from dsmemvp.backbones.vision import VisionTower
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
 from dsmemvp.prompts import Sizes, State, VisualPrompt, build_method, method_class
@@ -41,7 +41,7 @@ class Decoding:
 
 
 class VisualLanguageModel(nn.Module):
-    def __init__(self, configs: Configs, sees_images: bool, statistics: str = "imagenet"):
+    def __init__(self, configs: Configs, sees_images: bool, statistics: str = "auto"):
         super().__init__()
         self.vision = VisionTower(configs.vision, statistics) if sees_images else None
         self.language = DecoderTower(configs.language)
@@ -167,7 +167,7 @@ def loss_sum(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
 
 
 def sizes_of(configs: Configs) -> Sizes:
-    return Sizes(image_tokens(configs.vision), configs.vision.hidden_size, configs.language.hidden_size)
+    return Sizes(configs.image_tokens, configs.vision.hidden_size, configs.language.hidden_size)
 
 
 def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:
@@ -182,9 +182,8 @@ def build_empty(recipe: Recipe, configs: Configs, device: torch.device) -> Visua
     `device`."""
     with torch.device("meta"):
         model = build_frozen(recipe, configs)
-    if model.vision is not None:  # its numbering of patches is computed, not loaded
-        embeddings: Any = model.vision.embeddings
-        embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
+    if model.vision is not None:
+        model.vision.compute_buffers(device)
     empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     assert not empty, f"buffers without values: {empty}"
     return model
@@ -198,6 +197,7 @@ def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs)
         if model.vision is not None:
             model.vision.add_adapters(recipe.vision)
         model.language.replace_linears(model.method.replacement)
+    check_window(configs.language, recipe.data.max_length, sum(place.count for place in model.method.reserved()))
     model.recompute = recipe.training.recompute == "full"
 
 

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.convert.convert import Options, convert
 from dsmemvp.convert.files import tensors_in
-from dsmemvp.convert.memvp import trained_tensors
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
+from dsmemvp.prompts.memvp.published import Published
 
 FILE = Path("reference") / "memvp_tiny.safetensors"
 OPTIONS = Options(language_heads=3, vision_heads=2, eps=1e-5)
@@ -45,7 +45,7 @@ class Recording:
         """The recorded g.* tensors under our names; the last block's adapter, which has none, marks the last block."""
         stored = tensors_in(self.file)
         names = {n: n[2:] for n in stored if n.startswith("g.") or "resblocks.2.adapter_mlp" in n}
-        ours = trained_tensors({name: stored[n] for n, name in names.items()})
+        ours = Published().trained_tensors({name: stored[n] for n, name in names.items()})
         return {name: tensor.read() for name, tensor in ours.items()}
 
     def batch(self, samples: tuple[int, ...] = (0, 1, 2)):

@@ -6,7 +6,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.batch import Item, MicroBatch, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.generation.decoder import Decoder
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
@@ -55,17 +55,20 @@ def enliven(made: VisualLanguageModel) -> None:
 
 
 def pictures(number: int) -> list[torch.Tensor]:
-    return list(torch.randn(number, 3, RESOLUTION, RESOLUTION, generator=torch.Generator().manual_seed(5)))
+    generator = torch.Generator().manual_seed(5)
+    return list(torch.randint(256, (number, 3, RESOLUTION, RESOLUTION), generator=generator).to(torch.uint8))
 
 
-def batch(made: VisualLanguageModel, texts=TEXTS, images=PICTURES) -> Batch:
+def prompts(made: VisualLanguageModel, texts=TEXTS, images=PICTURES) -> MicroBatch:
     """`images`: whether each sample has one (the i-th of `pictures`), or the tensors themselves."""
-    drawn = pictures(len(texts))
-    rows = [(drawn[i] if image else None) if isinstance(image, bool) else image for i, image in enumerate(images)]
-    items = [
-        Item(i, EncodedText(t, len(t), False), image) for i, (t, image) in enumerate(zip(texts, rows, strict=True))
-    ]
-    return make_batch(items, RESOLUTION, made.method.reserved(), last_only=True).batch
+    rows = zip(texts, _tensors(images), strict=True)
+    items = [Item(i, EncodedText(text, len(text), False), image) for i, (text, image) in enumerate(rows)]
+    return make_batch(items, RESOLUTION, made.method.reserved(), last_only=True)
+
+
+def _tensors(images) -> list[torch.Tensor | None]:
+    drawn = pictures(len(images))
+    return [(drawn[i] if image else None) if isinstance(image, bool) else image for i, image in enumerate(images)]
 
 
 def decoder(made: VisualLanguageModel, eos: int = EOS) -> Decoder:
@@ -73,15 +76,16 @@ def decoder(made: VisualLanguageModel, eos: int = EOS) -> Decoder:
 
 
 @torch.no_grad()
-def without_cache(made: VisualLanguageModel, asked: Batch, steps: int, eos: int = EOS) -> list[list[int]]:
+def without_cache(
+    made: VisualLanguageModel, steps: int, texts=TEXTS, images=PICTURES, eos: int = EOS
+) -> list[list[int]]:
     """Each sample by itself, the whole text computed again for every token, through the forward of training."""
     answers = []
-    tokens, offsets = asked.tokens.tolist(), asked.offsets.tolist()
-    for b in range(asked.indices.numel()):
-        text, new = tokens[offsets[b] : offsets[b + 1]], []
-        image = asked.images[asked.image_of[b]] if asked.image_of[b] >= 0 else None
+    for text, image in zip(texts, _tensors(images), strict=True):
+        new: list[int] = []
         while len(new) < steps:
-            token = int(made(batch(made, [[*text, *new]], [image]))[0].argmax())
+            logits, _ = made(prompts(made, [[*text, *new]], [image]).batch)
+            token = int(logits[0].argmax())
             if token == eos:
                 break
             new.append(token)

@@ -21,11 +21,11 @@ WITHIN = {
     "loading": (1, False),
     "forward": (20, False),
     "backward": (20, False),
-    "between": (20, False),
-    "step": (10, False),
+    "forward and backward": (40, False),
+    "reading": (10, False),
     "update": (10, False),
-    "validation": (8, False),
-    "save-begin": (4, False),
+    "validating": (8, False),
+    "saving": (4, False),
     "save-write": (3, True),
     "save-tensors": (6, True),
     "save-flush": (8, True),
@@ -141,7 +141,7 @@ class Soak:
     def _fault(self) -> tuple[str, int]:
         place = self.rng.choice(sorted(WITHIN))
         most, first_only = WITHIN[place]
-        if place in ("step", "update") and self.rng.random() < 0.1:
+        if place in ("reading", "update") and self.rng.random() < 0.1:
             action = "STOP"
         elif place in ("backward", "update") and self.rng.random() < 0.2:
             action = FAIL

@@ -41,3 +41,12 @@ def test_the_benchmark_of_growth_goes_through_all_its_sizes(repository, tmp_path
     rows = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("| ")]
     assert [[cell.strip() for cell in row[:2]] for row in rows[1:3]] == [["1,000", "10"], ["10,000", "100"]]
     assert [row[0].strip() for row in rows[4:]] == ["metrics.jsonl", "order.jsonl", "skipped.jsonl"]
+
+
+def test_the_slowest_rank_computes_little_more_than_its_share():
+    """With the real lengths where they are at hand, and always with those fitted to them."""
+    from benchmarks.step_costs import AT_MOST, fitted, lengths, table
+
+    for known in (lengths(), fitted()):
+        for (ranks, batch, *found), most in zip(table(known), AT_MOST, strict=True):
+            assert all(share <= most + 1e-9 for share in found), (ranks, batch, found)

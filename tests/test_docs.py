@@ -10,7 +10,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 from documents import CLUSTER, LANGUAGES, NEEDS, ONE_PROCESS, Block, anchors, blocks, links, pages, prose
 from test_house import ORDER
 
@@ -18,6 +17,8 @@ from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.errors import UserError
 from dsmemvp.planning.deepspeed_file import read_settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 README_LINES = 150
 BLOCKS = blocks(REPOSITORY)
@@ -129,6 +130,7 @@ def parses(monkeypatch, repository):
             if words[0].endswith(".py"):
                 assert Path(words[0]).is_file(), words
                 if len(words) > 1:
+                    monkeypatch.syspath_prepend(Path(words[0]).parent)  # as Python does for a file that it runs
                     runpy.run_path(words[0], run_name="__main__")
                     pytest.fail(f"{words} was run, not parsed")
             else:

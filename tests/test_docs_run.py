@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY
 from documents import ONE_PROCESS, run_by
 from PIL import Image
 from test_docs import is_coming
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 PAGES = run_by(REPOSITORY, ONE_PROCESS)
 

@@ -78,9 +78,9 @@ def test_the_arguments_arrive_as_they_were_given(tmp_path):
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused_before_the_queue(submit, sbatch, tmp_path):
-    code, out, err = submit(RECIPE, "--nodes", "2", "--gpus-per-node", "8")
+    code, out, err = submit(RECIPE, "--nodes", "5", "--gpus-per-node", "8")
     assert (code, out) == (1, "") and not (tmp_path / "given").exists()
-    assert "training.global_batch: 32 is not a multiple of training.micro_batch 4 x 16 ranks" in err
+    assert "training.global_batch: 32 samples cannot be shared by 40 ranks" in err
 
 
 @pytest.mark.parametrize("recipe", ["scienceqa-7b", "scienceqa-13b"])
@@ -94,7 +94,7 @@ def test_the_batch_rule_is_that_of_training():
     from dsmemvp.config.recipe import Recipe, Training
     from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 
-    for ranks in range(1, 13):
+    for ranks in (*range(1, 13), 48, 49, 100):
         recipe = Recipe(name="r", training=Training(global_batch=48, micro_batch=4))
         messages = set()
         for check in (lambda recipe, ranks: recipe.training.micro_steps(ranks), deepspeed_settings):
@@ -103,7 +103,7 @@ def test_the_batch_rule_is_that_of_training():
                 messages.add("")
             except ValueError as error:
                 messages.add(str(error))
-        assert len(messages) == 1 and ("" in messages) == (48 % (4 * ranks) == 0), ranks
+        assert len(messages) == 1 and ("" in messages) == (ranks <= 48), ranks
 
 
 @pytest.mark.parametrize(

@@ -59,3 +59,18 @@ def decoder_family(config: Any) -> DecoderFamily:
             f"model.language_model: its config.json is of a {config.model_type!r} model; known: {', '.join(DECODERS)}"
         )
     return DECODERS[config.model_type]
+
+
+def check_window(config: Any, text: int, places: int = 0) -> None:
+    """Attention reads the whole text, which is what transformers does within an active sliding window. Raises UserError
+    if sequences of `text` tokens and `places` reserved places are longer than that."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or (kinds is not None and "sliding_attention" not in kinds):
+        return
+    if text + places > window:
+        beside = f" and {places} places of the method" if places else ""
+        raise UserError(
+            f"data.max_length: {text} tokens{beside} are more than the language model's sliding window of {window},"
+            " beyond which attention is not computed as the model was trained; take a smaller one"
+        )

@@ -11,11 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig
-
 from dsmemvp.backbones.reading import sampled
-from dsmemvp.backbones.safetensors_file import StoredTensor
-from dsmemvp.backbones.weights import folder_config, language_tensors, vision_tensors
+from dsmemvp.backbones.stored import Stored
+from dsmemvp.backbones.weights import LANGUAGE_KEY, VISION_KEY, Base
+from dsmemvp.config.methods import method_module
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
 
@@ -25,6 +24,10 @@ LANGUAGE = (
 )
 VISION = ("hidden_act", "layer_norm_eps", "num_attention_heads", "image_size", "patch_size")
 """Settings that a model computes with and that no tensor's shape tells."""
+FIRST_FAMILIES = ("llama", "clip_vision_model")
+"""Checkpoints hold digests of these as they were made before there were others; those of all later families begin with
+their own name and say more."""
+MORE = ("model_type", "sliding_window")
 ROTARY = (
     *("rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
@@ -33,33 +36,35 @@ ROTARY = (
 
 
 def base_fingerprint(recipe: Recipe) -> dict[str, str]:
-    """Digests by the recipe's keys; the vision tower counts where the method looks at images. Raises FileNotFoundError
-    or ValueError for folders that cannot be read."""
-    model, key = recipe.model, "model.language_model"
-    language = _config(model.language_model, key, LlamaConfig)
-    found = {key: _digest(language_tensors(model.language_model, language), language, LANGUAGE, key)}
-    if recipe.method.name != "none":
-        key = "model.vision_tower"
-        vision = _config(model.vision_tower, key, CLIPVisionConfig)
-        found[key] = _digest(vision_tensors(model.vision_tower, vision), vision, VISION, key)
-    tokenizer = Path(model.tokenizer)
+    """`fingerprint` of a base that nothing else is needed of."""
+    return fingerprint(Base(recipe))
+
+
+def fingerprint(base: Base) -> dict[str, str]:
+    """Digests by the recipe's keys; the vision tower counts if the method looks at images. Raises UserError for folders
+    that cannot be read."""
+    recipe, key = base.recipe, LANGUAGE_KEY
+    found = {key: _digest(base.language_tensors, base.language_config, LANGUAGE, key)}
+    if method_module(recipe.method.name).Method.sees_images:
+        key = VISION_KEY
+        found[key] = _digest(base.vision_tensors, base.vision_config, VISION, key)
+    tokenizer = Path(recipe.model.tokenizer)
     if not tokenizer.is_file():
         what = "is a folder; give a file" if tokenizer.is_dir() else "does not exist"
         raise UserError(f"model.tokenizer: {tokenizer} {what}")
     return {**found, "model.tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
 
 
-def _config(folder: str, key: str, kind: Any) -> Any:
-    if not folder:
-        raise UserError(f"{key}: give the folder of its weights")
-    return folder_config(folder, key, kind)
-
-
-def _digest(tensors: dict[str, StoredTensor], config: Any, settings: tuple[str, ...], key: str) -> str:
-    values = {name: hashlib.sha256(sampled(tensor, key)).hexdigest() for name, tensor in tensors.items()}
+def _digest(tensors: Stored, config: Any, settings: tuple[str, ...], key: str) -> str:
+    if config.model_type not in FIRST_FAMILIES:
+        settings += MORE
+    values = sampled(tensors.values(), key)
     known = {
-        "settings": {name: _plain(getattr(config, name)) for name in settings},
-        "tensors": {name: [tensor.shape, values[name]] for name, tensor in tensors.items()},
+        "settings": {name: _plain(getattr(config, name, None)) for name in settings},
+        "tensors": {
+            name: [tensor.shape, hashlib.sha256(value).hexdigest()]
+            for (name, tensor), value in zip(tensors.items(), values, strict=True)
+        },
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 

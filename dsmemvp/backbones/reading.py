@@ -8,8 +8,11 @@ buffer of a few megabytes.
 import math
 import sys
 import time
+from collections.abc import Iterable
 from io import FileIO
+from itertools import groupby
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from tqdm import tqdm
@@ -27,19 +30,29 @@ BLOCK, BLOCKS = 2048, 4
 """Elements in a block of a sample; blocks of each tensor, the first and the last elements among them."""
 
 
-def sampled(stored: StoredTensor, key: str) -> bytes:
-    """A few blocks of a tensor's values as float32, which holds 16-bit ones exactly: any training changes some of them.
-    Raises UserError that begins with `key` for a type that is not read, OSError."""
-    if stored.dtype not in TYPES:
-        raise UserError(f"{key}: {stored.path} holds tensors of the type {stored.dtype}, which is not read")
+def sampled(tensors: Iterable[StoredTensor], key: str) -> list[bytes]:
+    """Of each a few blocks of its values as float32, which holds 16-bit ones exactly: any training changes some of
+    them. Each file is opened once. Raises UserError that begins with `key` for a type that is not read, OSError."""
+    tensors = list(tensors)
+    for stored in tensors:
+        if stored.dtype not in TYPES:
+            raise UserError(f"{key}: {stored.path} holds tensors of the type {stored.dtype}, which is not read")
+    found: dict[int, bytes] = {}
+    in_files = sorted(range(len(tensors)), key=lambda i: (tensors[i].path, tensors[i].start))
+    for path, numbers in groupby(in_files, key=lambda i: tensors[i].path):
+        with path.open("rb") as file:
+            found |= {i: _blocks(file, tensors[i]) for i in numbers}
+    return [found[i] for i in range(len(tensors))]
+
+
+def _blocks(file: BinaryIO, stored: StoredTensor) -> bytes:
     kind, count = TYPES[stored.dtype], math.prod(stored.shape)
     values = bytearray(min(BLOCK, count) * kind.itemsize)
     found = b""
-    with stored.path.open("rb") as file:
-        for i in range(BLOCKS if count else 0):
-            file.seek(stored.start + max(0, count - BLOCK) * i // (BLOCKS - 1) * kind.itemsize)
-            file.readinto(values)
-            found += torch.frombuffer(values, dtype=kind).float().numpy().tobytes()
+    for i in range(BLOCKS if count else 0):
+        file.seek(stored.start + max(0, count - BLOCK) * i // (BLOCKS - 1) * kind.itemsize)
+        file.readinto(values)  # type: ignore[attr-defined]
+        found += torch.frombuffer(values, dtype=kind).float().numpy().tobytes()
     return found
 
 

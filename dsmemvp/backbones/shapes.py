@@ -1,15 +1,15 @@
 """Published shapes by name, so that parameters can be counted and speed measured without the weights.
 
-LLaMA: Touvron et al. 2023, table 2 (its 33B is the folder 30B); LLaMA-2 and 3: their config.json. CLIP: OpenAI's
-ViT-L/14.
+LLaMA: Touvron et al. 2023, table 2 (its 33B is the folder 30B); LLaMA-2 and 3, Mistral, Qwen2.5 and Qwen3: their
+config.json. CLIP: OpenAI's ViT-L/14. SigLIP and DINOv2: their config.json.
 The tiny ones are for tests and benchmarks on a CPU.
 """
 
 import difflib
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig
-
+from dsmemvp.backbones.families import DECODERS
+from dsmemvp.backbones.vision_families import TOWERS
 from dsmemvp.config.yaml_text import shown
 from dsmemvp.errors import UserError
 
@@ -39,6 +39,33 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "llama-3-8b": _llama(32, 4096, 32, 14336, **LLAMA_3),
     "llama-3-70b": _llama(80, 8192, 64, 28672, **LLAMA_3),
 }
+LANGUAGE |= {
+    # version 0.3; 0.1 has 32000 tokens and a sliding window of 4096
+    "mistral-7b": _llama(
+        *(32, 4096, 32, 14336),
+        model_type="mistral",
+        vocab_size=32768,
+        num_key_value_heads=8,
+        rms_norm_eps=1e-5,
+        sliding_window=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    ),
+    "qwen2.5-7b": _llama(
+        *(28, 3584, 28, 18944),
+        model_type="qwen2",
+        vocab_size=152064,
+        num_key_value_heads=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    ),
+    "qwen3-8b": _llama(
+        *(36, 4096, 32, 12288),
+        model_type="qwen3",
+        vocab_size=151936,
+        num_key_value_heads=8,
+        head_dim=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    ),
+}
 LANGUAGE["llama3-8b"] = LANGUAGE["llama-3-8b"]  # its name in exported folders of before
 VISION: dict[str, dict[str, Any]] = {
     "clip-tiny": {
@@ -56,15 +83,35 @@ VISION: dict[str, dict[str, Any]] = {
         "num_attention_heads": 16,
         "patch_size": 14,
     },
+    "siglip-b-16": {"model_type": "siglip_vision_model", "patch_size": 16},
+    "siglip-so400m-14-384": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    },
+    "dinov2-l-14": {
+        "model_type": "dinov2",
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 518,
+        "patch_size": 14,
+    },
 }
 
 
-def language_config(name: str) -> LlamaConfig:
-    return LlamaConfig(**_named(name, LANGUAGE, "model.language_shape"))
+def language_config(name: str) -> Any:
+    sizes = {"model_type": "llama", **_named(name, LANGUAGE, "model.language_shape")}
+    return DECODERS[sizes.pop("model_type")].config(**sizes)
 
 
-def vision_config(name: str) -> CLIPVisionConfig:
-    return CLIPVisionConfig(**{"image_size": 224, **_named(name, VISION, "model.vision_shape")})
+def vision_config(name: str) -> Any:
+    sizes = {"model_type": "clip_vision_model", "image_size": 224, **_named(name, VISION, "model.vision_shape")}
+    return TOWERS[sizes.pop("model_type")].config(**sizes)
 
 
 def _named(name: str, shapes: dict[str, dict], key: str) -> dict:

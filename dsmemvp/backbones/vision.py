@@ -1,7 +1,7 @@
-"""The vision tower: CLIP's ViT up to its penultimate block, class token dropped, post_layernorm on the patch tokens,
-with the published bottleneck adapters beside every block's MLP (MemVP, clip/model.py:234-238, memvp/adapter.py:51-77).
+"""The vision tower of a family (vision_families.py), with the published bottleneck adapters beside every block's
+feed-forward (MemVP, clip/model.py:234-238, memvp/adapter.py:51-77).
 
-Built from transformers' CLIP parts under their names, stepped block by block: `start` -> `layers[i]` -> `finish`.
+Built from transformers' own parts under their names, stepped block by block: `start` -> `layers[i]` -> `finish`.
 I images, R resolution, P patches, v width.
 """
 
@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig
-from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPVisionEmbeddings
 
 from dsmemvp.backbones.decoder import Branch, no_branch
+from dsmemvp.backbones.vision_families import vision_family
 from dsmemvp.config.recipe import Vision
 from dsmemvp.data.images import STATISTICS
-from dsmemvp.errors import UserError
 
 
 class Adapter(nn.Module):
@@ -36,36 +34,31 @@ class Adapter(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: CLIPVisionConfig):
+    def __init__(self, config: Any):
         super().__init__()
-        self.self_attn = CLIPAttention(config)
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = CLIPMLP(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        family = vision_family(config)
+        layer: Any = family.block(config)
+        for name in (family.attention, *family.norms, *family.scales):
+            setattr(self, name, getattr(layer, name))
+        self.mlp = layer.mlp
+        self.family = family
         self.adapter: Adapter | None = None
 
     def forward(self, hidden: torch.Tensor, branch: Branch = no_branch) -> torch.Tensor:
-        hidden = hidden + self.self_attn(self.layer_norm1(hidden))[0]
-        x = self.layer_norm2(hidden)
+        """[I, tokens, v] -> [I, tokens, v]. Adapter and branch are added behind a layer scale, not scaled by it."""
+        norm1, norm2, *scales = (getattr(self, name) for name in (*self.family.norms, *self.family.scales))
+        attended = getattr(self, self.family.attention)(norm1(hidden), attention_mask=None)[0]
+        hidden = hidden + (scales[0](attended) if scales else attended)
+        x = norm2(hidden)
         out = self.mlp(x)
+        if scales:
+            out = scales[1](out)
         if self.adapter is not None:
             out = out + self.adapter(x)
         added = branch(x)
         if added is not None:
             out = out + added
         return hidden + out
-
-
-def square(side: object) -> int:
-    """A configuration's size that must be one number. Raises UserError."""
-    if not isinstance(side, int):
-        raise UserError(f"model.vision_tower: a size of {side}; only square images are supported")
-    return side
-
-
-def image_tokens(config: CLIPVisionConfig) -> int:
-    """P, the number of patches."""
-    return (square(config.image_size) // square(config.patch_size)) ** 2
 
 
 def normalised(images: torch.Tensor, mean: Sequence[float], deviation: Sequence[float]) -> torch.Tensor:
@@ -75,22 +68,32 @@ def normalised(images: torch.Tensor, mean: Sequence[float], deviation: Sequence[
 
 
 class VisionTower(nn.Module):
-    """The last block of the published tower is neither built nor loaded."""
-
-    def __init__(self, config: CLIPVisionConfig, statistics: str = "imagenet"):
-        """`statistics` is a name in data/images.py: the pixels' mean and deviation."""
+    def __init__(self, config: Any, statistics: str = "auto"):
+        """`config` is of one of the families; `statistics` is a name in data/images.py, or "auto" for the family's:
+        the pixels' mean and deviation."""
         super().__init__()
+        self.config, self.family = config, vision_family(config)
         config._attn_implementation = "sdpa"
-        self.config = config
-        self.embeddings = CLIPVisionEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layers: Any = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers - 1))
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.statistics = STATISTICS[statistics]
+        width, eps = config.hidden_size, config.layer_norm_eps
+        embeddings: Any = self.family.embeddings(config)
+        embeddings.mask_token = None  # DINOv2's, which only its training uses
+        self.embeddings: Any = embeddings
+        if self.family.first_norm:
+            setattr(self, self.family.first_norm, nn.LayerNorm(width, eps=eps))
+        self.layers: Any = nn.ModuleList(
+            Block(config) for _ in range(config.num_hidden_layers - self.family.unused_blocks)
+        )
+        setattr(self, self.family.last_norm, nn.LayerNorm(width, eps=eps))
+        self.statistics = STATISTICS[self.family.statistics if statistics == "auto" else statistics]
 
     @property
     def depth(self) -> int:
         return len(self.layers)
+
+    def compute_buffers(self, device: torch.device) -> None:
+        """What is numbered, not loaded, where the tower was built without memory."""
+        if "position_ids" in dict(self.embeddings.named_buffers()):
+            self.embeddings.position_ids = torch.arange(self.embeddings.num_positions, device=device)[None]
 
     def add_adapters(self, vision: Vision) -> None:
         """Trainable adapters in every block; none if `vision.adapter_dim` is 0."""
@@ -100,10 +103,19 @@ class VisionTower(nn.Module):
                 block.adapter = Adapter(width, vision.adapter_dim, vision.adapter_scale, vision.adapter_dropout)
 
     def start(self, images: torch.Tensor) -> torch.Tensor:
-        """[I, 3, R, R], uint8 or normalised already -> [I, 1 + P, v]"""
+        """[I, 3, R, R], uint8 or normalised already -> [I, class and register tokens + P, v]"""
         pixels = images if images.is_floating_point() else normalised(images, *self.statistics)
-        return self.pre_layrnorm(self.embeddings(pixels.to(self.post_layernorm.weight.dtype)))
+        last_norm = getattr(self, self.family.last_norm)
+        hidden = self.embeddings(pixels.to(last_norm.weight.dtype), **self.family.interpolating)
+        return getattr(self, self.family.first_norm)(hidden) if self.family.first_norm else hidden
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The whole tower by itself: [I, 3, R, R] -> features [I, P, v]."""
+        hidden = self.start(images)
+        for block in self.layers:
+            hidden = block(hidden)
+        return self.finish(hidden)
 
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:
         """-> features [I, P, v]"""
-        return self.post_layernorm(hidden[:, 1:])
+        return getattr(self, self.family.last_norm)(hidden[:, self.family.dropped(self.config) :])

@@ -43,7 +43,7 @@ def write_adapter(
     """Write tensors and adapter.json, and return what stands in it; `about` is written beside the state. Raises
     OSError."""
     (folder / TRAINED).write_bytes(save({name: t.contiguous() for name, t in trained.items()}))
-    handed_on = replace(state, recipe=portable(state.recipe), order={})
+    handed_on = replace(state, recipe=portable(state.recipe), order={}, callbacks=[])
     content: dict[str, Any] = {"format": ADAPTER_FORMATS[-1], "dsmemvp": __version__, "prompt_format": PROMPT_FORMAT}
     content |= {"parameters": sum(t.numel() for t in trained.values()), **about, **asdict(handed_on)}
     content["files"] = {TRAINED: sum_of(folder / TRAINED)}

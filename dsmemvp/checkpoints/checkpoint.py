@@ -57,7 +57,7 @@ class State:
     step: int = 0
     """Steps made: also the place in the data, since every step takes one global batch."""
     updates: int = 0
-    """Of these steps, those that Adam has made an update in."""
+    """Of the steps of the stage it is in, those that Adam has made an update in."""
     not_finite: int = 0
     """Steps whose loss or gradient was not finite."""
     validation_loss: float | None = None
@@ -70,6 +70,8 @@ class State:
     """What it was trained with; empty for a file from elsewhere."""
     base: dict[str, str] = field(default_factory=dict)
     """What the frozen base is known by, by the recipe's keys (backbones/fingerprint.py)."""
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
+    """State of the method's callbacks, in their order."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f" {PROMPT_FORMAT}; use dsmemvp {content.get('dsmemvp', 'of another version')}"
         )
     content.setdefault("validation_score", None)
+    content.setdefault("callbacks", [])
     if content["format"] != (ADAPTER_FORMATS if (folder / ADAPTER).is_file() else FORMATS)[-1]:
         warnings.warn(f"{folder} is of an earlier version; whether its base is this one cannot be told", stacklevel=2)
         content["base"] = {}

@@ -3,8 +3,10 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import Base
 from dsmemvp.checkpoints.adapter import open_adapter
 from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, newest_checkpoint, read_checkpoint
 from dsmemvp.config.reading import as_dict, read_recipe
@@ -13,9 +15,14 @@ from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.errors import UserError
 
 
-def load_run(
-    folder: str | Path, overrides: Sequence[str] = (), checkpoint: str | Path | None = None
-) -> tuple[Recipe, Checkpoint]:
+class LoadedRun(NamedTuple):
+    recipe: Recipe
+    checkpoint: Checkpoint
+    base: Base
+    """The recipe's, as far as it was read."""
+
+
+def load_run(folder: str | Path, overrides: Sequence[str] = (), checkpoint: str | Path | None = None) -> LoadedRun:
     """The recipe in a run's folder, with overrides such as "model.language_model=/elsewhere", and its newest intact
     checkpoint or the given one; or those of a folder that `dsmemvp export` has written. Checked against the recipe's
     method and base. Raises UserError."""
@@ -25,8 +32,9 @@ def load_run(
     else:
         recipe, found = _of_run(folder, overrides, checkpoint)
     found.check_method(as_dict(recipe))
-    found.check_base(base_fingerprint(recipe))
-    return recipe, found
+    base = Base(recipe)
+    found.check_base(fingerprint(base))
+    return LoadedRun(recipe, found, base)
 
 
 def check_same(found: Checkpoint, ranks: Ranks) -> None:

@@ -44,7 +44,12 @@ NEEDED: dict[str, Check] = {
     "recipe": _is_recipe,
     "files": _are_sums,
 }
-OPTIONAL: dict[str, Check] = {"validation_score": _is_score, "prompt_format": _counts, "base": _is_texts}
+OPTIONAL: dict[str, Check] = {
+    "validation_score": _is_score,
+    "prompt_format": _counts,
+    "base": _is_texts,
+    "callbacks": lambda value: isinstance(value, list) and all(isinstance(state, dict) for state in value),
+}
 """Fields that not every format has."""
 
 

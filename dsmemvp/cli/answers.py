@@ -13,8 +13,7 @@ from dsmemvp.distributed.orphans import ended_with_launcher
 from dsmemvp.distributed.stopping import listening, release_signals
 
 if TYPE_CHECKING:
-    from dsmemvp.checkpoints.checkpoint import Checkpoint
-    from dsmemvp.config.recipe import Recipe
+    from dsmemvp.checkpoints.loading import LoadedRun
     from dsmemvp.generation.answers import Answerer
 
 
@@ -56,7 +55,7 @@ def _generate(given: argparse.Namespace) -> None:
     release_signals()
     from dsmemvp.generation.answers import Answerer
 
-    print(*_answers(Answerer(*_opened(given)), given), sep="\n")
+    print(*_answers(Answerer(_opened(given)), given), sep="\n")
 
 
 def _generate_on_ranks(given: argparse.Namespace) -> None:
@@ -65,28 +64,28 @@ def _generate_on_ranks(given: argparse.Namespace) -> None:
         from dsmemvp.distributed.ranks import leave_ranks
         from dsmemvp.generation.answers import Answerer
 
-        recipe, found = _opened(given)
-        ranks, watched = join(recipe, stop)
+        run = _opened(given)
+        ranks, watched = join(run.recipe, stop)
         with watched as heartbeat:
-            check_same(found, ranks)
-            heartbeat.at("generating", found.state.step)
-            answers = _answers(Answerer(recipe, found, ranks), given)
+            check_same(run.checkpoint, ranks)
+            heartbeat.at("generating", run.checkpoint.state.step)
+            answers = _answers(Answerer(run, ranks), given)
             if ranks.first:
                 print(*answers, sep="\n", flush=True)
         leave_ranks()
 
 
-def _opened(given: argparse.Namespace) -> "tuple[Recipe, Checkpoint]":
+def _opened(given: argparse.Namespace) -> "LoadedRun":
     """What to answer with; what is asked is looked at before a model is loaded."""
     from dsmemvp.checkpoints.loading import load_run
     from dsmemvp.data.images import decoded
     from dsmemvp.generation.answers import check_asked, encoded
 
-    recipe, found = load_run(given.folder, given.set, given.checkpoint)
+    run = load_run(given.folder, given.set, given.checkpoint)
     check_asked(given.questions, given.choice, given.context, given.free, **_sampling(given))
     if given.image:
-        decoded(encoded(given.image), str(given.image), recipe.vision.max_pixels)
-    return recipe, found
+        decoded(encoded(given.image), str(given.image), run.recipe.vision.max_pixels)
+    return run
 
 
 def _answers(answerer: "Answerer", given: argparse.Namespace) -> list[str]:

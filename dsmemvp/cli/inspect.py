@@ -10,7 +10,7 @@ from dsmemvp.distributed.stopping import listening
 from dsmemvp.errors import UserError
 
 if TYPE_CHECKING:
-    from dsmemvp.config.recipe import Recipe
+    from dsmemvp.checkpoints.loading import LoadedRun
     from dsmemvp.inspection.look import Question
 
 
@@ -60,13 +60,13 @@ def _inspect(given: argparse.Namespace) -> None:
         from dsmemvp.distributed.ranks import leave_ranks
         from dsmemvp.inspection.look import open_model
 
-        recipe, found = load_run(given.folder, given.set, given.checkpoint)
-        asked = _checked(given, recipe)
-        ranks, watched = join(recipe, stop)
+        run = load_run(given.folder, given.set, given.checkpoint)
+        asked = _checked(given, run)
+        ranks, watched = join(run.recipe, stop)
         with watched as heartbeat:
             heartbeat.at("loading", 0)
-            check_same(found, ranks)
-            opened = open_model(recipe, found, ranks)
+            check_same(run.checkpoint, ranks)
+            opened = open_model(run, ranks)
             heartbeat.at("inspecting", 0)
             sample = asked or opened.sample(given.sample, given.test)
             against = opened.average() if given.what == "change" and given.against == "average" else None
@@ -79,15 +79,15 @@ def _inspect(given: argparse.Namespace) -> None:
         leave_ranks()
 
 
-def _checked(given: argparse.Namespace, recipe: "Recipe") -> "Question | None":
+def _checked(given: argparse.Namespace, run: "LoadedRun") -> "Question | None":
     """What is asked about --image, before the model is loaded; None for a sample of the data. Raises UserError or
     OSError."""
-    from dsmemvp.backbones.weights import read_configs
     from dsmemvp.data.images import decoded
     from dsmemvp.inspection.look import Question, check_layers, check_method
 
+    recipe = run.recipe
     check_method(recipe)
-    check_layers(given.layers, read_configs(recipe).language.num_hidden_layers)
+    check_layers(given.layers, run.base.configs.language.num_hidden_layers)
     if (given.sample is None) == (given.image is None) or (given.image is None) != (given.question is None):
         raise UserError("give --image and a question about it, or --sample N")
     if given.image is None:

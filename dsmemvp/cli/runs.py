@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsmemvp.cli.paths import check_paths
 from dsmemvp.cli.recipe_command import recipe_command, recipe_to_run
 from dsmemvp.distributed.orphans import ended_with_launcher
 from dsmemvp.distributed.stopping import Stop, Stopped, listening
@@ -35,6 +36,7 @@ def add(commands: Any) -> None:
 def _train(given: argparse.Namespace) -> None:
     with listening() as stop, ended_with_launcher(stop):
         recipe = recipe_to_run(given)
+        check_paths(recipe, [*recipe.data.train, recipe.data.validation])
 
         from dsmemvp.distributed.ranks import leave_ranks
         from dsmemvp.evaluation.evaluate import look_and_score
@@ -50,6 +52,7 @@ def _train(given: argparse.Namespace) -> None:
 def _evaluate(given: argparse.Namespace) -> None:
     with listening() as stop, ended_with_launcher(stop):
         recipe = recipe_to_run(given)
+        check_paths(recipe, [recipe.data.test if given.split == "test" else recipe.data.validation])
 
         from dsmemvp.distributed.ranks import leave_ranks
         from dsmemvp.evaluation.evaluate import evaluate

@@ -26,17 +26,17 @@ DTYPES = Literal["bf16", "fp32"]
 @dataclass(config=CONFIG)
 class Model:
     language_model: Text = ""
-    """Folder with a LLaMA in Hugging Face layout (config.json and safetensors)."""
+    """Folder with a LLaMA, Mistral, Qwen2 or Qwen3 in Hugging Face layout (config.json and safetensors)."""
     language_shape: Text = ""
     """Name of a published shape (backbones/shapes.py); the folder must agree with it. Enough to count and to plan."""
     vision_tower: Text = ""
-    """Folder with a CLIP vision tower in Hugging Face layout."""
+    """Folder with a vision tower (CLIP, SigLIP or DINOv2) in Hugging Face layout."""
     vision_shape: Text = ""
     """Name of a published shape of the vision tower, as above."""
     tokenizer: Text = ""
     """File of a sentencepiece model, such as LLaMA's tokenizer.model, or a Hugging Face tokenizer.json (LLaMA 3)."""
     dtype: DTYPES = "bf16"
-    """Compute type of all modules; the optimizer always keeps float32 master_weights."""
+    """Compute type of all modules; the optimizer always keeps float32 master weights."""
 
 
 @dataclass(config=CONFIG)
@@ -47,8 +47,12 @@ class Vision:
     """Factor on an adapter's output."""
     adapter_dropout: Fraction = 0.1
     """Dropout inside the adapters."""
-    statistics: Literal["imagenet", "clip"] = "imagenet"
-    """Pixel mean and deviation. The published runs use ImageNet's, not CLIP's."""
+    statistics: Literal["imagenet", "clip", "half", "auto"] = "imagenet"
+    """Pixel mean and deviation. The published runs use ImageNet's, not CLIP's. `auto`: imagenet for CLIP and DINOv2,
+    half for SigLIP."""
+    resolution: Annotated[int, Field(ge=0, le=2**14)] = 0
+    """Height and width that images are squashed to, a multiple of the tower's patches: its positions are interpolated.
+    0 for the tower's own."""
     max_pixels: Annotated[int, Field(ge=1, le=PILLOW_PIXELS)] = 50_000_000
     """An image with more pixels than this is refused before it is decoded."""
 
@@ -111,7 +115,11 @@ class Training:
     global_batch: Samples = 32
     """Samples per optimizer step over all ranks."""
     micro_batch: Samples = 4
-    """Samples per rank and forward; global_batch / (micro_batch x ranks) micro-steps are accumulated."""
+    """Samples per rank and forward, on average: global_batch / (micro_batch x ranks) micro-steps, rounded up, are
+    accumulated, and samples are spread over ranks and micro-steps by what they cost."""
+    micro_tokens: Annotated[int, Field(ge=0, le=2**20)] = 0
+    """Most tokens per rank and forward, reserved places included; as few micro-steps are accumulated as keep to it. A
+    longer sample stands alone. 0: micro_batch decides."""
     recompute: Literal["none", "full"] = "none"
     """Gradient checkpointing: keep all activations, or only each layer's input."""
     deepspeed: Text = "ds_configs/zero3.json"
@@ -145,13 +153,14 @@ class Training:
     recipe's whole length. Schedule and order are those of the whole run."""
 
     def micro_steps(self, ranks: int) -> int:
-        """Micro-batches of a rank in one optimizer step. Raises UserError where the ranks cannot share the batch."""
-        if self.global_batch % (self.micro_batch * ranks):
+        """Micro-batches of a rank in one optimizer step, as micro_batch says it. Raises UserError if there are more
+        ranks than samples."""
+        if ranks > self.global_batch:
             raise UserError(
-                f"training.global_batch: {self.global_batch} is not a multiple of training.micro_batch"
-                f" {self.micro_batch} x {counted(ranks, 'rank')}"
+                f"training.global_batch: {counted(self.global_batch, 'sample')} cannot be shared by"
+                f" {counted(ranks, 'rank')}; take fewer ranks, or a larger global batch"
             )
-        return self.global_batch // (self.micro_batch * ranks)
+        return -(-self.global_batch // (self.micro_batch * ranks))
 
 
 @dataclass(config=CONFIG)
@@ -202,10 +211,10 @@ class Recipe:
                 f"training.warmup_epochs: {self.training.warmup_epochs} is more than"
                 f" training.epochs = {self.training.epochs}"
             )
-        if self.training.global_batch % self.training.micro_batch:
+        if self.training.micro_batch > self.training.global_batch:
             raise UserError(
-                f"training.global_batch: {self.training.global_batch} is not a multiple of"
-                f" training.micro_batch = {self.training.micro_batch}"
+                f"training.micro_batch: {self.training.micro_batch} is more than"
+                f" training.global_batch = {self.training.global_batch}"
             )
         if self.data.passes and len(self.data.passes) != len(self.data.train):
             raise UserError(

@@ -10,19 +10,21 @@ from safetensors.torch import save
 from transformers import CLIPVisionModel, LlamaForCausalLM, PretrainedConfig
 
 from dsmemvp.atomic_files import replace_file
+from dsmemvp.backbones.configs import check_config
 from dsmemvp.backbones.safetensors_file import some
-from dsmemvp.backbones.weights import check_config
+from dsmemvp.config.methods import method_names
 from dsmemvp.convert.clip import vision_tower
 from dsmemvp.convert.files import DTYPES as STORED
 from dsmemvp.convert.files import open_weights
 from dsmemvp.convert.hugging_face import is_torch_folder, torch_folder_model
 from dsmemvp.convert.lazy import Tensors
 from dsmemvp.convert.llama import language_model
-from dsmemvp.convert.memvp import DEAD, OPTIONS, trained_tensors
 from dsmemvp.convert.meta import is_meta_folder, meta_language_model, tokenizer_of
 from dsmemvp.convert.writing import check_folder, write_model
 from dsmemvp.counting import counted
 from dsmemvp.errors import UserError
+from dsmemvp.prompts import method_class
+from dsmemvp.prompts.interface import PublishedLayout
 
 DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LANGUAGE, VISION, TRAINED = "language_model", "vision_tower", "trained.safetensors"
@@ -117,20 +119,31 @@ def _of_file(source: Path, options: Options) -> _Found:
     published = without_prefixes(tensors)
     language = language_model(published, options.language_heads, options.eps)
     vision = vision_tower(published, options.vision_heads)
-    trained = trained_tensors(published)
+    layout, trained = _trained(published)
     if not (language or vision or trained):
-        raise UserError(f"{source} holds no LLaMA, CLIP or MemVP tensors under their published names")
+        raise UserError(f"{source} holds no tensors of a LLaMA, a CLIP or a method under their published names")
     found = _Found({name: model for name, model in ((LANGUAGE, language), (VISION, vision)) if model}, trained)
-    found.said += [f"left out, since no forward pass uses it: {name}" for name in published if name == DEAD]
+    unused = layout.unused if layout else ()
+    found.said += [f"left out, since no forward pass uses it: {name}" for name in published if name in unused]
     if language:
         found.said.append(
             f"taken for granted, since the file does not tell: {options.language_heads} heads (--language-heads),"
             f" an epsilon of {options.eps} (--norm-eps), a rotary base of 10000"
         )
-    if trained:
-        settings = {key: given[name] for name, key in OPTIONS.items() if name in given}
+    if layout:
+        settings = {key: given[name] for name, key in layout.options.items() if name in given}
         found.settings = {key: str(value) for key, value in settings.items() if isinstance(value, int | float)}
     return found
+
+
+def _trained(tensors: Tensors) -> tuple[PublishedLayout | None, Tensors]:
+    """The layout of the first method that finds trained tensors among these, and what it finds."""
+    for name in method_names():
+        layout = method_class(name).published
+        trained = layout.trained_tensors(tensors) if layout else {}
+        if trained:
+            return layout, trained
+    return None, {}
 
 
 def without_prefixes(tensors: Tensors) -> Tensors:

@@ -3,9 +3,9 @@ that its safetensors would have."""
 
 from pathlib import Path
 
-from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig
+from transformers import CLIPConfig, CLIPVisionConfig, LlamaConfig, PretrainedConfig
 
-from dsmemvp.backbones.weights import folder_config
+from dsmemvp.backbones.configs import folder_config
 from dsmemvp.config.yaml_text import shown
 from dsmemvp.convert.files import tensors_in
 from dsmemvp.convert.lazy import Tensors
@@ -15,6 +15,7 @@ from dsmemvp.json_text import read_json
 WEIGHTS = "pytorch_model*.bin"
 BESIDE = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 """What goes along to the new folder."""
+CONVERTED = (LlamaConfig, CLIPVisionConfig, CLIPConfig)
 NOT_LOADED = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 """What a whole CLIP holds beside its vision tower."""
 
@@ -34,7 +35,7 @@ def torch_folder_model(folder: Path) -> tuple[str, Tensors, PretrainedConfig, li
     if kind is not None and kind != LlamaConfig.model_type and "clip" not in kind:
         raise UserError(f"source: {folder / 'config.json'} is of a {shown(kind)} model, neither LLaMA nor CLIP")
     language = kind == LlamaConfig.model_type
-    config = folder_config(str(folder), "source", LlamaConfig if language else CLIPVisionConfig)
+    config = folder_config(str(folder), "source", {each.model_type: each for each in CONVERTED})
     if language:
         kept = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
         if config.tie_word_embeddings:

@@ -7,7 +7,7 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, MicroBatch, Reserved, Skip, by_image, make_batch
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.sample import BadSample, EncodedSample, Sample, SampleError, read_sample
-from dsmemvp.data.text import encode_for_answer, encode_for_training
+from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_training
 from dsmemvp.data.tokenizer import Tokenizer
 
 
@@ -28,12 +28,16 @@ class Collator:
     """Encode for reading an answer instead of for training."""
 
     def item(self, tokenizer: Tokenizer, sample: Sample) -> Item:
-        encode = encode_for_answer if self.answers else encode_for_training
-        text = encode(tokenizer, sample, self.captions, self.max_length)
+        text = self.text(tokenizer, sample)
         encoded = None if self.blind else sample.image
         image = self.image(encoded, sample.where) if encoded is not None else None
         fields = replace(sample, image=b"" if sample.image is not None else None) if self.answers else None
         return Item(sample.index, text, image, fields)
+
+    def text(self, tokenizer: Tokenizer, sample: Sample) -> EncodedText:
+        """Raises SampleError."""
+        encode = encode_for_answer if self.answers else encode_for_training
+        return encode(tokenizer, sample, self.captions, self.max_length)
 
     def batch(self, tokenizer: Tokenizer, entries: Sequence[tuple[int, EncodedSample | BadSample]]) -> MicroBatch:
         """A micro-batch of (place in the global batch, sample). Raises SampleError at the first bad one if the recipe

@@ -1,24 +1,25 @@
 """Shards -> this rank's micro-batches, in worker processes.
 
-The order says which samples form a global batch, the dealing which of them are this rank's; worker w makes the global
+The order says which samples form a global batch, balancing which of them are this rank's; worker w makes the global
 batches w, w + workers, ... of those to come, so the number of workers changes nothing, and prefetched batches need no
-state: a run goes on at any step by asking for that step. Encoded bytes are read ahead, decoding comes last.
+state: a run resumes at any step by asking for that step. Encoded bytes are read ahead, decoding comes last.
 """
 
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dsmemvp.data.balancing import Weight, deal
+from dsmemvp.data.balancing import CostModel, Weight, balance
 from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.collator import Collator
+from dsmemvp.data.lengths import Lengths, estimate
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import FileOrder, Order, Place
 from dsmemvp.data.stream import Reader
@@ -28,8 +29,6 @@ from dsmemvp.errors import UserError
 
 READ_AHEAD = 64 << 20
 """Bytes of encoded samples that a worker reads in one pass over the shards it needs; what bounds its memory."""
-CHARACTERS = 4
-"""Of text per token, roughly: to weigh places reserved in the sequence against text."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,32 @@ class Share:
     rank: int
     world: int
     micro_batch: int
+    micro_tokens: int = 0
+    """Of training: most tokens of a micro-batch; 0: `micro_batch` decides."""
+
+
+@dataclass(frozen=True)
+class Balancing:
+    """By what the samples of a global batch are spread over ranks and micro-steps; the same on every rank."""
+
+    costs: CostModel = field(default_factory=CostModel)
+    lengths: Lengths | None = None
+    """Exact token counts; None: estimated from the characters that the index has."""
 
 
 def training_steps(
-    manifests: Sequence[Manifest], order: Order, collator: Collator, share: Share, steps: range, workers: int
+    manifests: Sequence[Manifest],
+    order: Order,
+    collator: Collator,
+    share: Share,
+    steps: range,
+    workers: int,
+    balancing: Balancing | None = None,
 ) -> Iterator[list[MicroBatch]]:
     """This rank's micro-batches of the global batches `steps`, counted from the start of the run: one list per
-    optimizer step. Raises SampleError, ValueError or OSError (also out of a worker)."""
-    return _load(_Steps(manifests, collator, _Dealt(order.batch, collator, share), steps, order.near_shards), workers)
+    optimizer step. Raises SampleError, UserError or OSError (also out of a worker)."""
+    own = _Balanced(order.batch, collator, share, balancing or Balancing())
+    return _load(_Steps(manifests, collator, own, steps, order.near_shards), workers)
 
 
 def evaluation_batches(manifest: Manifest, share: Share) -> range:
@@ -73,18 +90,19 @@ _Part = list[tuple[int, Place]]
 
 
 @dataclass(frozen=True)
-class _Dealt:
-    """This rank's micro-batches of a global batch that is dealt by length."""
+class _Balanced:
+    """This rank's micro-batches of a global batch."""
 
     batch: Callable[[int], list[Place]]
     collator: Collator
     share: Share
+    balancing: Balancing
 
     def __call__(self, reader: Reader, step: int) -> list[_Part]:
-        places = self.batch(step)
-        weights = [weigh(reader, place, self.collator) for place in places]
-        dealt = deal(weights, self.share.world, self.share.micro_batch)[self.share.rank]
-        return [[(i, places[i]) for i in part] for part in dealt]
+        places, share = self.batch(step), self.share
+        weights = [weigh(reader, place, self.collator, self.balancing.lengths) for place in places]
+        parts = balance(weights, self.balancing.costs, share.world, share.micro_batch, share.micro_tokens)[share.rank]
+        return [[(i, places[i]) for i in part] for part in parts]
 
 
 @dataclass(frozen=True)
@@ -143,11 +161,12 @@ class _Steps(IterableDataset):
             yield window
 
 
-def weigh(reader: Reader, place: Place, collator: Collator) -> Weight:
-    """What a sample will cost, by the index alone."""
-    length, image = reader.weight(place)
+def weigh(reader: Reader, place: Place, collator: Collator, lengths: Lengths | None = None) -> Weight:
+    """What is known of a sample before it is read."""
+    characters, image = reader.weight(place)
     image = image and not collator.blind
-    return Weight(length + image * sum(r.count for r in collator.reserved) * CHARACTERS, image)
+    tokens = lengths[reader.number(place)] if lengths is not None else estimate(characters, collator.max_length)
+    return Weight(tokens + image * sum(r.count for r in collator.reserved), image)
 
 
 def _load(dataset: _Steps, workers: int) -> Iterator[list[MicroBatch]]:

@@ -81,9 +81,8 @@ def encode_for_training(tokenizer: Tokenizer, sample: Sample, captions: bool, mo
 
 
 def encode_for_answer(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:
-    """Prompt + "The answer is" where the task has it, for a model to continue."""
-    text = _fitted(_Encoder(tokenizer, captions, lead_in(sample), ()), sample, most)
-    return replace(text, prompt=len(text.tokens))
+    """Prompt + "The answer is" if the task has it, for a model to continue."""
+    return _fitted(_Encoder(tokenizer, captions, lead_in(sample), ()), sample, most)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
-from dsmemvp.data.balancing import Weight, deal
+from dsmemvp.data.balancing import CostModel, balance, imbalance
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.datasets import TrainingData, open_test_data, open_training_data, open_validation_data
 from dsmemvp.data.loader import weigh
@@ -100,28 +100,21 @@ def _epoch(
         f"epoch: {counted(order.samples, 'sample')}, {counted(order.steps, 'global batch', 'global batches')} of"
         f" {order.global_batch}; {last}"
     )
-    micro_batch = recipe.training.micro_batch
-    recipe.training.micro_steps(ranks)
+    training = recipe.training
+    training.micro_steps(ranks)  # refuses more ranks than samples
     reader = Reader(manifests, order.near_shards)
-    dealt = in_turn = 0.0
-    steps = range(min(BATCHES, order.steps))
+    costs, steps = CostModel(), range(min(BATCHES, order.steps))
+    uneven, micro_steps = [], []
     for step in steps:
         weights = [weigh(reader, place, collator) for place in order.batch(step)]
-        shares = deal(weights, ranks, micro_batch)
-        dealt += _busy(weights, shares)
-        turns = [list(range(rank, len(weights), ranks)) for rank in range(ranks)]
-        in_turn += _busy(weights, [[t[i : i + micro_batch] for i in range(0, len(t), micro_batch)] for t in turns])
-    if dealt:
+        shares = balance(weights, costs, ranks, training.micro_batch, training.micro_tokens)
+        uneven.append(imbalance([[sum(costs(weights[i]) for i in part) for part in rank] for rank in shares]))
+        micro_steps.append(len(shares[0]))
+    if uneven:
+        least, most = min(micro_steps), max(micro_steps)
+        in_steps = counted(most, "micro-step") if least == most else f"{least} to {most} micro-steps"
         yield (
-            f"  dealt by length to {counted(ranks, 'rank')}, {dealt / in_turn:.2f} x the padded places of"
-            " dealing in turn"
-            f" (from text lengths of the first {counted(len(steps), 'batch', 'batches')})"
+            f"  balanced over {counted(ranks, 'rank')} in {in_steps}: the slowest rank computes"
+            f" {sum(uneven) / len(uneven):.2f} x its fair share of tokens (estimated from the characters of the first"
+            f" {counted(len(steps), 'global batch', 'global batches')})"
         )
-
-
-def _busy(weights: list[Weight], shares: list[list[list[int]]]) -> float:
-    """How long a step keeps the ranks together: for every micro-step, what the slowest needs."""
-    return sum(
-        max(len(part) * max((weights[i].length for i in part), default=0) for part in parts)
-        for parts in zip(*shares, strict=True)
-    )

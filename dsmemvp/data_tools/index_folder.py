@@ -12,10 +12,10 @@ from pathlib import Path
 from dsmemvp.counting import counted
 from dsmemvp.data.index import SUFFIX, index_path, index_shard
 from dsmemvp.data.manifest import FILE, Manifest, Shard, open_manifest, write_manifest
+from dsmemvp.data.pool import over_shards
 from dsmemvp.data.remote import Cache
 from dsmemvp.data.sample import BadSample
 from dsmemvp.data.stream import read_each
-from dsmemvp.data_tools.pool import over_shards
 from dsmemvp.errors import UserError
 
 NAMED = 5

@@ -11,12 +11,12 @@ from dsmemvp.data.collator import Collator
 from dsmemvp.data.letters import longest_letter
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Place
+from dsmemvp.data.pool import over_shards
 from dsmemvp.data.sample import BadSample, SampleError, read_sample
 from dsmemvp.data.stream import Reader
 from dsmemvp.data.tasks import task_name
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.lengths import answer_length, too_long
-from dsmemvp.data_tools.pool import over_shards
 
 
 @dataclass

@@ -109,6 +109,18 @@ class Ranks:
         """What `task` gives on this rank, once it has been done on all; errors as in `in_step`."""
         return next(self.in_step(task() for _ in range(1)))
 
+    def once_per_node(self, task: Callable[[], T]) -> T:
+        """What `task` gives on the first rank of this node, on all ranks of it; it travels as JSON. Nodes are told
+        apart by their host names. Errors as in `in_step`."""
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        own = self.together(lambda: task() if first else None)
+        if self.world == 1:
+            assert own is not None
+            return own
+        rows = self.gather([json.dumps([socket.gethostname(), first, own])])
+        here = [found for host, of_first, found in map(json.loads, rows) if of_first and host == socket.gethostname()]
+        return here[0]
+
 
 def join_ranks(seconds: float, stop: Stop | None = None) -> Ranks:
     """Start the process group: nccl where this process has a GPU, gloo on CPUs. A collective that waits longer than

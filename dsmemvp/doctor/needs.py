@@ -103,12 +103,11 @@ def _texts(what: str, text: str, manifests: Sequence[Manifest], collators: list[
 
 
 def _batch(recipe: Recipe, here: Here) -> str:
-    settings = deepspeed_settings(recipe, here.world)
+    deepspeed_settings(recipe, here.world)  # what a run would refuse
     training = recipe.training
-    most = training.global_batch // training.micro_batch
-    numbers = ", ".join(str(n) for n in range(1, most + 1) if most % n == 0)
-    text = (
-        f"{counted(settings['gradient_accumulation_steps'], 'micro-step')} of"
-        f" {counted(training.micro_batch, 'sample')} on {counted(here.world, 'rank')}"
+    steps = (
+        f"micro-steps of up to {counted(training.micro_tokens, 'token')}"
+        if training.micro_tokens
+        else f"{counted(training.micro_steps(here.world), 'micro-step')} of {counted(training.micro_batch, 'sample')}"
     )
-    return f"{text}; {counted(training.global_batch, 'sample')} can be dealt over {numbers} rank{'s' * (most > 1)}"
+    return f"{counted(training.global_batch, 'sample')} over {counted(here.world, 'rank')}, in {steps}"

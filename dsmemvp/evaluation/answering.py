@@ -1,11 +1,11 @@
 """A batch of questions -> what the model answers, by the recipe's protocol, in step with the other ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dsmemvp.config.recipe import Evaluation
-from dsmemvp.data.batch import Batch, make_batch
+from dsmemvp.data.batch import MicroBatch, Reserved, make_batch
 from dsmemvp.data.letters import letter_tokens, longest_letter
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import LETTER, letter
@@ -15,7 +15,7 @@ from dsmemvp.evaluation.likelihood import likeliest, log_likelihoods
 from dsmemvp.evaluation.scores import FULL_STOP
 
 Over = Callable[[int, list[int]], bool]
-Decode = Callable[[Batch, int, Over], list[list[int]]]
+Decode = Callable[[MicroBatch, int, Over], list[list[int]]]
 """(batch, most tokens, over(b, tokens): whether sample b needs no token after these) -> tokens after each sample. All
 ranks call it together, with the same number, and perhaps without any sample. A sample's tokens must depend on its own
 batch alone, not on how many more are decoded; those after its end are not looked at."""
@@ -39,13 +39,13 @@ class Answering:
     tokenizer: Tokenizer
     forward: Callable[..., Any]
     decode: Decode
-    slots: int
+    reserved: Sequence[Reserved]
     _letters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Tokens of each letter, by likelihood."""
     _longest: dict[int, int] = field(default_factory=dict)
     """Number of choices -> most tokens that one of their letters takes."""
 
-    def __call__(self, batch: Batch) -> list[Answer]:
+    def __call__(self, batch: MicroBatch) -> list[Answer]:
         """For each of `batch.samples`. Raises UserError."""
         likelihoods = self._likelihoods(batch)
         limits = [self._limit(sample) for sample in batch.samples]
@@ -58,7 +58,7 @@ class Answering:
                 answers.append(self._written(sample, decoded[b], limits[b]))
         return answers
 
-    def _decoded(self, batch: Batch, limits: list[int]) -> list[list[int]]:
+    def _decoded(self, batch: MicroBatch, limits: list[int]) -> list[list[int]]:
         """A single token is computed otherwise than several, and by rounding may be another one. Which way a batch goes
         follows from its own samples; all ranks go both ways that any of them goes, some with an empty batch."""
         wanted = max(limits, default=0)
@@ -72,10 +72,11 @@ class Answering:
             if min(wanted, 2) == min(steps, 2):
                 decoded = self.decode(batch, steps, over)
             else:
-                self.decode(make_batch([], batch.images.shape[-1], self.slots, last_only=True), steps, over)
+                resolution = batch.batch.images.shape[-1]
+                self.decode(make_batch([], resolution, self.reserved, last_only=True), steps, over)
         return decoded
 
-    def _likelihoods(self, batch: Batch) -> list[list[float]]:
+    def _likelihoods(self, batch: MicroBatch) -> list[list[float]]:
         """Of every sample's choices; none for samples that are asked otherwise."""
         asked = self.settings.protocol == "likelihood"
         letters = [[letter(c) for c in range(len(sample.choices))] if asked else [] for sample in batch.samples]
@@ -84,7 +85,7 @@ class Answering:
         for name in {name for own in letters for name in own} - self._letters.keys():
             self._letters[name] = letter_tokens(self.tokenizer, name)
         endings = [[self._letters[name] for name in own] for own in letters]
-        return log_likelihoods(self.forward, batch, self.slots, endings)
+        return log_likelihoods(self.forward, batch.batch, self.reserved, endings)
 
     def _limit(self, sample: Sample) -> int:
         """Most tokens to decode: of a choice as many as its letters take. Raises UserError."""

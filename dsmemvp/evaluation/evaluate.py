@@ -14,11 +14,11 @@ from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
-from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.checkpoints.checkpoint import Checkpoint, State, best_checkpoint, read_checkpoint
 from dsmemvp.config.reading import as_dict
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch
+from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.datasets import open_test_data, open_validation_data
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.tokenizer import Tokenizer
@@ -35,6 +35,7 @@ from dsmemvp.evaluation.scores import main_score, scored
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
 from dsmemvp.inputs import open_inputs
+from dsmemvp.prompts import method_class
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.inference import Inference, open_for_inference
@@ -59,7 +60,7 @@ def evaluate(
     ranks.together(lambda: check_files(data) if ranks.first else None)
     inputs = open_inputs(recipe)
     found = read_checkpoint(checkpoint) if checkpoint else _chosen(recipe, ranks, run, best)
-    base = ranks.together(lambda: base_fingerprint(recipe))
+    base = ranks.once_per_node(lambda: fingerprint(inputs.base))
     if found is not None:
         found.check_method(as_dict(recipe))
         found.check_base(base)
@@ -131,12 +132,13 @@ def _answering(recipe: Recipe, ranks: Ranks, opened: Inference) -> Answering:
     tokenizer = Tokenizer(recipe.model.tokenizer)
     decoder = build_decoder(model, forward, ranks, tokenizer.eos)
 
-    def decode(batch: Batch, steps: int, over: Over) -> list[list[int]]:
-        if steps == 1:  # no cache, no mask: the forward of training
-            return [[token] for token in forward(batch)[: batch.indices.numel()].argmax(-1).tolist()]
+    def decode(batch: MicroBatch, steps: int, over: Over) -> list[list[int]]:
+        if steps == 1:  # no cache: the forward of training
+            logits, _ = forward(batch.batch)
+            return [[token] for token in logits.argmax(-1).tolist()]
         return generate(decoder, batch, Sampling(max_new_tokens=steps), over)
 
-    return Answering(recipe.evaluation, ranks, tokenizer, forward, decode, model.method.slots)
+    return Answering(recipe.evaluation, ranks, tokenizer, forward, decode, model.method.reserved())
 
 
 def _open_data(recipe: Recipe, split: str) -> Manifest:
@@ -160,7 +162,7 @@ def _chosen(recipe: Recipe, ranks: Ranks, run: Path, best: bool) -> Checkpoint |
             f"{run / 'checkpoints'} holds no checkpoint with a {by} on data.validation, by which training.best_by tells"
             " the best; evaluate without --best, or give --checkpoint"
         )
-    if found is None and recipe.method.name != "none":
+    if found is None and method_class(recipe.method.name).trainable:
         raise UserError(f"{run / 'checkpoints'} holds no checkpoint; train first, or give --checkpoint")
     return found
 

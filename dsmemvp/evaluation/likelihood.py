@@ -11,29 +11,33 @@ costs what one decoded token costs. Rows of one sample share its image.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
 
 
 def log_likelihoods(
-    forward: Callable[[Batch], torch.Tensor], batch: Batch, slots: int, endings: Sequence[Sequence[tuple[int, ...]]]
+    forward: Callable[[Batch], tuple[torch.Tensor, Any]],
+    batch: Batch,
+    reserved: Sequence[Reserved],
+    endings: Sequence[Sequence[tuple[int, ...]]],
 ) -> list[list[float]]:
     """[B][endings of sample b]: the log-likelihood of each of `endings[b]` after sample b of `batch` (made with
     last_only). One forward, with or without any ending."""
     rows = {(b, ending[:-1]): ending for b, own in enumerate(endings) for ending in own}
-    tokens, offsets, image_of = batch.tokens.tolist(), batch.offsets.tolist(), batch.image_of.tolist()
-    images = list(batch.images)
-    items, start, places = [], {}, 0
+    texts, images = _texts(batch), list(batch.images)
+    items, start, supervised = [], {}, 0
     for (b, before), ending in rows.items():
-        text = tokens[offsets[b] : offsets[b + 1]]
-        image = images[image_of[b]] if image_of[b] >= 0 else None
+        text, row = texts[b], batch.image_rows[b]
         # the ending's last token is there for the places before it to be supervised: it changes nothing at them
-        items.append(Item(b, EncodedText([*text, *ending], len(text), False), image))
-        start[b, before], places = places, places + len(ending)
-    logits = forward(make_batch(items, batch.images.shape[-1], slots))
+        longer = EncodedText([*text.tokens, *ending], text.prompt, False, text.bos)
+        items.append(Item(b, longer, images[row] if row >= 0 else None))
+        supervised += len(longer.tokens) - longer.prompt
+        start[b, before] = supervised - len(ending)
+    logits, _ = forward(make_batch(items, batch.images.shape[-1], reserved).batch)
     wanted = [
         (start[b, ending[:-1]] + i, token)
         for b, own in enumerate(endings)
@@ -43,6 +47,18 @@ def log_likelihoods(
     at, token = torch.tensor(wanted, dtype=torch.long, device=logits.device).reshape(-1, 2).unbind(1)
     found = iter(logits.double().log_softmax(-1)[at, token].tolist())
     return [[sum(next(found) for _ in ending) for ending in own] for own in endings]
+
+
+def _texts(batch: Batch) -> list[EncodedText]:
+    """The samples' texts, without the places that are reserved in them."""
+    at_text = torch.ones_like(batch.tokens, dtype=torch.bool)
+    for places in batch.places.values():
+        at_text[places] = False
+    texts = []
+    for (start, stop), ((question, _), (answer, _)) in zip(batch.bounds, batch.spans.tolist(), strict=True):
+        bos, prompt = (int(at_text[start:end].sum()) for end in (question, answer))
+        texts.append(EncodedText(batch.tokens[start:stop][at_text[start:stop]].tolist(), prompt, False, bos))
+    return texts
 
 
 def likeliest(likelihoods: Sequence[float]) -> int:

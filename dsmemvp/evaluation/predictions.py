@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch
+from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.loader import Share, evaluation_batches, evaluation_steps
 from dsmemvp.data.manifest import Manifest
@@ -103,7 +103,7 @@ def _samples(number: int, data: Manifest, share: Share) -> int:
     return min(share.micro_batch, data.samples - number * share.micro_batch)
 
 
-def _line(number: int, batch: Batch, answers: list[Answer]) -> str:
+def _line(number: int, batch: MicroBatch, answers: list[Answer]) -> str:
     rows = [_row(sample, answer) for sample, answer in zip(batch.samples, answers, strict=True)]
     skipped = [skip.message for skip in batch.skipped]
     return json.dumps({"batch": number, "rows": rows, "skipped": skipped, "cut": batch.cut})

@@ -7,13 +7,7 @@ from typing import Any
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
 from dsmemvp.evaluation.scores import scores_of, table
-
-METHODS = {
-    "memvp": "MemVP, memory-space visual prompting (Jie et al., ICML 2024, arXiv 2405.05615): image features as"
-    " key/value slots beside the weights of every feed-forward layer",
-    "input_space": "input-space visual prompting, as in LLaVA: projected image features as input tokens, LoRA on the"
-    " language model",
-}
+from dsmemvp.prompts import method_class
 
 DIGESTED = "SHA-256 of settings, names, shapes and a sample of the values; of the tokenizer's file"
 
@@ -24,7 +18,7 @@ def model_card(content: dict[str, Any], recipe: Recipe, run: Path | None, digest
         f"---\nlibrary_name: dsmemvp\ntags: [visual-prompting, {recipe.method.name}, llama, clip]\n---",
         f"# {recipe.name}",
         f"{content['parameters']:,} trained parameters that let a frozen LLaMA see through a frozen CLIP vision tower."
-        f" Method: {METHODS.get(recipe.method.name, recipe.method.name)}.",
+        f" Method: {method_class(recipe.method.name).description or recipe.method.name}.",
         "Written by `dsmemvp export`, version " + content["dsmemvp"] + ". The base is not in here.",
         "## Use",
         USE,
@@ -73,7 +67,7 @@ def _progress(content: dict[str, Any], recipe: Recipe) -> str:
 
 
 def _settings(recipe: Recipe) -> list[tuple[str, str]]:
-    training, method = recipe.training, recipe.method
+    training = recipe.training
     rows = [
         (
             "learning rate",
@@ -86,13 +80,7 @@ def _settings(recipe: Recipe) -> list[tuple[str, str]]:
         ("longest text", f"{recipe.data.max_length} tokens, captions {'on' if recipe.data.captions else 'off'}"),
         ("seed", str(recipe.seed)),
     ]
-    if method.name == "memvp":
-        scales = f"scales {method.visual_scale} and {method.output_scale}"
-        rows.append(("memory", f"{counted(method.slots, 'slot')}, projector of width {method.hidden}, {scales}"))
-    elif method.name == "input_space":
-        rows.append(
-            ("LoRA", f"rank {method.lora_rank}, alpha {method.lora_alpha}, on {', '.join(method.lora_targets)}")
-        )
+    rows += method_class(recipe.method.name).describe(recipe.method).items()
     return rows
 
 

@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from dsmemvp.atomic_files import flush, replace_file
-from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.weights import configs_of_shapes, read_configs
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import Base, configs_of_shapes, read_configs
 from dsmemvp.checkpoints.adapter import TRAINED, write_adapter
 from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, State, check_sums, newest_checkpoint, read_checkpoint
 from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.convert.memvp import published_names
 from dsmemvp.errors import UserError
 from dsmemvp.export.card import model_card
 from dsmemvp.model import trainable_shapes
+from dsmemvp.prompts import method_class
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LANGUAGE_KEYS = (
@@ -40,9 +40,6 @@ VISION_KEYS = (
     "image_size",
 )
 CARD = "README.md"
-PUBLISHED: dict[str, Any] = {"method.name": "memvp", "method.visual_scale": 0.01, "vision.adapter_scale": 0.1}
-PUBLISHED |= {"vision.statistics": "imagenet"}
-"""What stands in the published code and cannot be set there."""
 
 
 def export(
@@ -72,8 +69,9 @@ def export_file(recipe: Recipe, trained: Path, out: Path, dtype: str = "fp32") -
         raise UserError(f"--checkpoint: {trained} is no file of trained tensors")
     found = read_checkpoint(trained)
     found.check_method(as_dict(recipe))
-    values = found.values(trainable_shapes(recipe, read_configs(recipe)))
-    state = State(recipe=as_dict(recipe), base=base_fingerprint(recipe))
+    base = Base(recipe)
+    values = found.values(trainable_shapes(recipe, base.configs))
+    state = State(recipe=as_dict(recipe), base=fingerprint(base))
     return _write_folder(out, state, recipe, {name: t.to(DTYPES[dtype]) for name, t in values.items()})
 
 
@@ -145,18 +143,17 @@ def _needs(recipe: Recipe) -> dict[str, Any]:
 def _write_published(path: Path, state: State, recipe: Recipe, trained: dict[str, torch.Tensor]) -> str:
     """The file that the published code's evaluation reads: "model" and "epoch", counted from 0. The optimizer's state
     is not in it. Raises UserError where that code would compute something else from it."""
-    for key, wanted in PUBLISHED.items():
+    layout = method_class(recipe.method.name).published
+    if layout is None:
+        raise UserError(f"method.name: {recipe.method.name!r} has no published layout; only --out can be written")
+    for key, wanted in layout.fixed.items():
         group, name = key.split(".")
         if (value := getattr(getattr(recipe, group), name)) != wanted:
             raise UserError(f"{key}: is {value}, but {wanted} stands in the published code; only --out can be written")
     if path.is_dir():
         raise UserError(f"--published: {path} is a folder; give the name of a file, such as checkpoint-19.pth")
     buffer = io.BytesIO()
-    torch.save({"model": published_names(trained), "epoch": max(0, state.epoch - 1)}, buffer)
+    torch.save({"model": layout.published_names(trained), "epoch": max(0, state.epoch - 1)}, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, buffer.getvalue())
-    method, vision = recipe.method, recipe.vision
-    return (
-        f"published layout -> {path}; the published code needs emb {method.slots}, hidden_proj {method.hidden},"
-        f" adapter_scale {method.output_scale} and vision adapters of width {vision.adapter_dim} for it"
-    )
+    return f"published layout -> {path}; the published code needs {layout.needs(recipe)} for it"

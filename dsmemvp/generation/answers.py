@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from dsmemvp.checkpoints.checkpoint import Checkpoint
-from dsmemvp.checkpoints.loading import load_run
-from dsmemvp.config.recipe import Recipe
+from dsmemvp.checkpoints.loading import LoadedRun, load_run
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.letters import longest_letter
 from dsmemvp.data.sample import Sample
@@ -22,6 +20,7 @@ from dsmemvp.distributed.ranks import Ranks, own_device
 from dsmemvp.errors import UserError
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate, once
+from dsmemvp.inputs import open_inputs
 from dsmemvp.prompts.interface import State
 from dsmemvp.training.inference import open_for_inference
 
@@ -34,19 +33,19 @@ class Picture:
     """An image as the model has seen it."""
 
     pixels: torch.Tensor
-    """[3, R, R] float32"""
+    """[3, R, R] uint8"""
     state: State | None
-    """What the method made of it, once for all questions; None where every forward makes it, with weights that are cut
-    over ranks."""
+    """What the method made of it, once for all questions; None if every forward makes it: with weights that are cut
+    over ranks, or a method that runs the decoder's blocks among the vision tower's."""
 
 
 class Answerer:
     """A trained model that answers questions. Without `ranks` this process holds the whole model, on its own device;
     the ranks of a launcher hold it as the recipe's training.deepspeed says, and must all ask the same."""
 
-    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, ranks: Ranks | None = None):
-        whole, ranks = ranks is None, ranks or Ranks(0, 1, own_device())
-        opened = open_for_inference(recipe, ranks, checkpoint, whole)
+    def __init__(self, run: LoadedRun, ranks: Ranks | None = None):
+        recipe, whole, ranks = run.recipe, ranks is None, ranks or Ranks(0, 1, own_device())
+        opened = open_for_inference(recipe, ranks, run.checkpoint, whole, open_inputs(recipe, run.base))
         self._tokenizer, self._transform = Tokenizer(recipe.model.tokenizer), opened.collator.image
         self._max_length, self._method = recipe.data.max_length, recipe.method.name
         self._model = opened.model
@@ -61,9 +60,10 @@ class Answerer:
         pixels = self._transform(encoded(image), where)
         if not self._whole:
             return Picture(pixels, None)
-        batch = make_batch([Item(0, EncodedText([self._tokenizer.bos], 1, False), pixels)], self._transform.resolution)
+        items = [Item(0, EncodedText([0], 1, False), pixels)]
+        prompt = make_batch(items, self._transform.resolution, self._model.method.reserved())
         with torch.no_grad():
-            return Picture(pixels, self._model.see(batch.to(self._decoder.device)))
+            return Picture(pixels, self._model.look(prompt.batch.to(self._decoder.device)))
 
     def answer(
         self,
@@ -92,7 +92,7 @@ class Answerer:
         prompts = [encode_for_answer(self._tokenizer, s, captions=False, most=self._max_length) for s in samples]
         pixels = picture.pixels if picture else None
         items = [Item(i, text, pixels) for i, text in enumerate(prompts)]
-        batch = make_batch(items, self._transform.resolution, self._model.method.slots, last_only=True)
+        batch = make_batch(items, self._transform.resolution, self._model.method.reserved(), last_only=True)
         done = once(LETTER, self._tokenizer) if choices else None
         tokens = generate(self._decoder, batch, settings, done, picture.state if picture else None)
         texts = [self._tokenizer.decode(new).strip() for new in tokens]
@@ -105,7 +105,7 @@ def load(folder: str | Path, checkpoint: str | Path | None, overrides: Mapping[s
     """The model of a folder that load_run knows, on this process's own device, whole; `overrides` are keys of its
     recipe. Raises UserError."""
     given = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    return Answerer(*load_run(folder, given, checkpoint))
+    return Answerer(load_run(folder, given, checkpoint))
 
 
 def check_asked(

@@ -1,4 +1,5 @@
-"""Our model as transformers' `generate` wants one: what its loop hands over at each step becomes a batch and a Step.
+"""Our model as transformers' `generate` wants one: from its loop come new tokens, which become a batch of one token per
+sample. Keys, values and the method's state are kept in a `Decoding` of ours (model.py), not in transformers' cache.
 
 The adapter owns no parameter. It calls the model's forward, which under ZeRO-3 is the engine's, since DeepSpeed's
 hooks at the root begin and end every forward.
@@ -10,37 +11,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache, GenerationMixin, LlamaConfig, PreTrainedModel
+from transformers import GenerationMixin, LlamaConfig, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
-from dsmemvp.backbones.language import Step
 from dsmemvp.backbones.partitioned import is_partitioned
 from dsmemvp.data.batch import Batch
 from dsmemvp.distributed.ranks import Ranks
-from dsmemvp.generation.layout import next_tokens
-from dsmemvp.model import VisualLanguageModel
-from dsmemvp.prompts.interface import State
+from dsmemvp.model import Decoding, VisualLanguageModel
 
 
 @dataclass
 class StepOutput(ModelOutput):
     logits: torch.Tensor | None = None
     """[B, 1, vocabulary], float32"""
-    past_key_values: Cache | None = None
-    state: State | None = None
 
 
 SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"),
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
-"""What `generate` needs of a configuration. Others of a base's settings are not for it: `use_cache` false, which those
-who have trained it leave there, would end in an error."""
+"""What `generate` may ask of a configuration. Others of a base's settings are not for it."""
 
 
 class Decoder(PreTrainedModel, GenerationMixin):
-    """`forward(batch, step)` is that of training/inference.py's `Inference`, on `place`. Where `in_step`, all
-    ranks generate at the same time, and each goes on until the last one is done."""
+    """`forward(batch, decoding)` is the model's or its engine's, on `place`. With `in_step`, all ranks generate at the
+    same time, and each continues until the last one is done."""
 
     config_class = LlamaConfig
     _supports_sdpa = True
@@ -58,29 +53,40 @@ class Decoder(PreTrainedModel, GenerationMixin):
     def dtype(self) -> torch.dtype:
         return torch.float32
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        batch: Batch | None = None,
-        state: State | None = None,
-        **_: Any,
-    ) -> StepOutput:
-        """`batch` is that of the prompts, left-padded; `state` what was made of its images, if it was made already."""
-        assert batch is not None and past_key_values is not None and position_ids is not None
-        now = next_tokens(input_ids[:, 0], batch) if past_key_values.get_seq_length() else batch
-        logits_BV, state = self._run(now, Step(past_key_values, position_ids, attention_mask, state))
-        return StepOutput(logits_BV[:, None], past_key_values, state)
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: torch.Tensor, batch: Batch, decoding: Decoding, **_: Any
+    ) -> dict[str, Any]:
+        """`batch` is that of the prompts; `input_ids`, [B, 1 + new tokens], begins with a column without meaning."""
+        if decoding.cache.lengths:
+            batch = next_tokens(input_ids[:, -1], batch, decoding.cache.lengths)
+        return {"batch": batch, "decoding": decoding}
 
-    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **more: Any):
-        model_kwargs["state"] = outputs.state
-        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **more)
+    def forward(self, batch: Batch, decoding: Decoding, **_: Any) -> StepOutput:
+        logits_BV, decoding.state = self._run(batch, decoding)
+        return StepOutput(logits_BV[:, None])
+
+
+def next_tokens(tokens_B: torch.Tensor, before: Batch, positions: list[int]) -> Batch:
+    """One new token of every sample, without images and reserved places; each is its own memory group."""
+    B, device = tokens_B.shape[0], tokens_B.device
+    each = torch.arange(B, device=device)
+    return Batch(
+        tokens=tokens_B,
+        cu_seqlens=torch.arange(B + 1, dtype=torch.int32, device=device),
+        positions=torch.tensor(positions, device=device),
+        spans=torch.zeros(B, 2, 2, dtype=torch.long, device=device),
+        places={name: place[:0] for name, place in before.places.items()},
+        supervised=each,
+        targets=torch.zeros_like(each),
+        images=before.images[:0],
+        image_of=each,
+        lengths=(1,) * B,
+        image_rows=tuple(range(B)),
+    )
 
 
 def build_decoder(model: VisualLanguageModel, forward: Callable[..., Any], ranks: Ranks, eos: int) -> Decoder:
-    """For what `open_for_inference` returns. Where the weights are cut over ranks, all ranks generate together. What
+    """For a model and its forward. If the weights are cut over ranks, all ranks generate together. What
     transformers logs is for those who call its `generate`, not for users; TRANSFORMERS_VERBOSITY brings it back."""
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()

@@ -3,17 +3,18 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from dsmemvp.data.batch import Batch
+from dsmemvp.backbones.attention import KeyValueCache
+from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.errors import UserError
 from dsmemvp.generation.decoder import Decoder
-from dsmemvp.generation.layout import left_padded
+from dsmemvp.model import Decoding
 from dsmemvp.prompts.interface import State
 
 Done = Callable[[int, list[int]], bool]
@@ -49,30 +50,29 @@ class Sampling:
 
 
 def generate(
-    decoder: Decoder, batch: Batch, sampling: Sampling, done: Done | None = None, state: State | None = None
+    decoder: Decoder, prompts: MicroBatch, sampling: Sampling, done: Done | None = None, state: State | None = None
 ) -> list[list[int]]:
-    """The new tokens of every sample of `batch` (made with last_only), up to EOS and without it. A sample also ends
-    where `done` holds of its new tokens, the last of which it keeps. `state`, where the images were looked at before
-    (`VisualLanguageModel.see`). A batch without samples decodes nothing, but keeps step with the other ranks."""
-    samples, length = batch.indices.numel(), batch.length
-    prompts, mask = left_padded(batch.to(decoder.device))
-    # what stands in the prompt is in `prompts`; these only tell `generate` how long it is
-    ids = torch.zeros_like(mask)
-    ends = _Ends(length, samples, done)
+    """The new tokens of every sample of `prompts` (made with last_only), up to EOS and without it. A sample also ends
+    if `done` holds of its new tokens, the last of which it keeps. `state`: what the model has made of the images before
+    (`VisualLanguageModel.look`). A batch without samples decodes nothing, but keeps step with the other ranks."""
+    samples, batch = len(prompts.indices), prompts.batch.to(decoder.device)
+    # the last tokens are supervised already, but for the lone token of a batch without samples
+    batch = replace(batch, supervised=batch.cu_seqlens[1:].long() - 1)
+    # `generate` wants a prompt to append to: a column that nobody reads
+    ids = torch.zeros(batch.size, 1, dtype=torch.long, device=decoder.device)
     writer: Any = decoder  # transformers' own declaration wants more methods than it calls
     with torch.random.fork_rng(devices=[decoder.device] if decoder.device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
         whole = writer.generate(
             inputs=ids,
-            attention_mask=mask,
             generation_config=_settings(sampling, decoder.eos),
-            stopping_criteria=StoppingCriteriaList([ends]),
+            stopping_criteria=StoppingCriteriaList([_Ends(samples, done)]),
             synced_gpus=decoder.in_step,
-            batch=prompts,
-            state=state,
+            batch=batch,
+            decoding=Decoding(KeyValueCache(), state),
         )
-    rows = whole[:samples, length:].tolist()
-    # a sample that is done goes on with EOS until the others are
+    rows = whole[:samples, 1:].tolist()
+    # a sample that is done is filled up with EOS until the others are
     return [tokens[: tokens.index(decoder.eos)] if decoder.eos in tokens else tokens for tokens in rows]
 
 
@@ -83,6 +83,7 @@ def _settings(sampling: Sampling, eos: int) -> GenerationConfig:
         do_sample=sampling.temperature > 0,
         eos_token_id=eos,
         pad_token_id=eos,
+        use_cache=False,  # transformers' own; ours is in `Decoding`
         **drawing,
     )
 
@@ -90,13 +91,13 @@ def _settings(sampling: Sampling, eos: int) -> GenerationConfig:
 class _Ends(StoppingCriteria):
     """Which rows are done before EOS: those `done` says so of, and those beyond the batch's samples."""
 
-    def __init__(self, prompt: int, samples: int, done: Done | None):
-        self._prompt, self._samples, self._done = prompt, samples, done
+    def __init__(self, samples: int, done: Done | None):
+        self._samples, self._done = samples, done
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **more: object) -> torch.Tensor:
         ended = torch.arange(input_ids.shape[0], device=input_ids.device) >= self._samples
         if self._done is not None:
-            new = input_ids[: self._samples, self._prompt :].tolist()
+            new = input_ids[: self._samples, 1:].tolist()
             ended[: self._samples] = torch.tensor(
                 [self._done(b, tokens) for b, tokens in enumerate(new)], dtype=torch.bool
             )

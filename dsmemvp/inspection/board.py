@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from dsmemvp.data.batch import Batch, make_batch
+from dsmemvp.data.batch import make_batch
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import decoded
 from dsmemvp.data.sample import Sample
@@ -18,11 +18,10 @@ from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.look import right_answer
 from dsmemvp.inspection.look import asked, model_answer, spread
 from dsmemvp.inspection.page import page
-from dsmemvp.inspection.probe import Forward, Probe, memory_of, probe
+from dsmemvp.inspection.probe import Forward, Probe, has_memory, memory_of, probe
 from dsmemvp.inspection.table import memory_norms, shares
 from dsmemvp.inspection.words import chosen_words
 from dsmemvp.model import VisualLanguageModel
-from dsmemvp.prompts.memvp import MemVP
 from dsmemvp.training.event_file import EventFile
 
 
@@ -57,23 +56,21 @@ def board_report(
 ) -> BoardReport:
     """Of samples with pictures (others are passed over), encoded for their answers. Heat maps show the change against
     these samples' mean memory, or against no picture where there is one sample. `texts`, such as predictions, are
-    passed on. For another method than memvp, and without pictures, nothing but the texts is reported; dropout must be
-    off."""
+    passed on. For a method without feed-forward memory, and without pictures, nothing but the texts is reported;
+    dropout must be off."""
     report = BoardReport(texts=dict(texts or {}))
     samples = [sample for sample in samples if sample.image is not None]
-    if not samples or not isinstance(model.method, MemVP):
+    if not samples or not has_memory(type(model.method)):
         return report
     collator = replace(collator, answers=True, blind=False)
     items = [replace(collator.item(tokenizer, sample), sample=None) for sample in samples]
     others = items if len(items) > 1 else [replace(items[0], image=None)]
-    batch, other = (make_batch(i, collator.image.resolution, collator.slots, last_only=True) for i in (items, others))
+    batch, other = (
+        make_batch(i, collator.image.resolution, collator.reserved, last_only=True).batch for i in (items, others)
+    )
     against = memory_of(model, forward, other).mean()
-    answers: list[int] = []
-
-    def answering(batch: Batch) -> None:
-        answers.extend(forward(batch)[: len(samples)].argmax(-1).tolist())
-
-    found = probe(model, answering, batch, against)
+    found = probe(model, forward, batch, against)
+    answers = found.logits.argmax(-1).tolist()
     _numbers(report, found, len(samples))
     named = against.of if len(samples) > 1 else "no picture"
     layers = spread(found.layers, 4)

@@ -2,7 +2,7 @@
 
 from dsmemvp.inspection.look import Question, alone, open_model
 from dsmemvp.checkpoints.loading import load_run
-opened = open_model(*load_run("runs/demo"), alone())
+opened = open_model(load_run("runs/demo"), alone())
 seen = opened.look(Question("Which shape is the red thing?", "x.png", choices=("circle", "star")))
 print(*seen.table(), sep="\\n")
 seen.sheet()          # a Pillow image
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dsmemvp.checkpoints.checkpoint import Checkpoint
+from dsmemvp.checkpoints.loading import LoadedRun
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.collator import Collator
@@ -29,11 +29,13 @@ from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.look import right_answer
 from dsmemvp.distributed.ranks import Ranks, join_ranks
 from dsmemvp.errors import UserError
+from dsmemvp.inputs import open_inputs
 from dsmemvp.inspection import table
 from dsmemvp.inspection.page import LONGEST, maps, page
-from dsmemvp.inspection.probe import Forward, Memory, Probe, What, memory_of, probe
+from dsmemvp.inspection.probe import Forward, Memory, Probe, What, has_memory, memory_of, probe
 from dsmemvp.inspection.words import Word, chosen_words
 from dsmemvp.model import VisualLanguageModel
+from dsmemvp.prompts import method_class
 from dsmemvp.training.inference import open_for_inference
 
 REFERENCES, SEARCHED = 64, 1000
@@ -147,14 +149,14 @@ class Opened:
         if not pictures:
             raise UserError("--against: the recipe's data begin without pictures to average over; take --against none")
         items = [replace(self.item(picture), sample=None) for picture in pictures]
-        batch = make_batch(items, self.collator.image.resolution, self.collator.slots, last_only=True)
-        return memory_of(self.model, self.forward, batch).mean()
+        batch = make_batch(items, self.collator.image.resolution, self.collator.reserved, last_only=True)
+        return memory_of(self.model, self.forward, batch.batch).mean()
 
     def nothing(self, sample: Sample) -> Memory:
         """The memory of the same sample without picture: the learned positions."""
         item = replace(self.item(sample), image=None)
-        batch = make_batch([item], self.collator.image.resolution, self.collator.slots, last_only=True)
-        return replace(memory_of(self.model, self.forward, batch), of="no picture")
+        batch = make_batch([item], self.collator.image.resolution, self.collator.reserved, last_only=True)
+        return replace(memory_of(self.model, self.forward, batch.batch), of="no picture")
 
     def look(self, sample: Sample | Question, words: Sequence[str] = (), against: Memory | None = None) -> Look:
         """`against` is what changes are measured against (default: no picture). Raises UserError."""
@@ -162,17 +164,12 @@ class Opened:
         sample = sample.sample() if isinstance(sample, Question) else sample
         item = self.item(sample)
         words_of = chosen_words(self.tokenizer, item.text.tokens, sample.question, words)
-        batch = make_batch([item], self.collator.image.resolution, self.collator.slots, last_only=True)
-        answers: list[int] = []
-
-        def forward(batch):
-            answers.append(int(self.forward(batch)[0].argmax()))
-
+        batch = make_batch([item], self.collator.image.resolution, self.collator.reserved, last_only=True)
         against = against or self.nothing(sample)
-        found = probe(self.model, forward, batch, against)
+        found = probe(self.model, self.forward, batch.batch, against)
         assert sample.image is not None
         picture = decoded(sample.image, sample.where, self.collator.image.max_pixels)
-        answer = model_answer(self.tokenizer, answers[0], sample.choices)
+        answer = model_answer(self.tokenizer, int(found.logits[0].argmax()), sample.choices)
         return Look(found, words_of, picture, sample.question, answer, right, against.of)
 
     def sample(self, number: int, test: bool) -> Sample:
@@ -191,19 +188,20 @@ class Opened:
             yield read_sample(entry)
 
 
-def open_model(recipe: Recipe, checkpoint: Checkpoint, ranks: Ranks) -> Opened:
+def open_model(run: LoadedRun, ranks: Ranks) -> Opened:
     """What `checkpoints.loading.load_run` gives, built over the ranks. Raises UserError or OSError with what to do."""
+    recipe = run.recipe
     check_method(recipe)
-    opened = open_for_inference(recipe, ranks, checkpoint)
+    opened = open_for_inference(recipe, ranks, run.checkpoint, inputs=open_inputs(recipe, run.base))
     collator = replace(opened.collator, answers=True)
     return Opened(recipe, opened.model, opened.forward, collator, Tokenizer(recipe.model.tokenizer))
 
 
 def check_method(recipe: Recipe) -> None:
     """Raises UserError for a method without a memory to look into."""
-    if recipe.method.name != "memvp":
+    if not has_memory(method_class(recipe.method.name)):
         raise UserError(
-            f"method.name: {recipe.name} was trained with {recipe.method.name}; only memvp has a feed-forward memory to"
+            f"method.name: {recipe.name} was trained with {recipe.method.name}, which has no feed-forward memory to"
             " look into"
         )
 

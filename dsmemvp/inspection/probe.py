@@ -1,6 +1,6 @@
 """What the feed-forward memory does in a forward: measured by hooks, beside the model, at every token and layer.
 
-With x a layer's feed-forward input, K and V the memory, s its output scale (prompts/memvp.py):
+With x a layer's feed-forward input, K and V the memory, s its output scale:
 
     activation    a_n = silu(x . K_n)                   how strongly slot n fires; before dropout
     contribution  c_n = s a_n (V_n . o)                 o = s sum_n a_n V_n the branch's output, so sum_n c_n = |o|^2
@@ -10,8 +10,9 @@ With x a layer's feed-forward input, K and V the memory, s its output scale (pro
 
 A slot fires on every picture because of its learned position, which is why a picture shows best as a change.
 
-Hooks run inside the forward, so that under ZeRO-3 a probe works like any other forward: all ranks call it together,
-and each measures its own batch. Y layers, B samples, L places, T tokens in the pack, N slots, d width.
+The memory is what the method's `memory` finds in the state that a first step of decoding returns; hooks run inside the
+same forward, so that under ZeRO-3 a probe works like any other: all ranks call it together, and each measures its own
+batch. Y layers, B samples, L a sample's tokens, T tokens in the pack, N slots, d width, S supervised tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,16 +20,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch.nn import functional as F
 
-from dsmemvp.backbones.vision import image_tokens
+from dsmemvp.backbones.attention import KeyValueCache
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
-from dsmemvp.model import VisualLanguageModel
-from dsmemvp.prompts.memvp import MemVP, slot_activations
+from dsmemvp.model import Decoding, VisualLanguageModel
+from dsmemvp.prompts.interface import FeedForwardMemory, VisualPrompt
 
 What = Literal["change", "activation", "contribution"]
-Forward = Callable[[Batch], Any]
+Forward = Callable[[Batch, Decoding], Any]
+"""The model's or its engine's."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Memory:
 class Probe:
     """float32, on the CPU."""
 
+    logits: torch.Tensor
+    """[S, V] of the same forward"""
     activation: torch.Tensor
     """[Y, T, N]"""
     contribution: torch.Tensor
@@ -87,69 +92,88 @@ class Probe:
 
 def memory_of(model: VisualLanguageModel, forward: Forward, batch: Batch) -> Memory:
     """The memory of every sample of a batch; that of a sample without picture is the learned positions alone."""
-    states: list[tuple[torch.Tensor, ...]] = []
-    hook = _memvp(model).register_forward_hook(lambda module, given, state: states.append(state))
-    try:
-        with torch.no_grad():
-            forward(batch)
-    finally:
-        hook.remove()
-    key, value = states[0][2:]
-    return Memory(key.float(), value.float())
+    found, _ = _remembered(model, forward, batch)
+    return Memory(found.key, found.value)
 
 
 def probe(model: VisualLanguageModel, forward: Forward, batch: Batch, other: Memory | None = None) -> Probe:
     """One forward of `batch`, in which `other`, [1 or B, N, d], is what changes are measured against. Raises UserError
-    for another method than memvp."""
-    method = _memvp(model)
-    memory: list[Memory] = []
-    layers: list[list[torch.Tensor]] = []
+    for a method without a feed-forward memory."""
+    inputs: list[torch.Tensor] = []
+    norms: list[torch.Tensor] = []
 
-    def keep_memory(module: Any, given: Any, state: tuple[torch.Tensor, ...]) -> None:
-        memory.append(Memory(state[2].float(), state[3].float()))
+    def keep(module: Any, given: tuple[torch.Tensor, ...], out_1Td: torch.Tensor) -> None:
+        inputs.append(given[0][0])
+        norms.append(out_1Td[0].float().norm(dim=-1).cpu())
 
-    def measure(module: Any, given: tuple[torch.Tensor, ...], out_BLd: torch.Tensor) -> None:
-        x_BLd = given[0].float()
-        place = batch.place.to(x_BLd.device)
-        found = [*_slots(x_BLd, memory[0], other, method.output_scale), out_BLd.float().norm(dim=-1)]
-        layers.append([tensor.flatten(0, 1)[place].cpu() for tensor in found])
-
-    hooks = [method.register_forward_hook(keep_memory)]
-    hooks += [layer.mlp.register_forward_hook(measure) for layer in model.language.layers]
+    hooks = [layer.mlp.register_forward_hook(keep) for layer in model.language.layers]
     try:
-        with torch.no_grad():
-            forward(batch)
+        memory, logits = _remembered(model, forward, batch)
     finally:
         for hook in hooks:
             hook.remove()
-    activation, contribution, branch, *change, feed_forward = (torch.stack(t) for t in zip(*layers, strict=True))
-    assert model.vision is not None
+    layers = [_layer(x_Td, batch, memory, other) for x_Td in inputs]
+    activation, contribution, branch, *change = (torch.stack(t) for t in zip(*layers, strict=True))
     return Probe(
+        logits=logits,
         activation=activation,
         contribution=contribution,
         change=change[0] if change else None,
         branch_norm=branch,
-        feed_forward_norm=feed_forward,
-        key_norm=memory[0].key.norm(dim=-1).cpu(),
-        value_norm=memory[0].value.norm(dim=-1).cpu(),
-        offsets=tuple(batch.offsets.tolist()),
-        patches=image_tokens(model.vision.config),
+        feed_forward_norm=torch.stack(norms),
+        key_norm=memory.key.norm(dim=-1).cpu(),
+        value_norm=memory.value.norm(dim=-1).cpu(),
+        offsets=(0, *(stop for _, stop in batch.bounds)),
+        patches=memory.visual,
     )
 
 
-def _slots(x_BLd: torch.Tensor, memory: Memory, other: Memory | None, scale: float) -> list[torch.Tensor]:
-    """Activation and contribution [B, L, N], the branch's norm [B, L], and where there is another memory the change."""
-    active_BLN = slot_activations(x_BLd, memory.key)
-    branch_BLd = scale * (active_BLN @ memory.value)
-    contribution_BLN = scale * active_BLN * (branch_BLd @ memory.value.transpose(1, 2))
-    found = [active_BLN, contribution_BLN, branch_BLd.norm(dim=-1)]
+def has_memory(method: type[VisualPrompt]) -> bool:
+    """Whether a method has a feed-forward memory to look into."""
+    return method.memory is not VisualPrompt.memory
+
+
+def _remembered(model: VisualLanguageModel, forward: Forward, batch: Batch) -> tuple[FeedForwardMemory, torch.Tensor]:
+    with torch.no_grad():
+        logits, state = forward(batch, Decoding(KeyValueCache()))
+    memory = model.method.memory(state)
+    if memory is None:
+        raise UserError(
+            "method.name: this method has no feed-forward memory to look into; it shows a picture to attention"
+        )
+    return memory, logits.float().cpu()
+
+
+def _layer(x_Td: torch.Tensor, batch: Batch, memory: FeedForwardMemory, other: Memory | None) -> list[torch.Tensor]:
+    """What one layer measures at all tokens, sample by sample, on the CPU."""
+    samples = []
+    for b, (start, stop) in enumerate(batch.bounds):
+        own = memory.key[b], memory.value[b]
+        row = None if other is None else b if len(other.key) > 1 else 0
+        another = None if other is None or row is None else (other.key[row], other.value[row])
+        samples.append(_slots(x_Td[start:stop].float(), own, another, memory.scale))
+    return [torch.cat(parts).cpu() for parts in zip(*samples, strict=True)]
+
+
+def _slots(
+    x_Ld: torch.Tensor,
+    own: tuple[torch.Tensor, torch.Tensor],
+    other: tuple[torch.Tensor, torch.Tensor] | None,
+    scale: float,
+) -> list[torch.Tensor]:
+    """Activation and contribution [L, N], the branch's norm [L], and if there is another memory the change."""
+    key_Nd, value_Nd = own
+    active_LN = F.silu(x_Ld @ key_Nd.T)
+    branch_Ld = scale * (active_LN @ value_Nd)
+    contribution_LN = scale * active_LN * (branch_Ld @ value_Nd.T)
+    found = [active_LN, contribution_LN, branch_Ld.norm(dim=-1)]
     if other is not None:
-        key, value = (t.to(x_BLd.device).expand_as(memory.key) for t in (other.key, other.value))
-        other_BLN = slot_activations(x_BLd, key)
-        # |a V - a' V'|^2 multiplied out: differences of all slots at all places would be [B, L, N, d]
-        own, both, others = ((p * q).sum(-1)[:, None] for p, q in _pairs(memory.value, value))
-        square_BLN = active_BLN**2 * own - 2 * active_BLN * other_BLN * both + other_BLN**2 * others
-        found.append(scale * square_BLN.clamp(min=0).sqrt().float())
+        key, value = (t.to(x_Ld.device) for t in other)
+        other_LN = F.silu(x_Ld @ key.T)
+        # |a V - a' V'|^2 multiplied out: differences of all slots at all places would be [L, N, d]
+        mine, both, others = ((p * q).sum(-1) for p, q in _pairs(value_Nd, value))
+        square_LN = active_LN**2 * mine - 2 * active_LN * other_LN * both + other_LN**2 * others
+        found.append(scale * square_LN.clamp(min=0).sqrt().float())
     return found
 
 
@@ -161,11 +185,3 @@ def _pairs(a: torch.Tensor, b: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.
 def _square(norm_YT: torch.Tensor) -> torch.Tensor:
     """|o|^2 summed over tokens, [Y, 1]; not zero."""
     return (norm_YT**2).sum(1, keepdim=True).clamp(min=torch.finfo(norm_YT.dtype).tiny)
-
-
-def _memvp(model: VisualLanguageModel) -> MemVP:
-    if not isinstance(model.method, MemVP):
-        raise UserError(
-            "method.name: only memvp has a feed-forward memory to look into; other methods show a picture to attention"
-        )
-    return model.method

@@ -15,14 +15,15 @@ from dsmemvp.planning.deepspeed_file import HPZ, read_settings
 
 def deepspeed_settings(recipe: Recipe, world: int, training: bool = True) -> dict[str, Any]:
     """The DeepSpeed configuration with every "auto" that the recipe decides filled in; without `training` the batch is
-    whatever the ranks make it. Raises UserError naming the key."""
+    whatever the ranks make it. Micro-steps are accumulated by the training loop, so that their number may differ from
+    step to step; DeepSpeed is told of one. Raises UserError naming the key."""
     path = Path(recipe.training.deepspeed)
     settings = read_settings(path)
     _cut_inside_nodes(settings["zero_optimization"], path, world)
     micro_batch = recipe.training.micro_batch
     micro_steps = recipe.training.micro_steps(world) if training else 1
     decided = {
-        "train_batch_size": micro_batch * world * micro_steps,
+        "train_batch_size": recipe.training.global_batch if training else micro_batch * world,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": recipe.training.gradient_clipping,
@@ -34,7 +35,7 @@ def deepspeed_settings(recipe: Recipe, world: int, training: bool = True) -> dic
         if not automatic and found != value:
             raise UserError(f"training.deepspeed: {path} sets {key} to {found}, the recipe decides {value}; write auto")
         settings[key] = value
-    return settings
+    return settings | {"train_batch_size": micro_batch * world, "gradient_accumulation_steps": 1}
 
 
 def partitioned(settings: dict[str, Any]) -> bool:

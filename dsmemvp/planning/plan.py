@@ -16,6 +16,7 @@ from dsmemvp.planning.memory import Memory, memory
 from dsmemvp.planning.sharding import Sharding, read_sharding
 from dsmemvp.planning.trace import SUPERVISED, Policy, Trace, trace
 from dsmemvp.planning.traffic import Traffic, traffic
+from dsmemvp.prompts import method_class
 
 RESERVE = 4 * 2**30
 """Bytes of a GPU that CUDA, NCCL and gaps between allocations take."""
@@ -61,8 +62,10 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
     sample; every sample is taken to have an image. Raises UserError."""
     if tokens <= SUPERVISED:
         raise UserError(f"--tokens: {tokens} text tokens do not hold the {SUPERVISED} of the target and a prompt")
-    if recipe.method.name == "none":
-        raise UserError("method.name: 'none' has no trainable parameters; there is no training to plan")
+    if not method_class(recipe.method.name).trainable:
+        raise UserError(
+            f"method.name: {recipe.method.name!r} has no trainable parameters; there is no training to plan"
+        )
     shapes = recipe.model.language_shape and recipe.model.vision_shape
     configs = configs_of_shapes(recipe) if shapes else read_configs(recipe)
     shardings, problems = shardings_beside(recipe)

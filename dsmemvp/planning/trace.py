@@ -6,6 +6,7 @@ is a byte per element on a GPU and the type's size here.
 """
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum
 
@@ -70,10 +71,12 @@ def trace(recipe: Recipe, configs: Configs, tokens: int, recompute: Policy) -> T
     dtype = TYPES[recipe.model.dtype]
     with FakeTensorMode():
         model = _build(recipe, configs, dtype)
-        batch = example_batch(recipe, configs, model.method.slots, tokens)
+        batch = example_batch(recipe, configs, model.method.reserved(), tokens)
         order = _Order(model)
         with _Meter() as meter:
-            loss = loss_sum(model(batch), batch.targets)
+            logits, losses = model(batch)
+            loss = loss_sum(logits, batch.targets) + sum(losses.values())
+            del logits, losses
             held = meter.now
             loss.backward()
     places = {id(p): i for i, p in enumerate(model.parameters())}
@@ -99,12 +102,12 @@ def _build(recipe: Recipe, configs: Configs, dtype: torch.dtype) -> VisualLangua
     return model
 
 
-def example_batch(recipe: Recipe, configs: Configs, slots: int, tokens: int) -> Batch:
+def example_batch(recipe: Recipe, configs: Configs, reserved: Sequence[Reserved], tokens: int) -> Batch:
     text = EncodedText(tokens=[0] * tokens, prompt=max(1, tokens - SUPERVISED), cut=False)
     side = configs.resolution
     # an image of its own for each: one tensor would be one row
-    items = [Item(i, text, torch.zeros(3, side, side)) for i in range(recipe.training.micro_batch)]
-    return make_batch(items, side, slots)
+    images = torch.zeros(recipe.training.micro_batch, 3, side, side, dtype=torch.uint8)
+    return make_batch([Item(i, text, image) for i, image in enumerate(images)], side, reserved).batch
 
 
 class _Meter(TorchDispatchMode):
@@ -180,12 +183,17 @@ class _Mark(torch.autograd.Function):
 
 
 def _each(value: Any, change: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_each(v, change) for v in value)
+    """DeepSpeed looks into lists, tuples and dictionaries, and not into other objects."""
+    if isinstance(value, dict):
+        return {key: _each(v, change) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_each(v, change) for v in value)
     return change(value) if isinstance(value, torch.Tensor) else value
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, tuple):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
         return [t for v in value for t in _tensors(v)]
     return [value] if isinstance(value, torch.Tensor) else []

@@ -46,6 +46,16 @@ class Settings(MethodSettings):
 
 
 class Method(VisualPrompt):
+    description = (
+        "input-space visual prompting, as in LLaVA: projected image features as input tokens, LoRA on the language"
+        " model"
+    )
+
+    @classmethod
+    def describe(cls, settings: Settings) -> dict[str, str]:
+        rank, alpha, targets = settings.lora_rank, settings.lora_alpha, settings.lora_targets
+        return {"LoRA": f"rank {rank}, alpha {alpha}, on {', '.join(targets)}"}
+
     @classmethod
     def build(cls, settings: Settings, sizes: Sizes) -> "Method":
         return cls(settings, sizes)
@@ -72,7 +82,7 @@ class Method(VisualPrompt):
         if places.numel() == 0:
             return hidden + 0.0 * visual_IPd.sum()  # the dummy row enters the graph with weight zero
         if places.numel() > visual_IPd.shape[0] * self.image_tokens:  # samples share images
-            visual_IPd = visual_IPd[batch.image_of[batch.image_of >= 0]]
+            visual_IPd = visual_IPd[[row for row in batch.image_rows if row >= 0]]
         visual_1Nd = visual_IPd.flatten(0, 1).to(hidden.dtype)[None]
         return hidden.index_copy(1, places, visual_1Nd)
 

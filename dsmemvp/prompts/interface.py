@@ -11,7 +11,8 @@ The model (model.py) walks `schedule` over the blocks of its towers and calls th
 
 State is a dictionary of tensors that is passed on as an argument and never kept in a module. A module's own parameters
 are used in that module's forward only, since under ZeRO-3 they are whole just there: a method that owns parameters
-itself calls itself (`self(...)`) or keeps them in a module inside.
+itself calls itself (`self(...)`) or keeps them in a module inside. Shapes follow from what the host knows (`lengths`,
+`image_rows`), not from values on the device: `dsmemvp plan` runs a method on tensors without values.
 
 T tokens in the pack, B samples, S supervised tokens, I images, P image tokens, v width of the vision tower, d width of
 the language model.
@@ -73,11 +74,58 @@ class Callback(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@dataclass(frozen=True)
+class FeedForwardMemory:
+    """Key/value slots beside every feed-forward layer, which add scale * silu(x K^T) V to its output."""
+
+    key: torch.Tensor
+    """[B, N, d] float32, as the layers read it"""
+    value: torch.Tensor
+    """[B, N, d] float32"""
+    scale: float
+    visual: int
+    """The first so many slots carry an image, the others are purely learned."""
+
+
+class PublishedLayout(Protocol):
+    """The files of a method's published code, which `dsmemvp convert` reads and `dsmemvp export --published` writes."""
+
+    options: Mapping[str, str]
+    """Options of the published code that a recipe has to repeat -> the recipe's keys."""
+    fixed: Mapping[str, Any]
+    """The recipe's keys -> what stands in the published code and cannot be set there."""
+    unused: Sequence[str]
+    """Tensors of a file that no forward pass uses."""
+
+    def trained_tensors(self, published: Mapping[str, Any]) -> dict[str, Any]:
+        """A file's trained tensors (convert/lazy.py) under this package's names; none if it is not such a file."""
+        ...
+
+    def published_names(self, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The way back. Raises UserError for tensors that have no place in the layout."""
+        ...
+
+    def needs(self, recipe: Any) -> str:
+        """The options that the published code needs for such a file, in words."""
+        ...
+
+
 class VisualPrompt(nn.Module):
     """A method that does nothing: a method overrides the points it uses."""
 
     sees_images = True
     """Whether the vision tower is run at all."""
+    trainable = True
+    """Whether it has anything to train; if not, it can be evaluated without a checkpoint."""
+    description = ""
+    """The method in a sentence, for model cards."""
+    published: PublishedLayout | None = None
+    """How its published code stores what it has trained."""
+
+    @classmethod
+    def describe(cls, settings: Any) -> dict[str, str]:
+        """Rows of a model card's table: what was set, in words."""
+        return {}
 
     @classmethod
     def build(cls, settings: Any, sizes: Sizes) -> "VisualPrompt":
@@ -131,6 +179,11 @@ class VisualPrompt(nn.Module):
         """What later steps of decoding need, when a batch holds one new token per sample and no images: tensors with
         one row per sample, so that they can be selected and joined."""
         return {}
+
+    def memory(self, state: State) -> FeedForwardMemory | None:
+        """What `dsmemvp inspect` looks into, from what `decoding` has returned; None for a method without a
+        feed-forward memory."""
+        return None
 
     def callbacks(self) -> Sequence[Callback]:
         return ()

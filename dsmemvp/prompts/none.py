@@ -14,6 +14,8 @@ class Settings(MethodSettings):
 
 class Method(VisualPrompt):
     sees_images = False
+    trainable = False
+    description = "no method: the language model alone"
 
     @classmethod
     def build(cls, settings: Settings, sizes: Sizes) -> "Method":

@@ -8,10 +8,18 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from dsmemvp.checkpoints.checkpoint import Checkpoint, State, newest_checkpoint, prune, read_checkpoint, save_checkpoint
+from dsmemvp.checkpoints.checkpoint import (
+    Checkpoint,
+    State,
+    Tensors,
+    newest_checkpoint,
+    prune,
+    read_checkpoint,
+    save_checkpoint,
+)
 from dsmemvp.distributed.ranks import Ranks
-from dsmemvp.training.master_weights import MasterWeights
 from dsmemvp.training.monitor import Monitor
 
 REQUEST = "save"
@@ -30,6 +38,14 @@ def agreed_checkpoint(run: Path, ranks: Ranks, find: Find = newest_checkpoint) -
     for name in ranks.gather([found.trained.parent.name] if found else []):
         return ranks.together(partial(read_checkpoint, run / "checkpoints" / name)), complaints
     return None, complaints
+
+
+class Saved(Protocol):
+    """What a checkpoint holds of the weights: whole float32 tensors on the CPU, by name. All ranks call it together."""
+
+    def values(self) -> Tensors: ...
+
+    def moments(self) -> Tensors: ...
 
 
 class CheckpointManager:
@@ -60,14 +76,14 @@ class CheckpointManager:
         request.unlink(missing_ok=True)
         return True
 
-    def begin(self, state: State, master_weights: MasterWeights) -> None:
+    def begin(self, state: State, weights: Saved) -> None:
         """A checkpoint that training goes on beside. One that cannot be written is reported, and the next one may."""
         began = time.monotonic()
         self.wait()
         if self._error is not None:
             self._monitor.say(f"going on without the last checkpoint: {self._error}")
             self._error = None
-        values, moments = master_weights.values(), master_weights.moments()
+        values, moments = weights.values(), weights.moments()
         self.saved = state.step
         if self._ranks.first:
             waited = time.monotonic() - began

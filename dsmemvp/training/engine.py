@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -12,9 +10,9 @@ import torch
 from torch import nn
 
 from dsmemvp.backbones.configs import Configs
-from dsmemvp.backbones.partitioned import give_memory
-from dsmemvp.backbones.weights import load_frozen
-from dsmemvp.checkpoints.checkpoint import Checkpoint
+from dsmemvp.backbones.partitioned import give_memory, whole_shape
+from dsmemvp.backbones.weights import Base
+from dsmemvp.checkpoints.checkpoint import Checkpoint, Tensors
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
 from dsmemvp.distributed.ranks import Ranks
@@ -22,7 +20,12 @@ from dsmemvp.errors import UserError
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_empty, loss_sum
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
 from dsmemvp.training.gradients import GradientWatch
-from dsmemvp.training.master_weights import MasterWeights, PartitionedMasterWeights, ReplicatedMasterWeights
+from dsmemvp.training.master_weights import (
+    MasterWeights,
+    PartitionedMasterWeights,
+    ReplicatedMasterWeights,
+    set_module_value,
+)
 
 LANGUAGE = "language"
 """The language model's loss, among a method's own."""
@@ -31,22 +34,83 @@ WHOLE: dict[str, Any] = {"zero_optimization": {"stage": 0}}
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-@dataclass
 class Trainer:
-    """The model under DeepSpeed. `engine` runs forward, backward and update; `master_weights` are its float32
-    values."""
+    """The model under DeepSpeed, for one stage at a time: each has an engine and an optimizer of its own, which know
+    only what it trains, so that nothing else can be moved by weight decay, moments or the gradient of an earlier stage.
+    """
 
     engine: deepspeed.DeepSpeedEngine
-    model: VisualLanguageModel
+    """Runs forward, backward and update."""
     master_weights: MasterWeights
+    """Float32 values of what the stage trains."""
     gradients: GradientWatch | None
+    held: Tensors
+    """Float32 values of what the stage does not train."""
 
-    def resume(self, checkpoint: Checkpoint | None) -> None:
-        """Take a checkpoint's values and Adam's moments, if there is one."""
-        if checkpoint is not None:
-            shapes = self.master_weights.shapes()
-            self.master_weights.set(checkpoint.values(shapes))
-            self.master_weights.set_moments(checkpoint.moments(shapes), checkpoint.state.updates)
+    def __init__(
+        self,
+        recipe: Recipe,
+        ranks: Ranks,
+        model: VisualLanguageModel,
+        trainables: dict[str, nn.Parameter],
+        values: Tensors,
+        trains: Sequence[str],
+    ):
+        """`trainables` are all that any stage trains, `values` their float32 values."""
+        self.recipe, self.ranks, self.model, self.trainables = recipe, ranks, model, trainables
+        self._start(trains, values)
+
+    def begin_stage(self, trains: Sequence[str]) -> None:
+        """The next stage trains the tensors whose names begin so (none: all). Moments begin anew. All ranks call it
+        together. Raises UserError if there are none."""
+        values = self.values()
+        if isinstance(self.master_weights, PartitionedMasterWeights):
+            self.engine.empty_partition_cache()
+        self.engine.destroy()
+        self._start(trains, values)
+
+    def _start(self, trains: Sequence[str], values: Tensors) -> None:
+        settings = deepspeed_settings(self.recipe, self.ranks.world)
+        trained = {name: p for name, p in self.trainables.items() if not trains or name.startswith(tuple(trains))}
+        if not trained:
+            raise UserError(f"method {self.recipe.method.name}: a stage trains {', '.join(trains)}, which do not exist")
+        for name, parameter in self.trainables.items():
+            parameter.requires_grad_(name in trained)
+        self.engine = build_engine(self.model, trained, self.recipe, self.ranks, settings)
+        self.master_weights = (PartitionedMasterWeights if partitioned(settings) else ReplicatedMasterWeights)(
+            self.engine, trained
+        )
+        self.master_weights.set_moments({}, updates=0)
+        self.set(values)
+        self.gradients = GradientWatch(trained)
+
+    def set(self, values: Tensors) -> None:
+        """Float32 values of all trainables, trained in this stage or not."""
+        shapes = self.master_weights.shapes()
+        self.master_weights.set({name: values[name] for name in shapes})
+        self.held = {name: values[name].float().cpu() for name in self.trainables if name not in shapes}
+        for name, value in self.held.items():
+            set_module_value(self.trainables[name], value)
+
+    def values(self) -> Tensors:
+        """Whole float32 tensors of all trainables on the CPU. All ranks call it together."""
+        values = self.held | self.master_weights.values()
+        return {name: values[name] for name in self.trainables}
+
+    def moments(self) -> Tensors:
+        """Of what the stage trains."""
+        return self.master_weights.moments()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all trainables."""
+        return {name: whole_shape(p) for name, p in self.trainables.items()}
+
+    def resume(self, checkpoint: Checkpoint, with_moments: bool) -> None:
+        """Take a checkpoint's values, and Adam's moments if it is of the same stage."""
+        self.set(checkpoint.values(self.shapes()))
+        if with_moments:
+            moments = checkpoint.moments(self.master_weights.shapes())
+            self.master_weights.set_moments(moments, checkpoint.state.updates)
 
     def check_gradients(self, ranks: Ranks) -> None:
         """After the first backward: raises UserError if a trained tensor received no gradient."""
@@ -65,13 +129,14 @@ class Trainer:
         summed over supervised tokens, + the method's losses, each x its scale in `auxiliary`, added over ranks. Returns
         the sums on this rank, unscaled, by name (LANGUAGE and those of `auxiliary`). `poll` is called between
         micro-steps, and may raise to break the step off."""
-        # DeepSpeed averages over ranks and micro-steps, but a sum is wanted
-        averaged = self.engine.world_size * self.engine.gradient_accumulation_steps()
+        averaged = self.engine.world_size  # DeepSpeed averages over ranks, but a sum is wanted
         sums = {name: torch.zeros((), device=self.engine.device) for name in (LANGUAGE, *auxiliary)}
         for i, batch in enumerate(batches):
             if i > 0:
                 poll()
                 self.engine.step()  # closes the micro-step before; only the last one updates
+            # the number of micro-steps may differ from step to step, so DeepSpeed does not count them
+            self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
             batch = batch.to(self.engine.device)
             logits_SV, losses = self.engine(batch)
             language = loss_sum(logits_SV, batch.targets)
@@ -96,6 +161,11 @@ class Trainer:
 Load = Callable[[VisualLanguageModel, Recipe], object]
 
 
+def load_base(base: Base, ranks: Ranks) -> Load:
+    """Loads what `base` has opened already; the first rank says how far it is."""
+    return lambda model, recipe: base.load(model, tell=ranks.first)
+
+
 def build_model(
     recipe: Recipe, configs: Configs, settings: dict[str, Any], ranks: Ranks, load: Load | None = None
 ) -> VisualLanguageModel:
@@ -112,7 +182,7 @@ def build_model(
         give_memory(model, ranks.device, _cut(settings))
     else:
         give_memory(model, ranks.device)
-    read = load or partial(load_frozen, tell=ranks.first)
+    read = load or load_base(Base(recipe), ranks)
     ranks.together(lambda: read(model, recipe))
     add_trainables(model, recipe, configs)
     return model
@@ -134,29 +204,33 @@ def _cut(settings: dict[str, Any]) -> Callable[[nn.Parameter], None]:
     return cut
 
 
-def build_trainer(recipe: Recipe, configs: Configs, ranks: Ranks, load: Load | None = None) -> Trainer:
-    """`load` as in `build_model`. Raises UserError where the recipe has nothing to train."""
+def build_trainer(
+    recipe: Recipe, configs: Configs, ranks: Ranks, load: Load | None = None, trains: Sequence[str] = ()
+) -> Trainer:
+    """`load` as in `build_model`; `trains` as in `Trainer.begin_stage`. Raises UserError if there are none."""
     settings = deepspeed_settings(recipe, ranks.world)
     model = build_model(recipe, configs, settings, ranks, load)
     trainables = model.trainables()
     if not trainables:
-        raise UserError("method.name: 'none' has no trainable parameters; it can only be evaluated")
+        raise UserError(f"method.name: {recipe.method.name!r} has no trainable parameters; it can only be evaluated")
     # the masters start from these unrounded values; the module computes in the recipe's type
     initial = {name: p.detach().clone() for name, p in trainables.items()}
     cast(trainables, ranks.device, TYPES[recipe.model.dtype])
+    return Trainer(recipe, ranks, model, trainables, initial, trains)
+
+
+def build_engine(
+    model: nn.Module, trained: dict[str, nn.Parameter], recipe: Recipe, ranks: Ranks, settings: dict[str, Any]
+) -> deepspeed.DeepSpeedEngine:
+    training = recipe.training
     optimizer = torch.optim.AdamW(
-        decay_groups(trainables, recipe.training.weight_decay),
-        lr=recipe.training.learning_rate,
-        betas=(recipe.training.betas[0], recipe.training.betas[1]),
+        decay_groups(trained, training.weight_decay),
+        lr=training.learning_rate,
+        betas=(training.betas[0], training.betas[1]),
         fused=ranks.device.type == "cuda",
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    master_weights = (PartitionedMasterWeights if partitioned(settings) else ReplicatedMasterWeights)(
-        engine, trainables
-    )
-    master_weights.set(initial)
-    master_weights.set_moments({}, updates=0)
-    return Trainer(engine, model, master_weights, GradientWatch(trainables))
+    return engine
 
 
 def cast(trainables: dict[str, nn.Parameter], device: torch.device, dtype: torch.dtype) -> None:
@@ -167,8 +241,8 @@ def cast(trainables: dict[str, nn.Parameter], device: torch.device, dtype: torch
 
 def decay_groups(trainables: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Vectors (biases) are not decayed, everything else is. An empty group is left out: schedulers choke on it."""
-    groups = [
-        {"params": [p for p in trainables.values() if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainables.values() if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    # not `dim()`: one that an earlier stage's engine has cut is flat
+    matrices = [p for p in trainables.values() if len(whole_shape(p)) > 1]
+    vectors = [p for p in trainables.values() if len(whole_shape(p)) <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -13,7 +13,7 @@ from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.inputs import Inputs, open_inputs
 from dsmemvp.model import VisualLanguageModel
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
-from dsmemvp.training.engine import TYPES, WHOLE, build_model, cast
+from dsmemvp.training.engine import TYPES, WHOLE, build_model, cast, load_base
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def open_for_inference(
     whatever the recipe's training.deepspeed says. Raises UserError or OSError."""
     inputs = inputs or open_inputs(recipe)
     settings = WHOLE if whole else deepspeed_settings(recipe, ranks.world, training=False)
-    model = build_model(recipe, inputs.configs, settings, ranks)
+    model = build_model(recipe, inputs.configs, settings, ranks, load_base(inputs.base, ranks))
     trainables = model.trainables()
     if checkpoint is not None:
         values = checkpoint.values({name: tuple(p.shape) for name, p in trainables.items()})

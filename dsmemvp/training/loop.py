@@ -6,22 +6,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsmemvp.backbones.costs import cost_model
 from dsmemvp.backbones.partitioned import whole_shape
 from dsmemvp.config.reading import as_dict, as_yaml
 from dsmemvp.counting import counted
+from dsmemvp.data.balancing import CostModel
 from dsmemvp.data.batch import MicroBatch
-from dsmemvp.data.loader import Share, training_steps
+from dsmemvp.data.loader import Balancing, Share, training_steps
 from dsmemvp.distributed.stopping import Stopped
 from dsmemvp.fault_tolerance.lease import held_lease
+from dsmemvp.prompts.interface import Callback
 from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
-from dsmemvp.training.engine import Trainer, build_trainer
+from dsmemvp.training.engine import Trainer, build_trainer, load_base
 from dsmemvp.training.health import Health
+from dsmemvp.training.lengths import training_lengths
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
 from dsmemvp.training.preparation import Prepared, count_this_start, prepare
 from dsmemvp.training.saving import Saving
 from dsmemvp.training.skips import Skips
-from dsmemvp.training.stages import Span
+from dsmemvp.training.stages import Span, span_after
 from dsmemvp.training.step import Totals, exchange, take_step
 from dsmemvp.training.throughput import Throughput
 from dsmemvp.training.validation import Evaluator
@@ -45,8 +49,14 @@ def _train(context: RunContext, prepared: Prepared, evaluator: Evaluator | None,
     context.end_if_asked("before the first step")
     count_this_start(context, first)
     context.at("loading", first)
-    trainer = build_trainer(recipe, prepared.inputs.configs, ranks)
-    trainer.resume(prepared.checkpoint)
+    span = span_after(prepared.spans, first)
+    inputs = prepared.inputs
+    trainer = build_trainer(recipe, inputs.configs, ranks, load_base(inputs.base, ranks), span.stage.trains)
+    callbacks = trainer.model.method.callbacks()
+    if prepared.checkpoint is not None:
+        trainer.resume(prepared.checkpoint, with_moments=first > span.first)
+        for callback, state in zip(callbacks, prepared.start.callbacks, strict=True):
+            callback.load_state_dict(state)
     context.end_if_asked("before the first step")
     context.stop.plan = "saving after this micro-step, then ending"
     monitor = Monitor(context.folder, ranks.first, prepared.steps, first)
@@ -56,9 +66,9 @@ def _train(context: RunContext, prepared: Prepared, evaluator: Evaluator | None,
     try:
         _introduce(context, prepared, trainer, monitor)
         health = Health(monitor, training.most_not_finite, training.spike, prepared.start.not_finite)
-        saving = Saving(context, prepared, trainer, manager, monitor, health, evaluator)
+        saving = Saving(context, prepared, trainer, manager, monitor, health, evaluator, callbacks)
         skips = Skips(ranks, monitor, training.global_batch, recipe.data.most_bad_in_a_row)
-        _Loop(context, prepared, trainer, monitor, saving, health, skips).run()
+        _Loop(context, prepared, trainer, monitor, saving, health, skips, callbacks).run()
     finally:
         manager.wait()
         monitor.close()
@@ -71,7 +81,7 @@ def _introduce(context: RunContext, prepared: Prepared, trainer: Trainer, monito
     if ranks.first:
         write_json(context.folder / "recipe.json", as_dict(recipe))
         monitor.show_text("recipe", as_yaml(recipe), first)
-    trained = sum(math.prod(shape) for shape in trainer.master_weights.shapes().values())
+    trained = sum(math.prod(shape) for shape in trainer.shapes().values())
     order = prepared.spans[0].data.order
     epoch = f"{counted(order.samples, 'sample')} and {counted(order.steps, 'step')} per epoch"
     whole = f"{counted(recipe.training.epochs, 'epoch')}, {counted(ranks.world, 'rank')} on {ranks.device.type}"
@@ -92,12 +102,15 @@ class _Loop:
     saving: Saving
     health: Health
     skips: Skips
+    callbacks: Sequence[Callback]
     cut: int = 0
     """Samples whose context was cut, since this start."""
 
     def __post_init__(self) -> None:
         self.step = self.prepared.start.step
         """Steps made."""
+        self.trained = span_after(self.prepared.spans, self.step)
+        """The stage that the trainer is made for."""
         language = self.trainer.model.language.parameters()
         self.language_parameters = sum(math.prod(whole_shape(p)) for p in language)
 
@@ -120,12 +133,21 @@ class _Loop:
         until = min(span.last, self.prepared.until)
         if self.step >= until:
             return
+        if span is not self.trained:
+            self.context.at("loading", self.step)
+            self.trainer.begin_stage(span.stage.trains)
+            self.trained = span
+        if len(self.prepared.spans) > 1:
+            self.monitor.say(f"stage {span.stage.name}: steps {span.first + 1} to {span.last}")
         training = self.context.recipe.training
         window = Throughput()
         self.context.at("reading", self.step)
-        for batches in self.context.ranks.in_step(self._batches(span, until)):
-            self._train_step(span, batches, window)
+        balancing = self._balancing(span)
+        for batches in self.context.ranks.in_step(self._batches(span, until, balancing)):
+            self._train_step(span, batches, window, balancing.costs)
             self.step += 1
+            for callback in self.callbacks:
+                callback.after_step(self.step, self.trainer.model.method)
             if self.step % training.log_every == 0 and window.steps:
                 self._log(span, window)
                 window = Throughput()
@@ -134,16 +156,22 @@ class _Loop:
                 self.saving.save(self.step)
             self.context.at("reading", self.step)
 
-    def _batches(self, span: Span, until: int) -> Iterator[list[MicroBatch]]:
+    def _balancing(self, span: Span) -> Balancing:
+        inputs, ranks = self.prepared.inputs, self.context.ranks
+        costs = cost_model(inputs.configs.language, inputs.configs.vision, inputs.method.sees_images)
+        return Balancing(costs, training_lengths(ranks, self.context.folder, span.data, inputs.collator))
+
+    def _batches(self, span: Span, until: int, balancing: Balancing) -> Iterator[list[MicroBatch]]:
         """This rank's, of the steps to come."""
         recipe, ranks = self.context.recipe, self.context.ranks
-        share = Share(ranks.rank, ranks.world, recipe.training.micro_batch)
+        share = Share(ranks.rank, ranks.world, recipe.training.micro_batch, recipe.training.micro_tokens)
         steps = range(self.step - span.first, until - span.first)
         collator = self.prepared.inputs.collator
-        return training_steps(span.data.manifests, span.data.order, collator, share, steps, recipe.data.workers)
+        data, workers = span.data, recipe.data.workers
+        return training_steps(data.manifests, data.order, collator, share, steps, workers, balancing)
 
-    def _train_step(self, span: Span, batches: Sequence[MicroBatch], window: Throughput) -> None:
-        totals = exchange(self.context, self.trainer, span, batches, self.saving.requested())
+    def _train_step(self, span: Span, batches: Sequence[MicroBatch], window: Throughput, costs: CostModel) -> None:
+        totals = exchange(self.context, self.trainer, span, batches, costs, self.saving.requested())
         if totals.asked:
             raise Stopped(f"after step {self.step}")
         if totals.requested:

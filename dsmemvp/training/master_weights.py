@@ -17,7 +17,7 @@ from deepspeed.utils import (
 )
 from torch import nn
 
-from dsmemvp.backbones.partitioned import element_range, fill, whole_shape
+from dsmemvp.backbones.partitioned import element_range, fill, is_partitioned, whole_shape
 from dsmemvp.checkpoints.checkpoint import MOMENTS, Tensors
 
 
@@ -52,8 +52,7 @@ class PartitionedMasterWeights:
     def set(self, values: Tensors) -> None:
         for name, parameter in self._trainables.items():
             safe_set_local_fp32_param(parameter, _local(parameter, values[name]))
-            start, stop = element_range(parameter)
-            fill(parameter, values[name].reshape(-1)[start:stop])
+            set_module_value(parameter, values[name])
 
     def set_moments(self, moments: Tensors, updates: int) -> None:
         """Adam's state as after so many updates; a moment that is not given is zero."""
@@ -93,7 +92,7 @@ class ReplicatedMasterWeights:
     def set(self, values: Tensors) -> None:
         for name, parameter in self._trainables.items():
             self._set(parameter, self._flats, values[name])
-            parameter.data.copy_(values[name])
+            set_module_value(parameter, values[name])
 
     def set_moments(self, moments: Tensors, updates: int) -> None:
         _make_states(self._zero, self._flats, updates)
@@ -115,6 +114,15 @@ class ReplicatedMasterWeights:
             piece.zero_()
         else:
             piece.copy_(whole.reshape(-1)[place : place + piece.numel()])
+
+
+def set_module_value(parameter: nn.Parameter, whole: torch.Tensor) -> None:
+    """What the module computes with, rounded to its type; before the first forward or after an update."""
+    if is_partitioned(parameter):
+        start, stop = element_range(parameter)
+        fill(parameter, whole.reshape(-1)[start:stop])
+    else:
+        parameter.data.copy_(whole)
 
 
 MasterWeights = PartitionedMasterWeights | ReplicatedMasterWeights

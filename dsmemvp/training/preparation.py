@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 
-from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.checkpoints.checkpoint import Checkpoint, State
 from dsmemvp.config.reading import as_dict
 from dsmemvp.data.datasets import open_training_data, open_validation_data
@@ -53,7 +53,7 @@ def prepare(context: RunContext) -> Prepared:
     spans = spans_of(stages, recipe, data)
     order = data.identity | _identity(stages)
     checkpoint, complaints = agreed_checkpoint(context.folder, ranks)
-    base = ranks.together(lambda: base_fingerprint(recipe))
+    base = ranks.once_per_node(lambda: fingerprint(inputs.base))
     if checkpoint is not None:
         checkpoint.check_method(as_dict(recipe))
         checkpoint.check_order(order)

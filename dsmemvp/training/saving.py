@@ -1,7 +1,9 @@
 """When a run saves and validates, and what its checkpoints say."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from dsmemvp.prompts.interface import Callback
 from dsmemvp.training.checkpoint_manager import CheckpointManager
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.engine import Trainer
@@ -24,9 +26,11 @@ class Saving:
         monitor: Monitor,
         health: Health,
         evaluator: Evaluator | None,
+        callbacks: Sequence[Callback],
     ):
         self._context, self._prepared, self._trainer = context, prepared, trainer
         self._manager, self._monitor, self._health, self._evaluator = manager, monitor, health, evaluator
+        self._callbacks = callbacks
         manager.saved = prepared.start.step
 
     def requested(self) -> bool:
@@ -60,8 +64,9 @@ class Saving:
             not_finite=self._health.not_finite,
             validation_loss=loss,
             validation_score=score,
+            callbacks=[callback.state_dict() for callback in self._callbacks],
         )
-        self._manager.begin(state, self._trainer.master_weights)
+        self._manager.begin(state, self._trainer)
 
     def begin_if_new(self, step: int) -> None:
         """A second save of a step would lack its validation loss."""

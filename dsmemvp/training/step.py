@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from dsmemvp.data.balancing import CostModel, batch_cost, imbalance
 from dsmemvp.data.batch import MicroBatch
 from dsmemvp.distributed.ranks import seed_dropout
 from dsmemvp.errors import UserError
@@ -14,7 +15,6 @@ from dsmemvp.training.context import RunContext
 from dsmemvp.training.engine import LANGUAGE, Trainer
 from dsmemvp.training.schedule import learning_rate
 from dsmemvp.training.stages import Span
-from dsmemvp.training.throughput import imbalance
 
 PHASE = "forward and backward"
 
@@ -47,7 +47,12 @@ class Result:
 
 
 def exchange(
-    context: RunContext, trainer: Trainer, span: Span, batches: Sequence[MicroBatch], requested: bool
+    context: RunContext,
+    trainer: Trainer,
+    span: Span,
+    batches: Sequence[MicroBatch],
+    costs: CostModel,
+    requested: bool,
 ) -> Totals:
     """One collective: what all ranks must know before a step. `requested` is this rank's."""
     names = [name for name, weight in span.stage.losses.items() if weight]
@@ -57,7 +62,7 @@ def exchange(
     own += [sum(len(micro.skipped) for micro in batches), sum(micro.cut for micro in batches)]
     own += [sum(micro.batch.targets.numel() for micro in batches)]
     own += [sum(count[name] for count in counts) for name in names]
-    rows = context.ranks.table(*own, *(sum(_lengths(micro)) for micro in batches))
+    rows = context.ranks.table(*own, *(batch_cost(micro.batch, costs) for micro in batches))
     totals = [sum(column) for column in list(zip(*rows, strict=True))[: len(own)]]
     asked, requests, samples, tokens, skipped, cut, *all_counts = totals
     return Totals(

@@ -51,11 +51,3 @@ class Throughput:
             "speed/tflops": 4 * language_parameters * self.tokens / seconds / 1e12,
             "training/imbalance": self.imbalance / self.steps,
         }
-
-
-def imbalance(costs: list[list[float]]) -> float:
-    """How much longer the ranks are busy together than they would be if every micro-step cost them the same; `costs`
-    is [rank][micro-step]. 1 is even."""
-    columns = list(zip(*costs, strict=True))
-    whole = sum(sum(column) for column in columns)
-    return sum(max(column) for column in columns) * len(costs) / whole if whole else 1.0

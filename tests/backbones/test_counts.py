@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
-from dsmemvp.backbones.shapes import LANGUAGE, language_config
+from dsmemvp.backbones.configs import Configs
+from dsmemvp.backbones.shapes import LANGUAGE, VISION, language_config, vision_config
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.cli.main import main
 from dsmemvp.config.reading import read_recipe
@@ -37,6 +38,9 @@ def test_the_recipes_have_the_published_numbers_of_parameters(name, trainable, f
         ("llama-2-70b", 68_976_648_192),
         ("llama-3-8b", 8_030_261_248),
         ("llama-3-70b", 70_553_706_496),
+        ("mistral-7b", 7_248_023_552),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("qwen3-8b", 8_190_735_360),
     ],
 )
 def test_the_named_shapes_have_the_published_numbers_of_parameters(shape, parameters, capsys):
@@ -49,5 +53,30 @@ def test_the_named_shapes_have_the_published_numbers_of_parameters(shape, parame
 def test_every_named_shape_has_as_many_parameters_as_transformers_makes(shape):
     recipe = read_recipe(RECIPES / "scienceqa-7b.yaml", [f"model.language_shape={shape}"])
     with torch.device("meta"):
-        theirs = LlamaForCausalLM(language_config(shape))
+        theirs = AutoModelForCausalLM.from_config(language_config(shape))
     assert count(recipe, configs_of_shapes(recipe))[1] == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters", "image_tokens"),
+    [
+        # as the model cards say of the vision part: 93 M, 428 M and 304 M; openai/clip-vit-large-patch14's has 303 M
+        ("siglip-b-16", 92_884_224, 196),
+        ("siglip-so400m-14-384", 428_225_600, 729),
+        ("dinov2-l-14", 304_368_640, 1369),
+        ("clip-vit-l-14", 303_179_776, 256),
+    ],
+)
+def test_the_named_towers_have_the_published_numbers_of_parameters(shape, parameters, image_tokens):
+    with torch.device("meta"):
+        theirs = AutoModel.from_config(vision_config(shape))
+    assert sum(p.numel() for p in theirs.parameters()) == parameters
+    assert Configs(None, vision_config(shape)).image_tokens == image_tokens
+
+
+@pytest.mark.parametrize("shape", VISION)
+def test_every_named_tower_can_be_counted(shape, capsys):
+    slots = f"method.slots={Configs(None, vision_config(shape)).image_tokens}"
+    given = [f"model.vision_shape={shape}", "model.language_shape=llama-tiny", "model.language_model="]
+    assert main(["count", str(RECIPES / "scienceqa-7b.yaml"), *given, "model.vision_tower=", slots]) == 0
+    assert "trainable parameters" in capsys.readouterr().out

@@ -2,12 +2,25 @@
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from dsmemvp.backbones.fingerprint import base_fingerprint
 from dsmemvp.config.methods import method_settings
@@ -66,6 +79,76 @@ def test_a_base_is_known_by_what_it_was_known_by_before(recipe, tmp_path):
     found = base_fingerprint(replace(recipe, model=replace(recipe.model, language_model=str(folder))))[KEYS[0]]
     assert found == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     assert found == "58ba6f25c88d29163136877c3a85a2cce3ed2f2e6d63b49305a1db93ace85ea7"
+
+
+def test_a_clip_tower_is_known_by_what_it_was_known_by_before(recipe, tmp_path):
+    """As recorded with the code that knew no other family."""
+    folder = tmp_path / "fixed"
+    folder.mkdir()
+    shapes = {"embeddings.class_embedding": [4], "embeddings.patch_embedding.weight": [4, 3, 8, 8]}
+    shapes |= {"embeddings.position_embedding.weight": [5, 4]}
+    shapes |= {f"{norm}.{kind}": [4] for norm in ("pre_layrnorm", "post_layernorm") for kind in ("weight", "bias")}
+    for layer in ("encoder.layers.0.", "encoder.layers.1."):
+        for name in ("q", "k", "v", "out"):
+            shapes |= {f"{layer}self_attn.{name}_proj.weight": [4, 4], f"{layer}self_attn.{name}_proj.bias": [4]}
+        shapes |= {f"{layer}layer_norm{n}.{kind}": [4] for n in (1, 2) for kind in ("weight", "bias")}
+        shapes |= {f"{layer}mlp.fc1.weight": [8, 4], f"{layer}mlp.fc1.bias": [8]}
+        shapes |= {f"{layer}mlp.fc2.weight": [4, 8], f"{layer}mlp.fc2.bias": [4]}
+    tensors = {
+        f"vision_model.{name}": (torch.arange(math.prod(shapes[name]), dtype=torch.float32) / 8 + i).view(shapes[name])
+        for i, name in enumerate(sorted(shapes))
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {"model_type": "clip_vision_model", "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+    settings |= {"hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    (folder / "config.json").write_text(json.dumps({**settings, "image_size": 16, "patch_size": 8}))
+    found = base_fingerprint(replace(recipe, model=replace(recipe.model, vision_tower=str(folder))))[KEYS[1]]
+    assert found == "b9cabd27ff8736bd45bec72eb969bb5baab11be3308d92a0d7b2f9be97869ad5"
+
+
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LANGUAGE = SIZES | {"vocab_size": 40, "num_key_value_heads": 2}
+VISION = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+LATER = {
+    "mistral": ("language_model", lambda: MistralForCausalLM(MistralConfig(**LANGUAGE)), {"sliding_window": 999}),
+    "qwen2": (
+        "language_model",
+        lambda: Qwen2ForCausalLM(Qwen2Config(**LANGUAGE)),
+        {"use_sliding_window": True, "sliding_window": 999},
+    ),
+    "qwen3": (
+        "language_model",
+        lambda: Qwen3ForCausalLM(Qwen3Config(**LANGUAGE, head_dim=8)),
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+    ),
+    "siglip": (
+        "vision_tower",
+        lambda: SiglipVisionModel(SiglipVisionConfig(**VISION, intermediate_size=32)),
+        {"hidden_act": "gelu"},
+    ),
+    "dinov2": ("vision_tower", lambda: Dinov2Model(Dinov2Config(**VISION)), {"layer_norm_eps": 1e-3}),
+}
+
+
+@pytest.mark.parametrize("family", LATER)
+def test_later_families_are_known_by_their_settings_and_tensors(recipe, tmp_path, family):
+    part, make, setting = LATER[family]
+    shutil.rmtree(tmp_path / part)
+    torch.manual_seed(0)
+    make().save_pretrained(tmp_path / part)
+    before = base_fingerprint(recipe)
+    path = tmp_path / part / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | setting))
+    assert _differ(recipe, before) == [f"model.{part}"]
+    path.write_text(json.dumps(content | {"use_cache": False, "torch_dtype": "float16"}))
+    assert _differ(recipe, before) == []
+    tensors = load_file(_file(tmp_path, part))
+    own = {"mistral": "o_proj.weight", "qwen2": "q_proj.bias", "qwen3": "q_norm.weight", "dinov2": "query.bias"}
+    name = next(name for name in sorted(tensors) if name.endswith(own.get(family, "q_proj.bias")))
+    tensors[name].view(-1)[-1] += 1e-3
+    save_file(tensors, _file(tmp_path, part))
+    assert _differ(recipe, before) == [f"model.{part}"]
 
 
 def test_how_tensors_are_spread_over_files_does_not_count(recipe, tmp_path):

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from launch import run_on_ranks, written
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "loaded_partitions.py"
 CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
@@ -29,6 +36,12 @@ def folders(tmp_path_factory) -> Path:
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=tied, **SIZES)).to(kind)
         model.save_pretrained(folder / name, max_shard_size="1MB")
+    torch.manual_seed(0)
+    qwen = Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=True, **SIZES)).to(torch.bfloat16)
+    qwen.save_pretrained(folder / "qwen2", max_shard_size="1MB")
+    sizes = {"hidden_size": 34, "intermediate_size": 61, "num_hidden_layers": 3, "num_attention_heads": 2}
+    tower = SiglipVisionModel(SiglipVisionConfig(image_size=32, patch_size=8, **sizes))
+    tower.save_pretrained(folder / "siglip")
     shutil.copytree(folder / "bf16", folder / "cut")
     path = next((folder / "cut").glob("*-00002-*.safetensors"))
     path.write_bytes(path.read_bytes()[:-1])
@@ -60,6 +73,8 @@ def test_gathered_parameters_are_the_files(folders, recipe_path, tmp_path, ranks
     }
     cases["fp16 to bf16"] = [*cases["flat"], f"model.language_model={folders / 'fp16'}"]
     cases["fp32 to bf16, tied"] = [*cases["flat"], f"model.language_model={folders / 'fp32'}"]
+    others = [f"model.language_model={folders / 'qwen2'}", f"model.vision_tower={folders / 'siglip'}"]
+    cases["qwen2 and siglip"] = [*cases["flat"], *others]
     cases["bf16 to fp32"] = [*cases["flat"], "model.dtype=fp32"]
     (tmp_path / "given.json").write_text(json.dumps({"recipe": str(recipe_path), "cases": cases}))
     run_on_ranks(PROGRAM, ranks, str(tmp_path / "given.json"), str(tmp_path / "found.json"))
@@ -72,7 +87,8 @@ def test_gathered_parameters_are_the_files(folders, recipe_path, tmp_path, ranks
         copies = ranks if case == "replicated" else 1
         assert all(each["wrong"] == [] and each["compared"] > 50 for each in found), found
         assert all(each["sent"] <= 8 for each in found), case  # whether all have loaded
-        assert all(each["buffers"] == {"vision.embeddings.position_ids": [list(range(17))]} for each in found)
+        positions = 16 if "siglip" in case else 17  # CLIP has a class token
+        assert all(each["buffers"] == {"vision.embeddings.position_ids": [list(range(positions))]} for each in found)
         padded = found[0]["elements"] * copies + ranks * found[0]["compared"]
         assert found[0]["elements"] * copies <= sum(each["held"] for each in found) <= padded
         if ranks < 4 or "hpz" not in case:

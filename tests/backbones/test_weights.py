@@ -197,7 +197,7 @@ def test_what_takes_long_is_told_in_a_log(tmp_path, monkeypatch, capsys):
 
 def test_the_wrong_kind_of_model_is_refused(recipe, tmp_path):
     (tmp_path / "language" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(UserError, match="is a 'gpt2' model, not 'llama'"):
+    with pytest.raises(UserError, match="is a 'gpt2' model, not one of llama, mistral, qwen2, qwen3"):
         read_configs(recipe)
 
 

@@ -14,6 +14,9 @@ from dsmemvp.checkpoints.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from dsmemvp.config.methods import method_settings
+from dsmemvp.config.reading import as_dict
+from dsmemvp.config.recipe import Recipe, Vision
 from dsmemvp.errors import UserError
 
 VALUES = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
@@ -218,14 +221,42 @@ def test_the_state_is_plain_json(tmp_path):
     assert json.loads((_save(tmp_path, 3) / "state.json").read_text())["epoch"] == 3
 
 
+def _recipe(method: str = "memvp", vision=None, **settings) -> dict:
+    """As `as_dict` makes it, of these settings."""
+    made = Recipe(name="x", method=method_settings(method, **settings), vision=Vision(**(vision or {})))
+    return as_dict(made)
+
+
 def test_another_method_is_refused_by_its_key(tmp_path):
-    trained_with = {"method": {"visual_scale": 0.01, "slots": 4}, "vision": {}}
+    trained_with = _recipe(visual_scale=0.02, slots=4)
     found = read_checkpoint(_save(tmp_path, 1, recipe=trained_with))
     found.check_method(trained_with)
-    with pytest.raises(UserError, match=r"method\.visual_scale: is 0\.1, but .* was trained with 0\.01"):
-        found.check_method({"method": {"visual_scale": 0.1, "slots": 4}, "vision": {}})
+    with pytest.raises(UserError, match=r"method\.visual_scale: is 0\.1, but .* was trained with 0\.02"):
+        found.check_method(_recipe(visual_scale=0.1, slots=4))
+    with pytest.raises(UserError, match=r"method\.name: is input_space, but .* was trained with memvp"):
+        found.check_method(_recipe("input_space"))
+    with pytest.raises(UserError, match=r"vision\.adapter_dim: is 3, but .* was trained with 12"):
+        found.check_method(_recipe(visual_scale=0.02, slots=4, vision={"adapter_dim": 3}))
     # which images are refused changes nothing in what was trained
-    found.check_method({**trained_with, "vision": {"max_pixels": 9}})
+    found.check_method(_recipe(visual_scale=0.02, slots=4, vision={"max_pixels": 9}))
+
+
+def test_a_setting_that_was_added_later_has_had_its_default(tmp_path):
+    older = _recipe(slots=4)
+    del older["method"]["output_scale"], older["vision"]["adapter_scale"]
+    found = read_checkpoint(_save(tmp_path, 1, recipe=older))
+    found.check_method(_recipe(slots=4))
+    with pytest.raises(UserError, match=r"method\.output_scale: is 2\.0, but .* was trained with 0\.1"):
+        found.check_method(_recipe(slots=4, output_scale=2.0))
+    with pytest.raises(UserError, match=r"vision\.adapter_scale: is 2\.0, but .* was trained with 0\.1"):
+        found.check_method(_recipe(slots=4, vision={"adapter_scale": 2.0}))
+
+
+def test_settings_of_other_methods_are_not_compared(tmp_path):
+    """Checkpoints held those of all methods once."""
+    older = _recipe(slots=4)
+    older["method"] |= {"lora_rank": 3, "lora_alpha": 1.0, "lora_targets": []}
+    read_checkpoint(_save(tmp_path, 1, recipe=older)).check_method(_recipe(slots=4))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from dsmemvp.cli import main as cli
+from dsmemvp.config.json_schema import recipe_schema
+from dsmemvp.config.reading import read_recipe
 from dsmemvp.errors import UserError
 
 
@@ -154,6 +156,54 @@ def test_a_mistake_in_a_key_is_answered_before_anything_slow_is_imported(recipe_
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
     assert len(said) == len(commands) and all("did you mean 'training.epochs'?" in line for line in said), said
+
+
+NOWHERE = [
+    ("model.language_model=nowhere", "model.language_model: folder nowhere does not exist in /"),
+    ("model.vision_tower=nowhere", "model.vision_tower: folder nowhere does not exist in /"),
+    ("model.tokenizer=nowhere.model", "model.tokenizer: nowhere.model does not exist"),
+    ("data.train=nowhere", "nowhere/dataset.json does not exist"),
+    ("data.validation=nowhere", "nowhere/dataset.json does not exist"),
+    ("training.deepspeed=nowhere.json", "training.deepspeed: nowhere.json does not exist"),
+]
+ASKED_ONCE = """
+import json, sys
+from dsmemvp.cli import main as cli
+assert cli.main(["train", *json.loads(sys.argv[1])]) == 1
+assert "deepspeed" not in sys.modules and "dsmemvp.distributed.ranks" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(("override", "part"), NOWHERE)
+def test_a_path_that_is_not_there_is_answered_before_ranks_join(recipe_path, override, part):
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "DSMEMVP_TRACEBACK")}
+    program = [sys.executable, "-c", ASKED_ONCE, json.dumps([str(recipe_path), override])]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and part in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_evaluation_looks_for_its_own_split_alone(command, recipe_path):
+    given = ["data.train=nowhere", "data.validation=nowhere"]
+    assert "nowhere" not in command("evaluate", recipe_path, *given)[2]
+    assert is_one_line(
+        command("evaluate", recipe_path, "--split", "validation", *given), "evaluate", "nowhere/dataset.json"
+    )
+
+
+def test_a_recipe_is_printed_with_all_its_keys_and_reads_back_the_same(command, recipe_path, tmp_path):
+    code, out, _ = command("recipe", recipe_path, "training.epochs=7")
+    (tmp_path / "whole.yaml").write_text(out)
+    assert code == 0 and read_recipe(tmp_path / "whole.yaml") == read_recipe(recipe_path, ["training.epochs=7"])
+    assert {"epochs: 7", "slots: 24", "max_pixels: 50000000"} <= {line.strip() for line in out.splitlines()}
+    assert "lora_rank" not in out
+    assert is_one_line(command("recipe", recipe_path, "method.slot=7"), "recipe", "did you mean 'method.slots'?")
+
+
+def test_the_schema_of_recipes_is_printed(command, recipe_path):
+    code, out, _ = command("recipe", "--schema")
+    assert code == 0 and json.loads(out) == recipe_schema()
+    for arguments in (["recipe"], ["recipe", recipe_path, "--schema"]):
+        assert is_one_line(command(*arguments), "recipe", "give either a recipe's file or --schema")
 
 
 def test_overrides_may_stand_before_and_behind_an_option(command, recipe_path):

@@ -239,7 +239,10 @@ def test_a_dropout_outside_its_range_is_refused_by_name(read, key, value):
         ("training: {betas: [-0.1, 0.9]}", "training.betas: must be at least 0 and below 1, is -0.1"),
         ("training: {min_learning_rate: 1.0}", "training.min_learning_rate: 1.0 is more than training.learning_rate"),
         ("training: {epochs: 2, warmup_epochs: 2.5}", "training.warmup_epochs: 2.5 is more than training.epochs = 2"),
-        ("training: {global_batch: 10, micro_batch: 4}", "training.global_batch: 10 is not a multiple"),
+        (
+            "training: {global_batch: 10, micro_batch: 16}",
+            "training.micro_batch: 16 is more than training.global_batch = 10",
+        ),
         ("data: {train: [a, b], passes: [1]}", "data.passes: 1 number for the 2 folders of data.train"),
         ("data: {train: a, passes: [1, 2]}", "data.passes: 2 numbers for the 1 folder of data.train"),
         ("data: {train: [a, b], passes: [1, 0]}", "data.passes: must be above 0 and at most 1,000,000, is 0"),
@@ -257,8 +260,8 @@ def test_an_impossible_combination_names_its_key(read, text, part):
 
 
 def test_a_broken_rule_points_at_the_line_that_broke_it(read):
-    with pytest.raises(UserError, match=r"r\.yaml, line 4: training\.global_batch"):
-        read("training:\n  micro_batch: 4\n  global_batch: 10\n")
+    with pytest.raises(UserError, match=r"r\.yaml, line 3: training\.micro_batch"):
+        read("training:\n  micro_batch: 16\n  global_batch: 10\n")
 
 
 def test_a_recipe_without_a_name_is_refused(tmp_path):

@@ -11,8 +11,8 @@ from dsmemvp.checkpoints.checkpoint import read_checkpoint
 from dsmemvp.convert.convert import Options, convert
 from dsmemvp.convert.files import tensors_in
 from dsmemvp.convert.llama import halves_from_pairs
-from dsmemvp.convert.memvp import published_names
 from dsmemvp.errors import UserError
+from dsmemvp.prompts.memvp.published import Published
 
 
 def test_rotary_pairs_become_halves():
@@ -80,7 +80,7 @@ def test_a_pth_file_with_its_command_line_is_converted_to_what_a_forward_pass_us
 
 def test_the_way_back_has_the_published_names_and_shapes_and_zeros_for_what_is_not_used(tmp_path):
     ours = _convert(published(), tmp_path)
-    back = published_names(ours)
+    back = Published().published_names(ours)
     assert {name: t.shape for name, t in back.items()} == {name: t.shape for name, t in published().items()}
     unused = [name for name in back if "modality" in name or "resblocks.2" in name]
     assert len(unused) == 3 and not any(back[name].any() for name in unused)
@@ -92,9 +92,9 @@ def test_the_way_back_has_the_published_names_and_shapes_and_zeros_for_what_is_n
 def test_tensors_without_a_published_name_are_refused(tmp_path):
     ours = _convert(published(), tmp_path)
     with pytest.raises(UserError, match=r"language\.layers\.0\.q_proj\.lora has no place in the published layout"):
-        published_names({**ours, "language.layers.0.q_proj.lora": torch.ones(1)})
+        Published().published_names({**ours, "language.layers.0.q_proj.lora": torch.ones(1)})
     with pytest.raises(UserError, match=r"vision\.adapter_dim: is 0"):
-        published_names({name: t for name, t in ours.items() if "adapter" not in name})
+        Published().published_names({name: t for name, t in ours.items() if "adapter" not in name})
 
 
 def test_a_pth_file_converts_as_the_recording_does(shared, tmp_path):
@@ -141,7 +141,7 @@ def test_missing_damaged_and_foreign_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"cut\.safetensors is not a readable safetensors file \(its tensors end at"):
         tensors_in(tmp_path / "cut.safetensors")
     torch.save({"other": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="holds no LLaMA, CLIP or MemVP tensors"):
+    with pytest.raises(UserError, match="holds no tensors of a LLaMA, a CLIP or a method"):
         convert(tmp_path / "other.pth", tmp_path / "out")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     with pytest.raises(UserError, match="holds a list instead of named tensors"):

@@ -19,7 +19,8 @@ from dsmemvp.config.reading import read_recipe
 from dsmemvp.data.batch import Reserved
 from dsmemvp.data.collator import Collator, recipe_collator
 from dsmemvp.data.images import ImageTransform
-from dsmemvp.data.loader import Share, evaluation_steps, training_steps
+from dsmemvp.data.lengths import count_lengths
+from dsmemvp.data.loader import Balancing, Share, evaluation_steps, training_steps
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.order import Order, Source
 from dsmemvp.data.sample import SampleError
@@ -45,10 +46,12 @@ def damaged(tmp_path):
     return manifest_of(*(write_tar(tmp_path / f"{n}.tar", part) for n, part in enumerate((members[:4], members[4:]))))
 
 
-def training(manifest, collator, world=1, rank=0, workers=0, global_batch=8, micro_batch=2, epochs=1):
+def training(
+    manifest, collator, world=1, rank=0, workers=0, global_batch=8, micro_batch=2, micro_tokens=0, balancing=None
+):
     order = Order([Source(manifest.counts)], 5, 2, global_batch)
-    share = Share(rank, world, micro_batch)
-    return list(training_steps([manifest], order, collator, share, range(epochs * order.steps), workers))
+    share = Share(rank, world, micro_batch, micro_tokens)
+    return list(training_steps([manifest], order, collator, share, range(order.steps), workers, balancing))
 
 
 def indices(step) -> list[int]:
@@ -122,14 +125,33 @@ def test_a_lost_shard_ends_the_run_even_where_bad_samples_may_be_left_out(damage
         training(damaged, replace(collator, skip_bad=True), workers=workers)
 
 
-def test_samples_are_dealt_by_length_and_pictures_evenly(tmp_path, collator):
-    rows = [replace(r, fields=fields(i, context="word " * (i // 4 * 5))) for i, r in enumerate(good_rows(16))]
+def test_every_rank_computes_as_many_tokens_with_unequal_numbers_of_samples(tmp_path, collator):
+    rows = [replace(r, fields=fields(i, context="word " * (40 * (i == 0)))) for i, r in enumerate(good_rows(9))]
     manifest = write_shards(rows, tmp_path / "train", "train")
-    ranks = [training(manifest, collator, 2, rank, global_batch=16, micro_batch=4)[0] for rank in range(2)]
-    for micro_step in zip(*ranks, strict=True):
-        assert len({max(micro.batch.lengths) for micro in micro_step}) == 1  # the longest is as long on every rank
-        assert [micro.batch.images.shape[0] for micro in micro_step] == [2, 2]
-    assert max(ranks[0][0].batch.lengths) > max(ranks[0][1].batch.lengths)
+    lengths = count_lengths(tmp_path, [manifest], collator, processes=1)
+    ranks = [
+        training(manifest, collator, 2, rank, global_batch=9, micro_batch=5, balancing=Balancing(lengths=lengths))[0]
+        for rank in range(2)
+    ]
+    ((long,), (short,)) = sorted(ranks, key=lambda step: len(step[0].indices))
+    assert 0 in long.indices and len(long.indices) < len(short.indices)
+    tokens = [batch.batch.cu_seqlens[-1].item() for batch in (long, short)]
+    assert max(tokens) / sum(tokens) < 0.56
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_micro_tokens_bounds_what_a_micro_batch_holds(shards, collator, tmp_path, exact):
+    collator = replace(collator, reserved=(Reserved("image", 5),))
+    lengths = count_lengths(tmp_path, [shards], collator, processes=1) if exact else None
+    ranks = [
+        training(shards, collator, 2, rank, global_batch=20, micro_tokens=150, balancing=Balancing(lengths=lengths))[0]
+        for rank in range(2)
+    ]
+    assert len(ranks[0]) == len(ranks[1]) > 1
+    assert sorted(i for step in ranks for i in indices(step)) == sorted({i for step in ranks for i in indices(step)})
+    assert sum(len(indices(step)) for step in ranks) == 20
+    most = max(micro.batch.cu_seqlens[-1].item() for step in ranks for micro in step)
+    assert most <= 150 if exact else most <= 300  # an estimate is no bound
 
 
 def test_a_blind_encoder_leaves_every_image_out_and_nothing_else(shards, collator):
@@ -263,7 +285,8 @@ from pathlib import Path
 from dsmemvp.data.batch import Reserved
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import ImageTransform
-from dsmemvp.data.loader import Share, evaluation_steps
+from dsmemvp.data.lengths import count_lengths
+from dsmemvp.data.loader import Balancing, Share, evaluation_steps
 from dsmemvp.data.manifest import read_manifest
 if __name__ == "__main__":
     collator = {collator!r}

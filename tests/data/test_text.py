@@ -107,7 +107,7 @@ def test_the_prompt_for_an_answer_begins_the_text_of_training(tokenizer):
     for one in (sample(**COLOURS, context="A hint."), sample(choices=(), answer="red", caption="a star.")):
         trained = encode_for_training(tokenizer, one, captions=True, most=512)
         asked = encode_for_answer(tokenizer, one, captions=True, most=512)
-        assert asked.prompt == len(asked.tokens) and not asked.cut
+        assert asked.prompt == trained.prompt and not asked.cut
         assert trained.tokens[: len(asked.tokens)] == asked.tokens
         assert tokenizer.decode(asked.tokens) == prompt_text(one, True) + "The answer is"
 

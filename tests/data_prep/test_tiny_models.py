@@ -15,7 +15,7 @@ from data_prep import tiny_models as program
 from data_prep.shards import Row, write_shards
 from data_prep.tiny_score import Score
 from data_prep.tiny_texts import in_words, picture_words
-from data_prep.tiny_vision import PATCH, RESOLUTION, collages, cross_entropy, flat
+from data_prep.tiny_vision import PATCH, RESOLUTION, collages, cross_entropy, flat, tower_features
 from dsmemvp.backbones.weights import load_frozen, read_configs
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.model import build_frozen
@@ -48,7 +48,7 @@ def test_the_folders_load_in_transformers_and_here_and_it_is_said_what_was_learn
     tower = CLIPVisionModel.from_pretrained(tmp_path / "vision_tower").eval()
     with torch.no_grad():
         expected = tower.post_layernorm(tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:])
-        torch.testing.assert_close(model.vision(pixels), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(tower_features(model.vision, pixels), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_word_is_told_when_one_patch_tells_it():

@@ -96,7 +96,8 @@ def test_check_counts_what_there_is(data, demo_shards):
     assert code == 0
     assert f"train: {demo_shards}: 48 samples, 24 with a picture (48 scienceqa)" in out
     assert "4 shards of 12 to 12 samples" in out and "0 contexts are cut" in out
-    assert "epoch: 48 samples, 6 global batches of 8; 0 left out" in out and "dealt by length to 2 ranks" in out
+    assert "epoch: 48 samples, 6 global batches of 8; 0 left out" in out
+    assert "balanced over 2 ranks in 2 micro-steps: the slowest rank computes 1." in out
 
 
 def test_check_tells_the_shares_of_a_mixture(data, demo_shards):
@@ -130,7 +131,7 @@ def test_check_names_what_would_be_left_out_and_fails_where_a_run_would(data, de
 def test_what_ends_a_run_at_its_start_ends_a_check(data, tmp_path):
     assert "does not exist" in data("check", f"data.train={tmp_path / 'none'}")[2]
     assert "is more than the 48 samples" in data("check", "training.global_batch=64", "training.micro_batch=64")[2]
-    assert "not a multiple of training.micro_batch 2 x 3 ranks" in data("check", "--ranks", 3)[2]
+    assert "samples cannot be shared by 99 ranks" in data("check", "--ranks", 99)[2]
 
 
 LONG = " ".join(f"word{i}" for i in range(60))

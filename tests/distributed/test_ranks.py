@@ -7,9 +7,9 @@ import pytest
 import torch
 from faulty import run
 
+from dsmemvp.data.balancing import imbalance
 from dsmemvp.distributed.ranks import Ranks, seed_dropout
 from dsmemvp.errors import UserError
-from dsmemvp.training.throughput import imbalance
 
 
 def _masks(seed: int, rank: int, step: int) -> torch.Tensor:

@@ -46,7 +46,7 @@ def test_a_recipe_that_would_run_here(repository, recipe_path):
     for what in ("weights", "tokenizer", "training data", "test data", "batch", "run folder"):
         assert found[what] in ("ok", "warning"), done.stdout
     assert "48 samples and 6 steps per epoch" in done.stdout
-    assert "4 micro-steps of 2 samples on 1 rank; 8 samples can be dealt over 1, 2, 4 ranks" in done.stdout
+    assert "8 samples over 1 rank, in 4 micro-steps of 2 samples" in done.stdout
 
 
 def test_the_machine_alone(repository):

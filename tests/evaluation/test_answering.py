@@ -5,7 +5,7 @@ import torch
 from making import sample
 
 from dsmemvp.config.recipe import Evaluation
-from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.batch import Item, MicroBatch, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.evaluation.answering import Answering
@@ -36,7 +36,7 @@ def answer(tokenizer):
         object.__setattr__(ranks, "choices", choices)
         asked = []
 
-        def decode(batch: Batch, steps, over):
+        def decode(batch: MicroBatch, steps, over):
             asked.append(steps)
             if not batch.samples:
                 asked.append("nothing")
@@ -46,8 +46,8 @@ def answer(tokenizer):
             return [own[:steps] for own in tokens]
 
         items = [Item(i, EncodedText([1, 2], 2, False), None, s) for i, s in enumerate(samples)]
-        answering = Answering(Evaluation(**settings), ranks, tokenizer, forward, decode, 0)
-        return answering(make_batch(items, 2, 0, last_only=True)), asked
+        answering = Answering(Evaluation(**settings), ranks, tokenizer, forward, decode, ())
+        return answering(make_batch(items, 2, last_only=True)), asked
 
     return answer
 
@@ -117,7 +117,7 @@ def test_by_likelihood_choices_are_not_decoded_and_open_questions_are(answer, to
         calls.append(batch.size)
         logits = torch.zeros(batch.supervised.numel(), tokenizer.vocabulary)
         logits[:, tokenizer.encode("The answer is B")[-1]] = 3.0
-        return logits
+        return logits, {}
 
     likelihood = {"protocol": "likelihood", "forward": forward}
     (choice, other), asked = answer([CHOICE, OPEN], ["no", "red"], max_new_tokens=5, **likelihood)

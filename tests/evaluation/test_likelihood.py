@@ -1,20 +1,21 @@
 """Likelihoods of letters against transformers' LlamaForCausalLM in float64, one choice at a time."""
 
 import copy
+import math
 
 import pytest
 import torch
 from making import sample
-from transformers import LlamaForCausalLM
+from transformers import CLIPVisionConfig, LlamaForCausalLM
 
-from dsmemvp.backbones.decoder import DecoderTower
-from dsmemvp.data.batch import make_batch
+from dsmemvp.backbones.configs import Configs
+from dsmemvp.data.batch import Item, Reserved, make_batch
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.letters import letter_tokens
-from dsmemvp.data.text import encode_for_answer, encode_for_training, prompt_text
+from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_training, prompt_text
 from dsmemvp.evaluation.likelihood import likeliest, log_likelihoods
-from dsmemvp.prompts import VisualPrompt
+from dsmemvp.model import VisualLanguageModel
 
 CHOICES = ("red", "a blue circle", "green", "the yellow one", "none")
 
@@ -23,8 +24,9 @@ CHOICES = ("red", "a blue circle", "green", "the yellow one", "none")
 def models(tiny_models):
     """Ours in float32, theirs in float64."""
     theirs = LlamaForCausalLM.from_pretrained(tiny_models / "language_model", dtype=torch.float32).eval()
-    ours = DecoderTower(copy.deepcopy(theirs.config)).eval()
-    ours.load_state_dict({name.removeprefix("model."): t for name, t in theirs.state_dict().items()})
+    vision = CLIPVisionConfig.from_pretrained(tiny_models / "vision_tower")
+    ours = VisualLanguageModel(Configs(copy.deepcopy(theirs.config), vision), sees_images=False).eval()
+    ours.language.load_state_dict({name.removeprefix("model."): t for name, t in theirs.state_dict().items()})
     return ours, theirs.double()
 
 
@@ -36,7 +38,7 @@ def samples():
 
 def _batch(tokenizer_path, tokenizer, samples):
     collator = Collator(str(tokenizer_path), ImageTransform(4, 100), False, 300, False, answers=True)
-    return make_batch([collator.item(tokenizer, s) for s in samples], 4, last_only=True)
+    return make_batch([collator.item(tokenizer, s) for s in samples], 4, last_only=True).batch
 
 
 def _theirs(model, tokens, count):
@@ -50,9 +52,7 @@ def test_they_are_those_of_transformers_in_float64(models, tokenizer_path, token
     ours, theirs = models
     endings = [[letter_tokens(tokenizer, "ABCDE"[c]) for c in range(len(s.choices))] for s in samples]
     with torch.no_grad():
-        found = log_likelihoods(
-            lambda batch: ours(batch, (), VisualPrompt()), _batch(tokenizer_path, tokenizer, samples), 0, endings
-        )
+        found = log_likelihoods(ours, _batch(tokenizer_path, tokenizer, samples), (), endings)
     for s, own, sums in zip(samples, endings, found, strict=True):
         prompt = tokenizer.encode(prompt_text(s, captions=False) + "The answer is")
         wanted = [_theirs(theirs, [*prompt, *ending], len(ending)) for ending in own]
@@ -70,32 +70,52 @@ def test_endings_of_several_tokens_are_read_from_rows_that_share_what_they_can(
 
     def forward(batch):
         sizes.append(batch.size)
-        return ours(batch, (), VisualPrompt())
+        return ours(batch)
 
     batch = _batch(tokenizer_path, tokenizer, samples)
     with torch.no_grad():
-        found = log_likelihoods(forward, batch, 0, endings)
-    offsets = batch.offsets.tolist()
+        found = log_likelihoods(forward, batch, (), endings)
     for b, own in enumerate(endings):
-        text = batch.tokens[offsets[b] : offsets[b + 1]].tolist()
+        start, stop = batch.bounds[b]
+        text = batch.tokens[start:stop].tolist()
         wanted = [_theirs(theirs, [*text, *ending], len(ending)) for ending in own]
         assert found[b] == pytest.approx(wanted, rel=2e-5, abs=2e-6)
     assert sizes == [4]
 
 
 def test_rows_of_a_sample_share_its_image(tokenizer):
-    from dsmemvp.data.batch import Item
-    from dsmemvp.data.text import EncodedText
-
-    items = [Item(i, EncodedText([1, 5 + i], 2, False), torch.full((3, 2, 2), float(i))) for i in range(2)]
+    items = [Item(i, EncodedText([1, 5 + i, 9], 2, False), torch.full((3, 2, 2), float(i))) for i in range(2)]
     seen = []
 
     def forward(batch):
         seen.append(batch)
-        return torch.zeros(batch.supervised.numel(), 50)
+        return torch.zeros(batch.supervised.numel(), 50), {}
 
-    log_likelihoods(forward, make_batch(items, 2, 0, last_only=True), 0, [[(3, 4), (4, 4)], [(5,)]])
-    assert seen[0].image_of.tolist() == [0, 0, 1] and seen[0].images[:, 0, 0, 0].tolist() == [0.0, 1.0]
+    places = (Reserved("a", 2), Reserved("b", 1, "after_question"))
+    log_likelihoods(forward, make_batch(items, 2, places, last_only=True).batch, places, [[(3, 4), (4, 4)], [(5,)]])
+    assert seen[0].image_rows == (0, 0, 1) and seen[0].images[:, 0, 0, 0].tolist() == [0.0, 1.0]
+    # BOS, two places, the question, a place, the lead-in, the ending
+    assert seen[0].tokens.tolist() == [1, 0, 0, 5, 0, 9, 3, 4, 1, 0, 0, 5, 0, 9, 4, 4, 1, 0, 0, 6, 0, 9, 5]
+
+
+def test_places_behind_the_question_do_not_move_what_is_read(tokenizer):
+    """Each logit says where it stands and which token it would like, so that a row off by one is another number."""
+    items = [Item(i, EncodedText([1, 5 + i, 9], 2, False), torch.zeros(3, 2, 2)) for i in range(2)]
+    places = (Reserved("b", 3, "after_question"),)
+
+    def forward(batch):
+        following = batch.tokens[batch.supervised + 1]
+        assert torch.equal(following, batch.targets) or 0 in following
+        logits = torch.zeros(batch.supervised.numel(), 50)
+        logits[torch.arange(len(logits)), batch.targets] = batch.targets.float()
+        return logits, {}
+
+    found = log_likelihoods(forward, make_batch(items, 2, places, last_only=True).batch, places, [[(30,)], [(7, 31)]])
+
+    def wanted(token):
+        return token - math.log(math.exp(token) + 49)
+
+    assert found[0] == pytest.approx([wanted(30)]) and found[1] == pytest.approx([wanted(7) + wanted(31)])
 
 
 def test_a_batch_without_any_choice_takes_its_forward(tokenizer):
@@ -103,9 +123,9 @@ def test_a_batch_without_any_choice_takes_its_forward(tokenizer):
 
     def forward(batch):
         calls.append(batch.size)
-        return torch.zeros(0, 50)
+        return torch.zeros(0, 50), {}
 
-    assert log_likelihoods(forward, make_batch([], 2, last_only=True), 0, []) == []
+    assert log_likelihoods(forward, make_batch([], 2, last_only=True).batch, (), []) == []
     assert calls == [1]
 
 

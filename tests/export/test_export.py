@@ -77,7 +77,7 @@ def test_an_exported_folder_is_opened_onto_a_copy_of_the_base(run, recipe, train
         copy = shutil.copytree if part != "tokenizer" else shutil.copyfile
         copy(place, tmp_path / f"copy of {part}")
     copies = {part: tmp_path / f"copy of {part}" for part in _base(recipe)}
-    opened, checkpoint = load_run(tmp_path / "out", _named(copies))
+    opened, checkpoint, _ = load_run(tmp_path / "out", _named(copies))
     assert _base(opened) == {part: str(place) for part, place in copies.items()}
     assert (opened.method, opened.vision, opened.name) == (recipe.method, recipe.vision, "tiny")
     assert (opened.data.max_length, opened.model.dtype) == (160, "fp32")
@@ -272,14 +272,14 @@ def test_published_converted_exported_and_converted_again_is_the_same(shared, to
     convert(tmp_path / "published" / "checkpoint-1.pth", tmp_path / "second")
     second = load_file(tmp_path / "second" / "trained.safetensors")
     assert second.keys() == first.keys() and all(torch.equal(second[name], first[name]) for name in first)
-    opened, checkpoint = load_run(tmp_path / "out", _named(_base(recipe)))
+    opened, checkpoint, _ = load_run(tmp_path / "out", _named(_base(recipe)))
     third = checkpoint.values({name: tuple(t.shape) for name, t in first.items()})
     logits = []
     for settings, values in ((recipe, first), (recipe, second), (opened, third)):
         model = _model(settings)
         model.load_state_dict(values, strict=False)
         with torch.no_grad():
-            logits.append(model(recording.batch()))
+            logits.append(model(recording.batch())[0])
     assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
 
 
@@ -287,7 +287,7 @@ def test_a_published_checkpoint_becomes_a_folder_that_opens_onto_the_recipes_bas
     save_file(trained, tmp_path / "imported.safetensors", metadata={"method.output_scale": "1.0", "method.slots": "24"})
     said = export_file(recipe, tmp_path / "imported.safetensors", tmp_path / "out")
     assert said.startswith("3,120 trained parameters -> ")
-    opened, checkpoint = load_run(tmp_path / "out", _named(_base(recipe)))
+    opened, checkpoint, _ = load_run(tmp_path / "out", _named(_base(recipe)))
     found = checkpoint.values({name: tuple(t.shape) for name, t in trained.items()})
     assert opened.method == recipe.method and all(torch.equal(found[name], t) for name, t in trained.items())
     assert checkpoint.state.base == base_fingerprint(recipe)

@@ -11,8 +11,8 @@ from documents import run_by
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.convert.memvp import published_names
 from dsmemvp.model import trainable_shapes
+from dsmemvp.prompts.memvp.published import Published
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def place(repository, recipe_path, tmp_path, monkeypatch):
     trained = {name: torch.randn(s) for name, s in trainable_shapes(recipe, read_configs(recipe)).items()}
     options = argparse.Namespace(emb=recipe.method.slots, adapter_scale=recipe.method.output_scale, epochs=20)
     (tmp_path / "raw" / "MemVP-SQA-13B").mkdir(parents=True)
-    content = {"model": published_names(trained), "args": options, "epoch": 19, "optimizer": {"state": {}}}
+    content = {"model": Published().published_names(trained), "args": options, "epoch": 19, "optimizer": {"state": {}}}
     torch.save(content, tmp_path / "raw" / "MemVP-SQA-13B" / "checkpoint-19.pth")
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "scienceqa-13b.yaml").write_text(recipe_path.read_text())

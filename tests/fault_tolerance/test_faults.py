@@ -63,9 +63,9 @@ def test_killed_while_computing(small_run, uninterrupted, tmp_path):
         ("loading:KILL:1", 1, [70, KILLED], _died(1, 0, "loading", "loading"), 0),
         ("forward:KILL:6", 1, [70, KILLED], _died(1, 2, both, both), 2),
         ("backward:KILL:6", 0, [KILLED, 70], rf"{away} on \S+, after step 4, {both}", 4),
-        ("validation:KILL:2", 1, [70, KILLED], _died(1, 6, "validating", "validating"), 4),
+        ("validating:KILL:2", 1, [70, KILLED], _died(1, 6, "validating", "validating"), 4),
         ("update:KILL:7", 0, [KILLED, 70], rf"{away} on \S+, after step 7, update", 6),
-        ("validation:KILL:3", 0, [KILLED, 70], rf"{away} on \S+, after step 12, validating", 10),
+        ("validating:KILL:3", 0, [KILLED, 70], rf"{away} on \S+, after step 12, validating", 10),
     ]
     _day(day, small_run, uninterrupted, tmp_path)
 
@@ -74,7 +74,7 @@ def test_killed_while_computing(small_run, uninterrupted, tmp_path):
 def test_killed_in_every_phase_of_a_save(small_run, uninterrupted, tmp_path):
     away = "rank 0 has died, or ended without a word\n  ending rank 1"
     day = [
-        ("save-begin:KILL:1", 1, [70, KILLED], _died(1, 2, "saving", "saving"), 0),
+        ("saving:KILL:1", 1, [70, KILLED], _died(1, 2, "saving", "saving"), 0),
         ("save-write:KILL:1", 0, [KILLED, 70], away, 0),
         ("save-tensors:KILL:2", 0, [KILLED, 70], away, 0),
         ("save-flush:KILL:1", 0, [KILLED, 70], away, 0),
@@ -99,7 +99,7 @@ def test_a_rank_that_stops_or_hangs_is_named_within_its_time(small_run, uninterr
 
 @pytest.mark.ranks
 def test_asked_between_two_micro_steps(small_run, uninterrupted, tmp_path):
-    day = [("between:USR2:5", 1, [75, 75], "step 4: ended as asked", 4)]
+    day = [("forward and backward:USR2:10", 1, [75, 75], "step 4: ended as asked", 4)]
     _day(day, small_run, uninterrupted, tmp_path)
 
 
@@ -109,11 +109,11 @@ def test_asked_at_any_time_nothing_is_lost(small_run, uninterrupted, tmp_path):
         ("import:USR2:1", 0, [75, 75], "USR2: nothing to save yet", 0),
         ("import:INT:1", 1, [75, 75], "INT: nothing to save yet", 0),
         ("loading:TERM:1", 1, [75, 75], "TERM: nothing to save yet", 0),
-        ("step:USR2:1", 0, [75, 75], "step 0: ended as asked", 0),
+        ("reading:USR2:1", 0, [75, 75], "step 0: ended as asked", 0),
         ("update:TERM:5", 0, [75, 75], "step 3: ended as asked", 3),
-        ("between:TERM:2", 0, [75, 75], "step 4: ended as asked", 4),
+        ("forward and backward:TERM:4", 0, [75, 75], "step 4: ended as asked", 4),
         ("save-write:INT:1", 0, [75, 75], "step [67]: ended as asked", 6),
-        ("validation:INT:2", 1, [75, 75], "step 12: ended as asked", 12),
+        ("validating:INT:2", 1, [75, 75], "step 12: ended as asked", 12),
     ]
     _day(day, small_run, uninterrupted, tmp_path)
 

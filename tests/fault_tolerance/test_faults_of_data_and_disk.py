@@ -29,7 +29,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_no_line(small_ru
     with tmpfs(tmp_path / "full", 8) as folder:
         slow = ["train", *small_run, f"output={folder}"]
         # it waits in step 6 and in step 9, until it is continued
-        with Ranks(slow, tmp_path / "logs", fault="step:STOP:6,step:STOP:9", on=1) as ranks:
+        with Ranks(slow, tmp_path / "logs", fault="reading:STOP:6,reading:STOP:9", on=1) as ranks:
             ranks.until_said(1, "fault: STOP")
             ranks.until_said(0, "step 4: saved")
             filler = _fill(folder)
@@ -51,7 +51,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_no_line(small_ru
 def test_a_disk_that_stays_full_ends_the_run_which_goes_on_when_there_is_room(small_run, uninterrupted, tmp_path):
     with tmpfs(tmp_path / "full", 8) as folder:
         arguments = ["train", *small_run, f"output={folder}"]
-        with Ranks(arguments, tmp_path / "logs", fault="step:STOP:6", on=1) as ranks:
+        with Ranks(arguments, tmp_path / "logs", fault="reading:STOP:6", on=1) as ranks:
             ranks.until_said(1, "fault: STOP")
             ranks.until_said(0, "step 4: saved")
             filler = _fill(folder)
@@ -109,7 +109,7 @@ def test_another_base_is_refused(small_run, uninterrupted, tiny_models, tmp_path
 @pytest.mark.faults
 def test_a_touched_file_asks_for_a_checkpoint_and_quit_for_stack_traces(small_run, uninterrupted, tmp_path):
     arguments = ["train", *small_run, f"output={tmp_path}", "training.checkpoint_steps=0"]
-    with Ranks(arguments, tmp_path / "logs", fault="step:STOP:4", on=0) as ranks:
+    with Ranks(arguments, tmp_path / "logs", fault="reading:STOP:4", on=0) as ranks:
         ranks.until_said(0, "fault: STOP")
         (tmp_path / "demo" / "save").touch()
         os.kill(ranks.processes[1].pid, signal.SIGQUIT)
@@ -143,7 +143,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_left_out_by_all(small_run, tmp
     )
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
-    ended = run(["train", *small_run, f"output={parts}"], parts / "logs", f"loss:{number}:8,between:USR2:6")
+    ended = run(
+        ["train", *small_run, f"output={parts}"], parts / "logs", f"loss:{number}:8,forward and backward:USR2:12"
+    )
     assert ended.codes == [75, 75], ended.text
     ended = run(["train", *small_run, f"output={parts}"], parts / "logs")
     assert ended.codes == [0, 0] and "going on after step 5" in ended.said[0], ended.text

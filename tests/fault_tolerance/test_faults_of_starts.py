@@ -30,7 +30,7 @@ def test_a_second_start_is_refused_and_harms_nothing_and_after_a_kill_of_all_the
     small_run, uninterrupted, tmp_path
 ):
     arguments, folder = ["train", *small_run, f"output={tmp_path}"], tmp_path / "demo"
-    with Ranks(arguments, tmp_path / "first", fault="step:hang:9", on=1) as first:
+    with Ranks(arguments, tmp_path / "first", fault="reading:hang:9", on=1) as first:
         first.until_said(1, "fault: hang")
         first.until_said(0, "step 8: saved")
         before = _content(folder)
@@ -51,7 +51,7 @@ def test_a_second_start_is_refused_and_harms_nothing_and_after_a_kill_of_all_the
 @pytest.mark.faults
 def test_a_holder_that_was_taken_over_ends_before_it_writes(small_run, tmp_path):
     arguments, folder = ["train", *small_run, f"output={tmp_path}", "training.silence_timeout=60"], tmp_path / "demo"
-    with Ranks(arguments, tmp_path / "logs", fault="step:STOP:6", on=0) as first:
+    with Ranks(arguments, tmp_path / "logs", fault="reading:STOP:6", on=0) as first:
         first.until_said(0, "fault: STOP")
         before, other = _content(folder), json.loads((folder / LEASE).read_text())
         other |= {"token": "another", "host": "node7"}

@@ -29,7 +29,6 @@ from dsmemvp.checkpoints.checkpoint import State, newest_checkpoint, save_checkp
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.convert.convert import convert
-from dsmemvp.convert.memvp import published_names
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.index import index_shard
 from dsmemvp.data.manifest import read_manifest
@@ -42,6 +41,7 @@ from dsmemvp.export.export import export
 from dsmemvp.fault_tolerance.restart_limit import count_start
 from dsmemvp.model import add_trainables, build_frozen, count
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
+from dsmemvp.prompts.memvp.published import Published
 from dsmemvp.training.monitor import Monitor
 
 TEXT = "Question: What colour is the circle? 42 Ünïcode"
@@ -236,7 +236,7 @@ def _write_sources(folder: Path, base: Path, trained: dict[str, torch.Tensor]) -
         (folder / name).mkdir(parents=True)
     write_meta(language, folder / "meta", pieces=2)
     write_torchscript(openai_tensors(vision), folder / "clip" / "source.pt")
-    content = {"model": published_names(trained), "epoch": 3}
+    content = {"model": Published().published_names(trained), "epoch": 3}
     torch.save(content, folder / "published" / "source.pth")
     torch.save(language.state_dict(), folder / "bin" / "pytorch_model.bin")
     shutil.copy(base / "language" / "config.json", folder / "bin")

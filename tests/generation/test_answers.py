@@ -39,9 +39,10 @@ def plainly(model, text: str, pixels, steps: int) -> str:
     new: list[int] = []
     tokens = model._tokenizer.encode(text)
     while len(new) < steps:
-        item = Item(0, EncodedText([*tokens, *new], 0, False), pixels)
+        item = Item(0, EncodedText([*tokens, *new], len(tokens), False), pixels)
+        batch = make_batch([item], 32, model._model.method.reserved(), last_only=True).batch
         with torch.no_grad():
-            token = int(model._model(make_batch([item], 32, model._model.method.slots, last_only=True)).argmax())
+            token = int(model._model(batch)[0].argmax())
         if token == model._tokenizer.eos:
             break
         new.append(token)
@@ -63,7 +64,7 @@ def test_answers_follow_the_prompt_of_training(run_folder, picture_path):
 def test_a_picture_is_looked_at_once_for_all_questions(run_folder, picture_path):
     model = dsmemvp.load(run_folder)
     looked = []
-    model._model.vision.register_forward_hook(lambda *_: looked.append(1))
+    model._model.vision.embeddings.register_forward_hook(lambda *_: looked.append(1))
     seen = model.see(picture_path)
     one_by_one = [model.answer(question, seen, max_new_tokens=6) for question in QUESTIONS]
     assert model.answer(QUESTIONS, seen, max_new_tokens=6) == one_by_one and len(set(one_by_one)) > 1
@@ -82,8 +83,8 @@ def test_a_choice_is_one_of_those_given(run_folder, picture_path, monkeypatch):
     given = {"choices": ("red", "blue"), "context": "A hint."}
     prompt = f"Question: {QUESTIONS[0]}\nContext: A hint.\nOptions: (A) red (B) blue\nResponse:The answer is"
     asked = []
-    encode = model._tokenizer.encode
-    monkeypatch.setattr(model._tokenizer, "encode", lambda text: asked.append(text) or encode(text))
+    encode = model._tokenizer.encode_spans
+    monkeypatch.setattr(model._tokenizer, "encode_spans", lambda text: asked.append(text) or encode(text))
     assert model.answer(QUESTIONS[0], model.see(picture_path), **given) in ("red", "blue", "")
     assert prompt in asked
     for text, wanted in ((" B.", "blue"), ("A", "red"), (" C.", ""), ("b", "")):

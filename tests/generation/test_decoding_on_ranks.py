@@ -29,12 +29,12 @@ def in_one_process(recipe_path, settings, method, trained):
         model = build_frozen(recipe, configs)
     add_trainables(model, recipe, configs)
     generator = torch.Generator().manual_seed(0)
-    values = {n: torch.randn(p.shape, generator=generator) for n, p in model.trainables().items()}
+    values = {n: 0.03 * torch.randn(p.shape, generator=generator) for n, p in model.trainables().items()}
     save_file(values, trained)
     ranks = Ranks(0, 1, torch.device("cpu"))
     opened = open_for_inference(recipe, ranks, Checkpoint(trained))
     model, forward = opened.model, opened.forward
-    prompts = decoding.prompts((0, 1, 2, 3), configs.resolution, model.method.slots)
+    prompts = decoding.prompts((0, 1, 2, 3), configs.resolution, model.method.reserved())
     return generate(build_decoder(model, forward, ranks, small.EOS), prompts, Sampling(5), decoding.done)
 
 

@@ -1,5 +1,7 @@
 """Decoding with a key/value cache against decoding without, and against transformers' own model."""
 
+import copy
+
 import pytest
 import small
 import torch
@@ -18,48 +20,49 @@ GROUPED = {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "default",
 def test_with_a_cache_the_tokens_are_those_without(method, shape):
     model = small.model(method, **shape)
     images = small.PICTURES if method != "none" else (False,) * 4
-    batch = small.batch(model, images=images)
-    wanted = small.without_cache(model, batch, STEPS.max_new_tokens)
-    assert generate(small.decoder(model), batch, STEPS) == wanted
+    wanted = small.without_cache(model, STEPS.max_new_tokens, images=images)
+    assert generate(small.decoder(model), small.prompts(model, images=images), STEPS) == wanted
     assert len({tuple(tokens) for tokens in wanted}) >= 3 and any(len(set(tokens)) >= 3 for tokens in wanted)
     if method != "none":  # what is in the pictures counts
-        others = small.batch(model, images=[small.pictures(9)[-1] if image else None for image in images])
-        assert small.without_cache(model, others, STEPS.max_new_tokens) != wanted
+        others = [small.pictures(9)[-1] if image else None for image in images]
+        assert small.without_cache(model, STEPS.max_new_tokens, images=others) != wanted
 
 
 @pytest.mark.parametrize("method", small.METHODS)
-def test_left_padding_changes_nothing(method):
-    """The shortest sample by itself and beside the longer ones: the same tokens, and nearly the same logits."""
-    model = small.model(method)
-    decoder, logits = small.decoder(model), []
+def test_a_sample_s_company_changes_nothing(method):
+    """The shortest sample by itself and beside the longer ones: the same tokens, and nearly the same logits; in
+    float64, since these weights blow rounding up."""
+    model = small.model(method).double()
+    decoder, logits, positions = small.decoder(model), [], []
     with_image = method != "none"
-    positions = []
 
-    def run(batch, step):
-        output = model(batch, step)
+    def run(batch, decoding):
+        output = model(batch, decoding)
         logits.append(output[0][0])
-        positions.append(step.positions[0].tolist())
+        positions.append(batch.positions[: batch.lengths[0]].tolist())
         return output
 
     decoder._run = run
 
     image = small.pictures(1)[0] if with_image else None
     few = Sampling(max_new_tokens=5)
-    alone = generate(decoder, small.batch(model, [[1, 8, 4]], [image]), few)
-    places = len([1, 8, 4]) + (model.method.slots if with_image else 0)
+    alone = generate(decoder, small.prompts(model, [[1, 8, 4]], [image]), few)
+    places = len([1, 8, 4]) + (sum(r.count for r in model.method.reserved()) if with_image else 0)
     assert positions == [list(range(places)), [places], [places + 1], [places + 2], [places + 3]]
-    own, logits[:], positions[:] = list(logits), [], []
-    beside = generate(decoder, small.batch(model, [[1, 8, 4], [1, *range(3, 50)]], [image, None]), few)
+    own, own_positions, logits[:], positions[:] = list(logits), list(positions), [], []
+    beside = generate(decoder, small.prompts(model, [[1, 8, 4], [1, *range(3, 50)]], [image, None]), few)
     assert beside[0] == alone[0] and len(own) == len(logits) == 5
     # rotary embeddings tell distances only, so that tokens alone would not show where a text begins
-    assert positions[0][-places:] == list(range(places)) and positions[1:] == [[places + i] for i in range(4)]
+    assert positions == own_positions
     for one, other in zip(own, logits, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_without_a_method_the_texts_are_transformers_own():
     ours = small.model("none", **GROUPED)
-    theirs = LlamaForCausalLM(ours.language.config).eval()
+    config = copy.deepcopy(ours.language.config)
+    config._attn_implementation = "sdpa"  # ours wants packed samples
+    theirs = LlamaForCausalLM(config).eval()
     theirs.load_state_dict({n if "lm_head" in n else f"model.{n}": t for n, t in ours.language.state_dict().items()})
     longest = max(map(len, small.TEXTS))
     ids = torch.tensor([[0] * (longest - len(text)) + text for text in small.TEXTS])
@@ -69,40 +72,40 @@ def test_without_a_method_the_texts_are_transformers_own():
     )
     wanted = [row[longest:].tolist() for row in stock]
     wanted = [row[: row.index(small.EOS)] if small.EOS in row else row for row in wanted]
-    assert generate(small.decoder(ours), small.batch(ours, images=(False,) * 4), STEPS) == wanted
+    assert generate(small.decoder(ours), small.prompts(ours, images=(False,) * 4), STEPS) == wanted
 
 
 @pytest.mark.parametrize("method", ["memvp", "input_space"])
 def test_questions_about_one_picture_look_at_it_once(method):
     model = small.model(method)
     rows = []
-    model.vision.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[0]))
+    model.vision.embeddings.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[0]))
     picture, other = small.pictures(2)
     separate = [
-        generate(small.decoder(model), small.batch(model, [text], [image]), STEPS)[0]
+        generate(small.decoder(model), small.prompts(model, [text], [image]), STEPS)[0]
         for text, image in zip(small.TEXTS, (picture, None, picture, other), strict=True)
     ]
     rows.clear()
-    together = small.batch(model, images=(picture, None, picture, other))
+    together = small.prompts(model, images=(picture, None, picture, other))
     assert generate(small.decoder(model), together, STEPS) == separate
-    assert rows == [2] and together.image_of.tolist() == [0, -1, 0, 1]
+    assert rows == [2] and together.batch.image_rows == (0, -1, 0, 1)
 
 
 @pytest.mark.parametrize("method", ["memvp", "input_space"])
 def test_a_picture_that_was_seen_is_not_looked_at_again(method):
     model = small.model(method)
     picture = small.pictures(1)[0]
-    wanted = generate(small.decoder(model), small.batch(model, images=[picture] * 4), STEPS)
+    wanted = generate(small.decoder(model), small.prompts(model, images=[picture] * 4), STEPS)
     with torch.no_grad():
-        seen = model.see(small.batch(model, [[1]], [picture]))
-    model.vision.register_forward_hook(lambda module, inputs, output: pytest.fail("looked again"))
+        seen = model.look(small.prompts(model, [[1]], [picture]).batch)
+    model.vision.embeddings.register_forward_hook(lambda module, inputs, output: pytest.fail("looked again"))
     model.method.projector.register_forward_hook(lambda module, inputs, output: pytest.fail("projected again"))
-    assert generate(small.decoder(model), small.batch(model, images=[picture] * 4), STEPS, state=seen) == wanted
+    assert generate(small.decoder(model), small.prompts(model, images=[picture] * 4), STEPS, state=seen) == wanted
 
 
 def test_a_text_ends_at_eos_and_where_it_is_done():
     model = small.model("memvp")
-    batch = small.batch(model)
+    batch = small.prompts(model)
     free = generate(small.decoder(model, eos=small.VOCABULARY), batch, STEPS)
     assert {len(tokens) for tokens in free} == {12}
     eos = free[0][5]
@@ -124,7 +127,7 @@ def test_an_empty_batch_decodes_nothing():
 
 def test_equal_seeds_draw_equal_texts_and_leave_torch_s_generator_alone():
     model = small.model("memvp")
-    batch = small.batch(model)
+    batch = small.prompts(model)
 
     def drawn(**settings):
         return generate(small.decoder(model), batch, Sampling(12, **{"temperature": 3.0, **settings}))

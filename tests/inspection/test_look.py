@@ -99,9 +99,7 @@ def test_the_command_writes_a_sheet_and_a_table(run, repository, tmp_path):
 
 def test_a_sample_of_the_data_is_shown_with_its_right_answer(run, repository, demo_shards):
     """On one process, from Python, as the command does."""
-    opened = open_model(
-        *load_run(run, [f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]), alone()
-    )
+    opened = open_model(load_run(run, [f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]), alone())
     sample = opened.sample(0, test=True)
     look = opened.look(sample)
     assert look.right == f"{sample.letter} ({sample.choices[sample.answer]})"
@@ -154,5 +152,5 @@ def test_an_image_that_does_not_decode_ends_in_one_line(command, run, tmp_path):
 
 def test_another_method_has_no_memory_to_look_into(recipe_path):
     recipe = read_recipe(recipe_path, ["method.name=input_space"])
-    with pytest.raises(UserError, match=r"^method\.name: tiny was trained with input_space; only memvp"):
+    with pytest.raises(UserError, match=r"^method\.name: tiny was trained with input_space, which has no"):
         check_method(recipe)

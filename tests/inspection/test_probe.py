@@ -34,7 +34,7 @@ def tiny(recipe_path, demo_shards):
     collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
     samples = [read_sample(entry) for entry in read_all(read_manifest(demo_shards))][:3]
     tokenizer = Tokenizer(recipe.model.tokenizer)
-    batch = make_batch([collator.item(tokenizer, sample) for sample in samples], configs.resolution)
+    batch = make_batch([collator.item(tokenizer, sample) for sample in samples], configs.resolution).batch
     return model.eval(), batch
 
 
@@ -49,7 +49,9 @@ def _recorded(model, batch):
         model(batch)
     for hook in hooks:
         hook.remove()
-    return states[0][0].double(), states[0][1].double(), [x.double() for x in inputs], [y.double() for y in outputs]
+    # each of the three samples is a group of its own
+    cut = [[t[0].double().split(batch.lengths) for t in tensors] for tensors in (inputs, outputs)]
+    return states[0]["key_sum"].double(), states[0]["value_sum"].double(), *cut
 
 
 def _silu(score):
@@ -61,14 +63,14 @@ def test_activation_contribution_change_and_norms_are_the_formulas(tiny):
     other = Memory(torch.randn(1, SLOTS, 32), torch.randn(1, SLOTS, 32))
     found = probe(model, model, batch, other)
     keys, values, inputs, outputs = _recorded(model, batch)
-    scale, offsets = model.method.output_scale, batch.offsets.tolist()
+    scale, offsets = model.method.output_scale, batch.cu_seqlens.tolist()
     assert found.activation.shape == found.change.shape == (2, offsets[-1], SLOTS) and found.patches == PATCHES
     for layer, (x, y) in enumerate(zip(inputs, outputs, strict=True)):
         for b in range(3):
             for n, token in enumerate(range(offsets[b], offsets[b + 1])):
-                active = _silu(keys[b] @ x[b, n])
+                active = _silu(keys[b] @ x[b][n])
                 written = scale * active[:, None] * values[b]  # what each slot writes, [N, d]
-                instead = scale * _silu(other.key[0].double() @ x[b, n])[:, None] * other.value[0].double()
+                instead = scale * _silu(other.key[0].double() @ x[b][n])[:, None] * other.value[0].double()
                 branch = written.sum(0)
                 expected = (active, written @ branch, (written - instead).norm(dim=-1))
                 got = (found.activation, found.contribution, found.change)
@@ -76,7 +78,7 @@ def test_activation_contribution_change_and_norms_are_the_formulas(tiny):
                     largest = other_one.abs().max().item()
                     torch.testing.assert_close(one[layer, token].double(), other_one, atol=1e-5 * largest, rtol=1e-3)
                 assert found.branch_norm[layer, token].item() == pytest.approx(branch.norm().item(), rel=1e-4)
-                assert found.feed_forward_norm[layer, token].item() == pytest.approx(y[b, n].norm().item(), rel=1e-4)
+                assert found.feed_forward_norm[layer, token].item() == pytest.approx(y[b][n].norm().item(), rel=1e-4)
     torch.testing.assert_close(found.key_norm.double(), keys.norm(dim=-1))
     torch.testing.assert_close(found.value_norm.double(), values.norm(dim=-1))
 
@@ -89,8 +91,7 @@ def test_visual_and_learned_contributions_add_up_to_the_branchs_output(tiny):
 
     keys, values, inputs, _ = _recorded(model, batch)
     for layer, row in enumerate(shares(found, 0)):
-        length = batch.offsets[1]
-        active = _silu(inputs[layer][0, :length] @ keys[0].T)
+        active = _silu(inputs[layer][0] @ keys[0].T)
         visual, whole = active[:, :PATCHES] @ values[0, :PATCHES], active @ values[0]
         assert row.visual_output == pytest.approx(((visual * whole).sum() / (whole**2).sum()).item(), abs=1e-3)
         part = active[:, :PATCHES].abs().sum() / active.abs().sum()
@@ -103,11 +104,10 @@ def test_nothing_changes_against_the_same_memory_and_the_forward_is_as_without_a
     model, batch = tiny
     before = len(model.method._forward_hooks) + sum(len(layer.mlp._forward_hooks) for layer in model.language.layers)
     same = memory_of(model, model, batch)
-    seen = []
-    found = probe(model, lambda b: seen.append(model(b)), batch, same)
+    found = probe(model, model, batch, same)
     assert found.change.abs().max() == 0
     with torch.no_grad():
-        assert torch.equal(seen[0], model(batch))
+        assert torch.equal(found.logits, model(batch)[0])
     after = len(model.method._forward_hooks) + sum(len(layer.mlp._forward_hooks) for layer in model.language.layers)
     assert before == after
     # the sample without picture has the learned positions alone

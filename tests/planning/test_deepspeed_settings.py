@@ -24,16 +24,27 @@ def _recipe(**training) -> Recipe:
 
 def test_auto_is_filled_from_the_recipe():
     settings = deepspeed_settings(_recipe(global_batch=32, micro_batch=4, gradient_clipping=1.5), world=2)
-    assert settings["train_batch_size"] == 32
     assert settings["train_micro_batch_size_per_gpu"] == 4
-    assert settings["gradient_accumulation_steps"] == 4
+    assert (settings["train_batch_size"], settings["gradient_accumulation_steps"]) == (8, 1)  # the loop accumulates
     assert settings["gradient_clipping"] == 1.5
     assert settings["bf16"] == {"enabled": True}
 
 
-def test_a_global_batch_that_the_ranks_cannot_share_is_refused():
-    with pytest.raises(UserError, match=r"training\.global_batch: 32 is not a multiple of .* 4 x 3 ranks"):
-        deepspeed_settings(_recipe(), world=3)
+def test_any_number_of_ranks_up_to_one_per_sample_shares_a_global_batch():
+    steps = {ranks: _recipe(global_batch=32, micro_batch=4).training.micro_steps(ranks) for ranks in (1, 2, 3, 8, 32)}
+    assert steps == {1: 8, 2: 4, 3: 3, 8: 1, 32: 1}
+    with pytest.raises(UserError, match=r"training\.global_batch: 32 samples cannot be shared by 33 ranks; take fewer"):
+        deepspeed_settings(_recipe(), world=33)
+
+
+def test_the_batch_in_a_configuration_is_compared_with_the_recipe_s(tmp_path):
+    path = tmp_path / "own.json"
+    own = {"train_batch_size": 32, "gradient_accumulation_steps": 4}
+    path.write_text(json.dumps(json.loads(ZERO3.read_text()) | own))
+    settings = deepspeed_settings(_recipe(deepspeed=str(path)), world=2)
+    assert (settings["train_batch_size"], settings["gradient_accumulation_steps"]) == (8, 1)
+    with pytest.raises(UserError, match=r"sets gradient_accumulation_steps to 4, the recipe decides 8; write auto"):
+        deepspeed_settings(_recipe(deepspeed=str(path)), world=1)
 
 
 def test_a_configuration_that_contradicts_the_recipe_is_refused(tmp_path):
@@ -77,7 +88,7 @@ def test_every_shipped_configuration_loads_into_deepspeed_and_is_explained(path,
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     settings = deepspeed_settings(_recipe(deepspeed=str(path), micro_batch=4, gradient_clipping=1.5), world=1)
     found = DeepSpeedConfig(settings)
-    assert (found.train_batch_size, found.gradient_accumulation_steps, found.gradient_clipping) == (32, 8, 1.5)
+    assert (found.train_batch_size, found.gradient_accumulation_steps, found.gradient_clipping) == (4, 1, 1.5)
     assert found.bfloat16_config.enabled and found.zero_enabled
     zero = found.zero_config
     assert zero.stage == (1 if path.stem == "replicated" else 3)

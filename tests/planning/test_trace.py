@@ -22,7 +22,7 @@ def test_activations_are_what_a_real_forward_saves(method, recompute):
     configs = configs_of_shapes(recipe)
     model = build_frozen(recipe, configs)
     add_trainables(model, recipe, configs)
-    batch = example_batch(recipe, configs, model.method.slots, tokens=120)
+    batch = example_batch(recipe, configs, model.method.reserved(), tokens=120)
     known = {p.untyped_storage().data_ptr() for p in model.parameters()}
     known |= {t.untyped_storage().data_ptr() for t in vars(batch).values() if isinstance(t, torch.Tensor)}
     saved = {}
@@ -31,15 +31,19 @@ def test_activations_are_what_a_real_forward_saves(method, recompute):
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes(), tensor
         return tensor
 
-    def note_tuples(layer, given):
-        for tensor in (*given[1], *given[2]):  # rotary tables, state
+    def note_state(module, given, state):
+        for tensor in state.values() if isinstance(state, dict) else (state,):
             note(tensor)
 
-    if recompute == "full":  # checkpointing keeps a layer's arguments; those in tuples by reference, unseen by hooks
-        model.language.layers[0].register_forward_pre_hook(note_tuples)
+    if recompute == "full":  # checkpointing keeps what a block is given by reference, unseen by hooks
+        model.language.layers[0].register_forward_pre_hook(
+            lambda _, given: note_state(_, (), {"cos": given[1][0], "sin": given[1][1]})
+        )
+        maker = model.method if method == "memvp" else model.method.projector
+        maker.register_forward_hook(note_state)
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss_sum(model(batch), batch.targets)
+        loss_sum(model(batch)[0], batch.targets)
     held = sum(size for place, (size, _) in saved.items() if place not in known)
     found = trace(recipe, configs, 120, recompute)
     assert found.held == pytest.approx(held, rel=0.02)

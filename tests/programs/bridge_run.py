@@ -28,11 +28,11 @@ def main(given: str) -> None:
     configs = Configs(LlamaConfig(**wanted["language"]), CLIPVisionConfig(**wanted["vision"]))
     torch.manual_seed(0)
     trainer = build_trainer(recipe, configs, ranks, load=fill_randomly)
-    batch = example_batch(recipe, configs, trainer.model.method.slots, wanted["tokens"])
+    batch = example_batch(recipe, configs, trainer.model.method.reserved(), wanted["tokens"])
     counts = []
     for _ in range(STEPS):
         counts.append(_sent_by_all())
-        trainer.accumulate([batch] * trainer.engine.gradient_accumulation_steps(), 1.0)
+        trainer.accumulate([batch] * recipe.training.micro_steps(ranks.world), 1.0)
         trainer.update(1e-4)
     counts.append(_sent_by_all())
     if os.environ["LOCAL_RANK"] == "0":

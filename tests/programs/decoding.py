@@ -6,6 +6,7 @@ Arguments: a recipe, a folder of trained tensors by method, a DeepSpeed configur
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import small
@@ -14,7 +15,7 @@ import torch
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import Checkpoint
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.generation.decoder import build_decoder
@@ -37,7 +38,7 @@ def main(recipe_path: str, trained: str, settings: str, out: str) -> None:
         decoder = build_decoder(model, forward, ranks, small.EOS)
         for number, shares in enumerate(rounds):
             own = shares[ranks.rank]
-            answers = generate(decoder, prompts(own, configs.resolution, model.method.slots), Sampling(5), done)
+            answers = generate(decoder, prompts(own, configs.resolution, model.method.reserved()), Sampling(5), done)
             rows = [json.dumps([sample, tokens]) for sample, tokens in zip(own, answers, strict=True)]
             said[f"{method}, round {number}"] = sorted(map(json.loads, ranks.gather(rows)))
         said[f"{method}, in step"] = decoder.in_step
@@ -52,10 +53,12 @@ def done(b: int, tokens: list[int]) -> bool:
     return sum(tokens) % 3 == 0 and len(tokens) > 2
 
 
-def prompts(samples: tuple[int, ...], resolution: int, slots: int):
-    drawn = torch.randn(4, 3, resolution, resolution, generator=torch.Generator().manual_seed(5))
-    items = [Item(i, EncodedText(small.TEXTS[i], 0, False), drawn[i] if small.PICTURES[i] else None) for i in samples]
-    return make_batch(items, resolution, slots, last_only=True)
+def prompts(samples: tuple[int, ...], resolution: int, reserved: Sequence[Reserved]):
+    generator = torch.Generator().manual_seed(5)
+    drawn = torch.randint(256, (4, 3, resolution, resolution), generator=generator).to(torch.uint8)
+    texts = {i: EncodedText(small.TEXTS[i], len(small.TEXTS[i]), False) for i in samples}
+    items = [Item(i, texts[i], drawn[i] if small.PICTURES[i] else None) for i in samples]
+    return make_batch(items, resolution, reserved, last_only=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dsmemvp.inspection.look import open_model
 
 def main(run: str, settings: str, out: str) -> None:
     ranks = join_ranks(seconds=600)
-    opened = open_model(*load_run(run, [f"training.deepspeed={settings}"]), ranks)
+    opened = open_model(load_run(run, [f"training.deepspeed={settings}"]), ranks)
     against = opened.average()
     seen = opened.look(opened.sample(2, test=True), against=against)
     probe = seen.probe

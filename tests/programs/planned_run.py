@@ -34,15 +34,17 @@ def main(given: str, out: str) -> None:
     configs = Configs(LlamaConfig(**wanted["language"]), CLIPVisionConfig(**wanted["vision"]))
     torch.manual_seed(0)
     engine = build_trainer(recipe, configs, ranks, load=fill_randomly).engine
-    batch = example_batch(recipe, configs, engine.module.method.slots, wanted["tokens"])
+    batch = example_batch(recipe, configs, engine.module.method.reserved(), wanted["tokens"])
     live = [0]
     for module in engine.module.modules():
         module.register_forward_pre_hook(lambda module, inputs: live.append(_live(engine.module)))
     for _ in range(STEPS):
         live.clear()
         with _Collectives() as sent:
-            for _ in range(engine.gradient_accumulation_steps()):
-                engine.backward(loss_sum(engine(batch), batch.targets))
+            micro_steps = recipe.training.micro_steps(ranks.world)
+            for i in range(micro_steps):
+                engine.set_gradient_accumulation_boundary(i == micro_steps - 1)
+                engine.backward(loss_sum(engine(batch)[0], batch.targets))
                 engine.step()
     findings = {"collectives": sent.bytes, "storages": _storages(), "resident": _resident(), "live": max(live)}
     for parameter in engine.module.parameters():

@@ -144,7 +144,20 @@ def _in_connecting(fault: Fault) -> None:
     heartbeat.connect = connect
 
 
+def _at_phase(fault: Fault) -> None:
+    """When the main thread begins a phase of that name, of all those that it announces to its heartbeat."""
+    heartbeat = importlib.import_module("dsmemvp.fault_tolerance.heartbeat")
+
+    def listener(phase: str, step: int) -> None:
+        if phase == fault.place:
+            fault()
+
+    heartbeat.Heartbeat.listeners.append(listener)
+
+
+PHASES = ("loading", "reading", "forward and backward", "validating", "saving")
 WITHIN = {
+    **dict.fromkeys(PHASES, _at_phase),
     "import": _within_import,
     "connect": _in_connecting,
     "backward": _in_backward,
@@ -156,14 +169,9 @@ WITHIN = {
 }
 BEFORE = {
     "join": ("dsmemvp.distributed.ranks", "join_ranks"),
-    "loading": ("dsmemvp.training.engine", "build_model"),
     "forward": ("dsmemvp.model", "VisualLanguageModel.forward"),
-    "between": ("dsmemvp.training.loop", "_Run._poll"),
-    "step": ("dsmemvp.training.loop", "_Run._step"),
     "update": ("torch.optim", "AdamW.step"),
-    "validation": ("dsmemvp.training.validation", "loss_sum"),
     "evaluation": ("dsmemvp.evaluation.answering", "Answering.__call__"),
-    "save-begin": ("dsmemvp.training.checkpoint_manager", "CheckpointManager.begin"),
     "save-write": ("dsmemvp.training.checkpoint_manager", "save_checkpoint"),
     "save-tensors": ("dsmemvp.checkpoints.checkpoint", "save"),
 }

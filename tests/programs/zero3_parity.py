@@ -37,7 +37,7 @@ def main(folder: str, shared: str, settings: str, out: str) -> None:
     own = {1: [(0, 1, 2)], 2: [(1,), (0, 2)]}[ranks.world][ranks.rank]
     findings["features_error"], findings["logits_error"] = forward_errors(trainer, ranks, recording, own)
     for name, recompute in (("first", False), ("recomputed", True)):
-        trainer.model.vision.recompute = trainer.model.language.recompute = recompute
+        trainer.model.recompute = recompute
         loss, gradients = step(trainer, ranks, recording.batch(own))
         findings[f"{name}_loss"] = loss
         findings[f"{name}_errors"] = {
@@ -59,15 +59,18 @@ def main(folder: str, shared: str, settings: str, out: str) -> None:
 def forward_errors(trainer, ranks, recording, own: tuple[int, ...]) -> tuple[float, float]:
     """Largest difference of features and logits from the recorded ones, over all ranks."""
     batch, features = recording.batch(own), []
-    hook = trainer.model.vision.register_forward_hook(lambda module, inputs, output: features.append(output))
+    hook = trainer.model.vision.post_layernorm.register_forward_hook(
+        lambda module, inputs, output: features.append(output)
+    )
     with torch.no_grad():
-        logits = trainer.engine(batch)
+        logits, _ = trainer.engine(batch)
     hook.remove()
     with_image = [b for b in own if recording.tensors["in.indicators"][b]]
     recorded = recording.tensors["out.features"][with_image]
     of_features = (features[0][: len(with_image)] - recorded).abs().flatten().tolist()
-    places = [(b, place - row * batch.length) for row, b in enumerate(own) for place in batch.supervised.tolist()]
-    recorded = torch.stack([recording.tensors["out.logits"][b, at] for b, at in places if 0 <= at < batch.length])
+    padded = recording.tensors["out.logits"]
+    packed = torch.cat([padded[b, :length] for b, length in zip(own, batch.lengths, strict=True)])
+    recorded = packed[batch.supervised]
     largest = [max(of_features, default=0.0), float((logits - recorded).abs().max())]
     return tuple(max(map(float, ranks.gather([str(error)]))) for error in largest)
 

@@ -1,12 +1,14 @@
 """The input-space baseline: image tokens after BOS, LoRA, and the dummy row."""
 
+import copy
+
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import add_trainables, build_frozen
 
@@ -24,7 +26,7 @@ def _model(adapters: int = 0):
         CLIPVisionConfig(hidden_size=16, num_hidden_layers=3, image_size=16, patch_size=8, **sizes),
     )
     torch.manual_seed(0)
-    theirs = LlamaForCausalLM(configs.language)
+    theirs = LlamaForCausalLM(copy.deepcopy(configs.language))
     model = build_frozen(recipe, configs)
     model.language.load_state_dict({n.removeprefix("model."): t for n, t in theirs.state_dict().items()})
     add_trainables(model, recipe, configs)
@@ -34,16 +36,16 @@ def _model(adapters: int = 0):
 def _batch(images: list[bool]):
     torch.manual_seed(1)
     items = [
-        Item(i, EncodedText(text, 1, False), torch.randn(3, 16, 16) if image else None)
+        Item(i, EncodedText(text, 1, False), torch.randint(256, (3, 16, 16)).to(torch.uint8) if image else None)
         for i, (text, image) in enumerate(zip(TEXTS, images, strict=True))
     ]
-    return make_batch(items, resolution=16, slots=PATCHES)
+    return make_batch(items, 16, [Reserved("image", PATCHES)]).batch
 
 
 def test_fresh_lora_leaves_a_text_only_sample_as_transformers_has_it():
     model, theirs = _model()
     with torch.no_grad():
-        mine = model(_batch([False, False]))
+        mine, _ = model(_batch([False, False]))
         stock = torch.cat([theirs(input_ids=torch.tensor([t])).logits[0, :-1] for t in TEXTS])
     torch.testing.assert_close(mine, stock, atol=1e-6, rtol=1e-5)
 
@@ -52,8 +54,8 @@ def test_image_tokens_stand_between_bos_and_the_question():
     model, theirs = _model()
     batch = _batch([False, True])
     with torch.no_grad():
-        mine = model(batch)[len(TEXTS[0]) - 1 :]
-        visual = model.method.projector(model.vision(batch.images))
+        mine = model(batch)[0][len(TEXTS[0]) - 1 :]
+        visual = model._walk(batch, {}, [s for s in model._schedule() if s.tower == "vision"])[1]["visual"]
         words = theirs.model.embed_tokens(torch.tensor([TEXTS[1]]))
         embedded = torch.cat([words[:, :1], visual, words[:, 1:]], dim=1)
         stock = theirs(inputs_embeds=embedded).logits[0]
@@ -75,5 +77,5 @@ def test_every_trainable_takes_part_with_and_without_images():
     model, _ = _model(adapters=4)
     for images in ([False, False], [True, True], [True, False]):
         model.zero_grad(set_to_none=True)
-        model(_batch(images)).sum().backward()
+        model(_batch(images))[0].sum().backward()
         assert [n for n, p in model.trainables().items() if p.grad is None] == []

@@ -7,14 +7,21 @@ from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.errors import UserError
 from dsmemvp.prompts import Sizes
-from dsmemvp.prompts.memvp import MemVP
+from dsmemvp.prompts.interface import Site
+from dsmemvp.prompts.memvp import Method, Settings
 
+SITE = Site("decoder", 0)
 LAMBDA, S, SLOTS, PATCHES, WIDTH = 0.3, 0.7, 7, 5, 12
 
 
-def _method() -> MemVP:
+def _new(sizes: Sizes, hidden: int, slots: int, visual: float, output: float, dropout: float) -> Method:
+    settings = Settings(hidden=hidden, slots=slots, visual_scale=visual, output_scale=output, dropout=dropout)
+    return Method.build(settings, sizes)
+
+
+def _method() -> Method:
     torch.manual_seed(0)
-    method = MemVP(Sizes(PATCHES, 6, WIDTH), 4, SLOTS, visual_scale=LAMBDA, output_scale=S, dropout=0.0)
+    method = _new(Sizes(PATCHES, 6, WIDTH), 4, SLOTS, LAMBDA, S, 0.0)
     torch.nn.init.normal_(method.value_positions)
     torch.nn.init.normal_(method.key_positions)
     return method
@@ -22,19 +29,19 @@ def _method() -> MemVP:
 
 def _batch(images: list[bool]):
     items = [
-        Item(i, EncodedText([1, 2, 3], 1, False), torch.zeros(3, 8, 8) if image else None)
+        Item(i, EncodedText([1, 2, 3, 4], 1, False), torch.full((3, 8, 8), i, dtype=torch.uint8) if image else None)
         for i, image in enumerate(images)
     ]
-    return make_batch(items, resolution=8)
+    return make_batch(items, resolution=8).batch
 
 
 def test_the_branch_is_the_published_formula():
     """Fact sheet 1.3: K = pad(g * lambda * f(z)) + p_k, V likewise, out = s * silu(x K^T) V; written out per sample in
     float64."""
     method, batch = _method(), _batch([True, False, True])
-    features, x = torch.randn(2, PATCHES, 6), torch.randn(3, 4, WIDTH)
+    features, x = torch.randn(2, PATCHES, 6), torch.randn(1, 12, WIDTH)
     state = method(features, batch)
-    found = method.feed_forward(0, x, state)
+    found = method.mlp(SITE, x, state, batch)
 
     f = method.projector
     hidden = features.double() @ f.fc1.weight.double().T + f.fc1.bias.double()
@@ -44,19 +51,21 @@ def test_the_branch_is_the_published_formula():
         if image is not None:
             memory[:PATCHES] = LAMBDA * projected[image]
         key, value = memory + method.key_positions.double(), memory + method.value_positions.double()
-        score = x[sample].double() @ key.T
+        own = slice(4 * sample, 4 * sample + 4)
+        score = x[0, own].double() @ key.T
         expected = S * (score * torch.sigmoid(score)) @ value
-        torch.testing.assert_close(found[sample].double(), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found[0, own].double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_text_only_sample_starts_from_the_unchanged_model():
-    method = MemVP(Sizes(PATCHES, 6, WIDTH), 4, SLOTS, LAMBDA, S, dropout=0.0)
-    out = method.feed_forward(0, torch.randn(1, 4, WIDTH), method(torch.randn(1, PATCHES, 6), _batch([False])))
+    method = _new(Sizes(PATCHES, 6, WIDTH), 4, SLOTS, LAMBDA, S, 0.0)
+    batch = _batch([False])
+    out = method.mlp(SITE, torch.randn(1, 4, WIDTH), method(torch.randn(1, PATCHES, 6), batch), batch)
     assert out.count_nonzero() == 0
 
 
 def test_initial_values_are_the_published_ones():
-    method = MemVP(Sizes(256, 1024, 512), 128, 320, 0.01, 0.1, 0.1)
+    method = _new(Sizes(256, 1024, 512), 128, 320, 0.01, 0.1, 0.1)
     assert method.value_positions.count_nonzero() == 0
     assert abs(method.key_positions.std().item() - 0.02) < 5e-4
     fc1 = method.projector.fc1
@@ -69,7 +78,8 @@ def test_the_memorys_gradient_is_summed_over_layers_in_float32():
     """40 bfloat16 layers: the sum of their gradients must be better than a sum kept in bfloat16."""
     torch.manual_seed(0)
     method, batch = _method(), _batch([True])
-    key, value, key16, value16 = method(torch.randn(1, PATCHES, 6).bfloat16().float(), batch)
+    state = method(torch.randn(1, PATCHES, 6).bfloat16().float(), batch)
+    key, value = state["key_sum"], state["value_sum"]
     key, value = key.detach().requires_grad_(), value.detach().requires_grad_()
     key16, value16 = key.detach().bfloat16(), value.detach().bfloat16()
     inputs = [torch.randn(1, 4, WIDTH).bfloat16() for _ in range(40)]
@@ -84,23 +94,25 @@ def test_the_memorys_gradient_is_summed_over_layers_in_float32():
     for g in per_layer:
         in_bf16 += g
 
-    sum(method.feed_forward(i, x, (key, value, key16, value16)).sum() for i, x in enumerate(inputs)).backward()
+    state = {"key_sum": key, "value_sum": value, "key": key16, "value": value16}
+    sum(method.mlp(Site("decoder", i), x, state, batch).sum() for i, x in enumerate(inputs)).backward()
     assert value.grad.dtype == torch.float32
     error = (value.grad.double() - exact).norm()
     assert error < 1e-5 * exact.norm() < (in_bf16.double() - exact).norm()
 
 
 def test_dropout_acts_on_slots_in_training_only():
-    method = MemVP(Sizes(PATCHES, 6, WIDTH), 4, SLOTS, LAMBDA, S, dropout=0.5)
+    method = _new(Sizes(PATCHES, 6, WIDTH), 4, SLOTS, LAMBDA, S, 0.5)
     torch.nn.init.ones_(method.value_positions)
-    state = method(torch.randn(1, PATCHES, 6), _batch([True]))
+    batch = _batch([True])
+    state = method(torch.randn(1, PATCHES, 6), batch)
     x = torch.randn(1, 4, WIDTH)
     method.train()
-    assert not torch.equal(method.feed_forward(0, x, state), method.feed_forward(0, x, state))
+    assert not torch.equal(method.mlp(SITE, x, state, batch), method.mlp(SITE, x, state, batch))
     method.eval()
-    assert torch.equal(method.feed_forward(0, x, state), method.feed_forward(0, x, state))
+    assert torch.equal(method.mlp(SITE, x, state, batch), method.mlp(SITE, x, state, batch))
 
 
 def test_too_few_slots_for_the_image_tokens_are_refused():
     with pytest.raises(UserError, match=r"method.slots: 4 slots cannot hold the 5 image tokens"):
-        MemVP(Sizes(PATCHES, 6, WIDTH), 4, 4, LAMBDA, S, 0.0)
+        _new(Sizes(PATCHES, 6, WIDTH), 4, 4, LAMBDA, S, 0.0)

@@ -12,8 +12,9 @@ from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.loader import Share, training_steps
 from dsmemvp.data.order import Order, Source
 from dsmemvp.distributed.ranks import Ranks
-from dsmemvp.errors import UserError
-from dsmemvp.training.validation import examine, validation_loss
+from dsmemvp.distributed.stopping import Stop
+from dsmemvp.training.context import RunContext
+from dsmemvp.training.validation import validation_loss, validation_scores
 
 SAMPLES = 23
 
@@ -31,9 +32,7 @@ class Engine:
 
     def __call__(self, batch):
         assert self.modes[-1] == "eval" and not torch.is_grad_enabled()
-        rows = torch.full((batch.size * batch.length,), -1)
-        rows[batch.place] = batch.tokens
-        return self.table[rows[batch.supervised]]
+        return self.table[batch.tokens[batch.supervised]], {}
 
 
 class Alone(Ranks):
@@ -47,6 +46,12 @@ class Alone(Ranks):
     def sums(self, *numbers):
         object.__setattr__(self, "told", numbers)
         return list(numbers)
+
+
+def _context(ranks: Ranks, batch: int, polled=lambda phase, step: None) -> RunContext:
+    """A context of which validation reads the ranks and two settings, and which it polls."""
+    recipe = SimpleNamespace(evaluation=SimpleNamespace(batch=batch), data=SimpleNamespace(workers=0))
+    return RunContext(recipe, ranks, Stop(), SimpleNamespace(at=polled))
 
 
 @pytest.fixture
@@ -65,19 +70,19 @@ def test_it_is_the_mean_over_all_supervised_tokens_on_any_number_of_ranks(data, 
     told = []
     for rank in range(world):
         ranks = Alone(rank, world, torch.device("cpu"))
-        validation_loss(SimpleNamespace(engine=engine), ranks, data, collator, batch, 0, lambda: None)
+        validation_loss(_context(ranks, batch), SimpleNamespace(engine=engine), collator, data, 7)
         told.append(ranks.told)
     total, tokens = (sum(column) for column in zip(*told, strict=True))
 
     # all samples as one batch of training
     order = Order([Source(data.counts)], 0, 1, SAMPLES)
     ((whole,),) = training_steps([data], order, collator, Share(0, 1, SAMPLES), range(1), 0)
-    ends = whole.offsets.tolist()
-    assert whole.indices.numel() == SAMPLES and len(ends) == SAMPLES + 1
+    assert len(whole.indices) == SAMPLES and whole.batch.size == SAMPLES
     engine.eval()
     with torch.no_grad():
-        wanted = -engine(whole).double().log_softmax(-1)[torch.arange(whole.targets.numel()), whole.targets].sum()
-    assert tokens == whole.targets.numel()
+        logits, targets = engine(whole.batch)[0], whole.batch.targets
+        wanted = -logits.double().log_softmax(-1)[torch.arange(targets.numel()), targets].sum()
+    assert tokens == targets.numel()
     assert total == pytest.approx(float(wanted), rel=1e-5)
 
 
@@ -85,22 +90,23 @@ def test_it_is_the_mean_over_all_supervised_tokens_on_any_number_of_ranks(data, 
 def test_the_model_trains_again_after_its_scores_whatever_happens(data, collator, tokenizer, fails):
     engine = Engine(tokenizer.vocabulary)
 
-    def scoring(recipe, ranks, manifest, collator, model, forward, poll, step):
-        poll()
-        ((batch,),) = training_steps(
-            [data], Order([Source(data.counts)], 0, 1, 4), collator, Share(0, 1, 4), range(1), 0
+    def scoring(context, opened, manifest, step):
+        context.poll("validating", step)
+        ((micro,),) = training_steps(
+            [data], Order([Source(data.counts)], 0, 1, 4), opened.collator, Share(0, 1, 4), range(1), 0
         )
-        return {"Avg": float(forward(batch).shape[0])}
+        return {"Avg": float(opened.forward(micro.batch)[0].shape[0])}
 
-    def poll():
+    def polled(phase, step):
+        assert (phase, step) == ("validating", 3)
         if fails:
-            raise UserError("enough")
+            raise ValueError("enough")
 
-    trainer = SimpleNamespace(engine=engine, model=None)
-    given = (trainer, None, Alone(0, 1, torch.device("cpu")), data, collator, poll, 3, scoring)
+    context = _context(Alone(0, 1, torch.device("cpu")), 4, polled)
+    given = (context, SimpleNamespace(engine=engine, model=None), collator, data, 3, scoring)
     if fails:
-        with pytest.raises(UserError, match="enough"):
-            examine(*given)
+        with pytest.raises(ValueError, match="enough"):
+            validation_scores(*given)
     else:
-        assert examine(*given)["Avg"] > 0
+        assert validation_scores(*given)["Avg"] > 0
     assert engine.modes == ["eval", "train"] and torch.is_grad_enabled()

@@ -20,9 +20,11 @@ from torch.nn import functional as F
 
 from dsmemvp.config.fields import CONFIG, Factor, Fraction, Width
 from dsmemvp.config.methods import MethodSettings
+from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
-from dsmemvp.prompts.interface import Site, Sizes, State, Tower, VisualPrompt
+from dsmemvp.prompts.interface import FeedForwardMemory, PublishedLayout, Site, Sizes, State, Tower, VisualPrompt
+from dsmemvp.prompts.memvp.published import Published
 from dsmemvp.prompts.parts.projector import Projector
 
 
@@ -41,6 +43,18 @@ class Settings(MethodSettings):
 
 
 class Method(VisualPrompt):
+    description = (
+        "MemVP, memory-space visual prompting (Jie et al., ICML 2024, arXiv 2405.05615): image features as key/value"
+        " slots beside the weights of every feed-forward layer"
+    )
+    published: PublishedLayout | None = Published()
+
+    @classmethod
+    def describe(cls, settings: Settings) -> dict[str, str]:
+        slots, width = counted(settings.slots, "slot"), settings.hidden
+        scales = f"scales {settings.visual_scale} and {settings.output_scale}"
+        return {"memory": f"{slots}, projector of width {width}, {scales}"}
+
     @classmethod
     def build(cls, settings: Settings, sizes: Sizes) -> "Method":
         return cls(settings, sizes)
@@ -96,6 +110,10 @@ class Method(VisualPrompt):
         runs = groupby(batch.image_rows)
         counts = torch.tensor([len(list(run)) for _, run in runs], device=state["key"].device)
         return {name: state[name].repeat_interleave(counts, dim=0) for name in ("key", "value")}
+
+    def memory(self, state: State) -> FeedForwardMemory:
+        key, value = state["key"].float(), state["value"].float()
+        return FeedForwardMemory(key, value, self.output_scale, self.image_tokens)
 
 
 def memory_groups(batch: Batch) -> list[tuple[int, int]]:

@@ -1,0 +1,31 @@
+"""What samples cost, from the sizes of the two models: for balancing work over ranks.
+
+Counted are multiplications of one training step. A frozen linear layer is run forward and once backward (no weight
+gradient), attention forward and twice backward. Recomputation adds to both alike and is left out, as are the method's
+own layers and the head, which runs at supervised tokens alone.
+"""
+
+from typing import Any
+
+from dsmemvp.data.balancing import CostModel
+
+
+def cost_model(language: Any, vision: Any, sees_images: bool = True) -> CostModel:
+    """`language` and `vision` are transformers' configurations. One token outside of attention costs 1."""
+    width, depth = language.hidden_size, language.num_hidden_layers
+    heads = language.num_attention_heads
+    head = getattr(language, "head_dim", None) or width // heads
+    shared = getattr(language, "num_key_value_heads", None) or heads
+    linear = 2 * width * head * (heads + shared) + 3 * width * language.intermediate_size
+    per_token = 2 * depth * linear
+    per_pair = 3 * depth * 2 * heads * head / 2  # scores and mixing; a token looks at half of all on average
+    per_image = _image(vision) if sees_images else 0
+    return CostModel(1.0, per_pair / per_token, per_image / per_token)
+
+
+def _image(vision: Any) -> float:
+    width, depth = vision.hidden_size, vision.num_hidden_layers
+    inner = getattr(vision, "intermediate_size", None) or int(vision.mlp_ratio * width)
+    tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+    linear = 4 * width * width + 2 * width * inner
+    return depth * (2 * tokens * linear + 3 * tokens**2 * 2 * width)
