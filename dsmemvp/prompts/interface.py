@@ -6,7 +6,7 @@
 The model (model.py) walks `schedule` over the blocks of its towers and calls the method at each site:
 
     state = begin(batch)
-    for site in schedule:   enter -> block, with `mlp` beside its feed-forward -> leave
+    for site in schedule:   enter -> block, with `mlp` beside its feed-forward -> leave;  state = collect(...)
     after a tower's last block:   state = finish(tower, output, state, batch)
 
 State is a dictionary of tensors that is passed on as an argument and never kept in a module. A module's own parameters
@@ -166,6 +166,11 @@ class VisualPrompt(nn.Module):
     def leave(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
         """The hidden states on leaving a block."""
         return hidden
+
+    def collect(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> State:
+        """After a block: the state for the sites that follow, such as one tower's hidden states for the other. It is
+        outside of what gradient checkpointing computes again, so it must compute nothing of any size."""
+        return state
 
     def losses(self, state: State, batch: Batch) -> dict[str, torch.Tensor]:
         """Auxiliary losses by name, each a float32 sum over as many things as `loss_counts` says."""
