@@ -67,21 +67,11 @@ def index_path(shard: Path) -> Path:
 def index_shard(shard: Path, ignored: Counter[str] | None = None) -> Shard:
     """Write the index of a shard file and return its line for the manifest; `ignored` counts endings of members that
     are never read. Raises UserError or OSError naming the file."""
-    line, content = describe(shard, Counter() if ignored is None else ignored)
+    found = scan(shard, Counter() if ignored is None else ignored)
+    content = pack(columns_of(found.entries, ENDINGS))
     replace_file(index_path(shard), content)
-    return line
-
-
-def describe(shard: Path, ignored: Counter[str]) -> tuple[Shard, bytes]:
-    """A shard file's line for the manifest, and its index. Raises UserError or OSError naming the file."""
-    if shard.exists() and not shard.is_file():  # a pipe would keep whoever opens it waiting for ever
-        raise UserError(f"{shard} is not a regular file")
-    entries = scan(shard, ignored)
-    content = pack(columns_of(entries, ENDINGS))
-    with shard.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    line = Shard(shard.name, len(entries), shard.stat().st_size, digest, hashlib.sha256(content).hexdigest())
-    return line, content
+    checksum = hashlib.sha256(content).hexdigest()
+    return Shard(shard.name, len(found.entries), found.size, found.sha256, checksum)
 
 
 def read_index(manifest: Manifest, shard: int) -> ShardIndex:
