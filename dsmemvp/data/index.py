@@ -3,7 +3,7 @@
     000000.tar.index    a header, then one column of numbers after the other (index_columns.py)
 
 Its columns hold, for every sample in file order: the key; ending, offset and bytes of each member that is ever read;
-the CRC-32 of those members; the characters of text that a model would see, by which samples are dealt to ranks; and for
+the CRC-32 of those members; the characters of text that a model would see, from which its tokens are estimated; and for
 those that cannot be used, why. They take some 60 bytes per sample, on the disk as in memory. A worker reads them whole
 and does not map them: what was compared with the checksum cannot change any more, and a file that is cut off, or a file
 server that is gone, is an error to be told and not a signal that kills the worker.
@@ -75,7 +75,7 @@ def index_shard(shard: Path, ignored: Counter[str] | None = None) -> Shard:
 
 
 def read_index(manifest: Manifest, shard: int) -> ShardIndex:
-    """A shard's entries. Raises UserError where its index is not the one of the manifest, or does
+    """A shard's entries. Raises UserError if its index is not the one of the manifest, or does
     not fit the shard."""
     expected = manifest.shards[shard]
     path = index_path(manifest.folder / expected.name)
