@@ -6,7 +6,6 @@ Ranks wait only until values and moments are in the first rank's memory; a threa
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -36,7 +35,7 @@ def agreed_checkpoint(run: Path, ranks: Ranks, find: Find = newest_checkpoint) -
     those before it. Raises UserError, also where another rank does not see that folder."""
     found, complaints = ranks.together(lambda: find(run) if ranks.first else (None, []))
     for name in ranks.gather([found.trained.parent.name] if found else []):
-        return ranks.together(partial(read_checkpoint, run / "checkpoints" / name)), complaints
+        return ranks.together(lambda name=name: found or read_checkpoint(run / "checkpoints" / name)), complaints
     return None, complaints
 
 
