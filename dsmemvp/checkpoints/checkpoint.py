@@ -189,8 +189,7 @@ def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
     complaints: list[str] = []
     for folder in folders:
         try:
-            found = read_checkpoint(folder)
-            check_sums(folder)
+            found = read_checkpoint(folder, whole=True)
         except (ValueError, FileNotFoundError) as error:
             complaints.append(str(error))
         else:
@@ -198,9 +197,10 @@ def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
+def read_checkpoint(folder: Path, whole: bool = False) -> Checkpoint:
     """A checkpoint's folder, one that `dsmemvp export` has written, or a single safetensors file of trained tensors,
-    such as `dsmemvp convert` writes. Raises UserError."""
+    such as `dsmemvp convert` writes. `whole`: read the files of a folder and compare their checksums. Raises UserError,
+    or FileNotFoundError for one that is taken away meanwhile."""
     if folder.is_file():
         return Checkpoint(folder, stated=_stated(folder))
     content = read_state(folder)
@@ -215,6 +215,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         warnings.warn(f"{folder} is of an earlier version; whether its base is this one cannot be told", stacklevel=2)
         content["base"] = {}
     fields = {name: content[name] for name in State.__dataclass_fields__}
+    if whole:
+        _check_sums(folder, content["files"])
     return Checkpoint(folder / "trained.safetensors", State(**fields))
 
 
@@ -232,7 +234,11 @@ def _stated(path: Path) -> dict[str, str]:
 
 def check_sums(folder: Path) -> None:
     """Read a checkpoint's files and compare their checksums. Raises UserError."""
-    for name, wanted in read_state(folder)["files"].items():
+    _check_sums(folder, read_state(folder)["files"])
+
+
+def _check_sums(folder: Path, sums: dict[str, list[int]]) -> None:
+    for name, wanted in sums.items():
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path} does not exist")
@@ -251,7 +257,8 @@ def prune(run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "
     later = [path for path in folders if path.name > f"step-{step:08d}"]
     folders = folders[: len(folders) - len(later)]
     kept = set(folders[-keep_last:])  # [-0:] is all
-    kept.update(_best_first(folders, best_by)[:keep_best])
+    if keep_best:
+        kept.update(_best_first(folders, best_by)[:keep_best])
     for path in [*folders, *later]:
         if path not in kept:
             shutil.rmtree(_out_of_the_way(path))

@@ -6,7 +6,6 @@ Ranks wait only until values and moments are in the first rank's memory; a threa
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -35,9 +34,10 @@ def agreed_checkpoint(run: Path, ranks: Ranks, find: Find = newest_checkpoint) -
     """The newest intact checkpoint, or the one that `find` chooses, by the first rank's word, and what is wrong with
     those before it. Raises UserError, also where another rank does not see that folder."""
     found, complaints = ranks.together(lambda: find(run) if ranks.first else (None, []))
-    for name in ranks.gather([found.trained.parent.name] if found else []):
-        return ranks.together(partial(read_checkpoint, run / "checkpoints" / name)), complaints
-    return None, complaints
+    names = ranks.gather([found.trained.parent.name] if found else [])
+    if not names:
+        return None, complaints
+    return ranks.together(lambda: found or read_checkpoint(run / "checkpoints" / names[0])), complaints
 
 
 class Saved(Protocol):
