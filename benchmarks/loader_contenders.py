@@ -56,6 +56,7 @@ class Bytes:
     endings: tuple[str, ...]
     reserved: tuple = ()
     blind: bool = False
+    max_length: int = 512
 
     def batch(self, tokenizer, entries) -> list[tuple[bytes, ...]]:
         return [tuple(entry.members[ending] for ending in self.endings) for _, entry in entries]

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
 from dsmemvp.model import add_trainables, build_frozen
@@ -145,7 +146,7 @@ def test_texts_longer_than_an_active_sliding_window_are_refused(recipe, tmp_path
         read_configs(recipe)
     recipe.data.max_length = 100
     configs = read_configs(recipe)
-    recipe.method.name, recipe.method.hidden = "input_space", 8
+    recipe.method = method_settings("input_space", hidden=8)
     with pytest.raises(UserError, match=r"100 tokens and 4 places of the method are more than .* window of 100"):
         add_trainables(build_frozen(recipe, configs), recipe, configs)
     recipe.data.max_length = 96

@@ -51,7 +51,7 @@ def test_the_content_of_a_redirect_is_not_read(server, cache):
 def test_a_redirect_out_of_https_is_not_followed(to):
     with pytest.raises(TransferError, match=r"a redirect from https to \w+ is not followed") as caught:
         redirected("https://host/x", to)
-    assert not caught.value.again and caught.value.kind is ValueError
+    assert not caught.value.again and caught.value.kind is UserError
 
 
 def test_a_redirect_to_a_file_is_not_followed(server, cache):

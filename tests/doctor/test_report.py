@@ -81,9 +81,9 @@ def test_a_recipe_s_faults(recipe_path, override, what, part):
     assert [f.what for f in failed] == [what] and part in failed[0].found
 
 
-def test_a_batch_that_does_not_divide_over_the_ranks_would_fail(recipe_path):
-    findings = {f.what: f for f in of_recipe(read_recipe(recipe_path), Here(world=3, local_world=3))}
-    assert findings["batch"].level == "FAIL" and "x 3 ranks" in findings["batch"].found
+def test_a_batch_of_fewer_samples_than_ranks_would_fail(recipe_path):
+    findings = {f.what: f for f in of_recipe(read_recipe(recipe_path), Here(world=1000, local_world=1000))}
+    assert findings["batch"].level == "FAIL" and "cannot be shared by 1000 ranks" in findings["batch"].found
 
 
 STEP = {
