@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--language-width", type=int, default=64)
     parser.add_argument("--language-layers", type=int, default=4)
-    parser.add_argument("--language-steps", type=int, default=500)
+    parser.add_argument("--language-steps", type=int, default=800)
     parser.add_argument("--vision-width", type=int, default=64)
     parser.add_argument("--vision-layers", type=int, default=4, help="the last one is made but never used")
     parser.add_argument("--vision-steps", type=int, default=2000)
