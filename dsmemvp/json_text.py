@@ -24,7 +24,7 @@ def parse_json(content: bytes | str, where: str, object_pairs_hook: Callable[[li
 
 def read_json(path: Path, most: int = MOST, object_pairs_hook: Callable[[list], Any] | None = None) -> Any:
     """The value in a file of at most `most` bytes, as parse_json gives it. Raises FileNotFoundError, OSError,
-    or ValueError naming the file."""
+    or UserError naming the file."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a regular file")
     if path.stat().st_size > most:

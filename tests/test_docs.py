@@ -27,8 +27,6 @@ OTHERS = {"git", "cd", "docker", "salloc", "squeue", "for", "done", "module", "s
 """Programs and words of the shell whose arguments are not looked at here."""
 OPTIONS_OF_OTHERS = {"--help", "--allow-run-as-root", "--ntasks-per-node", "--gpus-per-node", "--signal"}
 METHODS = ("memvp", "input_space")
-COMING_KEYS: set[str] = {"training.micro_tokens"}
-COMING_COMMANDS: set[str] = {"recipe"}
 
 
 def _name(block: Block) -> str:
@@ -175,8 +173,7 @@ def test_every_command_is_one_that_its_program_takes(block, parses, repository):
             words = words[1:]
         words = [word.replace("$split", "train") for word in words]
         if program := _program(words):
-            if not is_coming(program[1] if len(program) > 1 else ""):
-                parses(program)
+            parses(program)
         elif "make" in words:
             target = next(word for word in words[words.index("make") + 1 :] if "=" not in word)
             assert re.search(rf"^{target}:", (repository / "Makefile").read_text(), re.M), line
@@ -199,10 +196,6 @@ def _commands() -> list[str]:
     return found[1].split(",")
 
 
-def is_coming(command: str) -> bool:
-    return command in COMING_COMMANDS and command not in _commands()
-
-
 def test_every_command_is_named_in_the_readme_and_in_the_reference(repository):
     for page in ("README.md", "docs/reference.md"):
         text = (repository / page).read_text()
@@ -221,7 +214,7 @@ def test_commands_and_options_in_the_prose_exist():
     helps: dict[str, str] = {}
     for page, span in _spans():
         words = re.findall(r"[^\s\[\]|]+", span)
-        if words[0] != "dsmemvp" or len(words) < 2 or not words[1].islower() or is_coming(words[1]):
+        if words[0] != "dsmemvp" or len(words) < 2 or not words[1].islower():
             continue
         command = words[1:3] if words[1] == "data" else words[1:2]
         assert command[0] in _commands(), (page, span)
@@ -246,7 +239,7 @@ def test_recipe_keys_in_the_prose_exist(tmp_path):
     groups = "model|vision|method|data|training|evaluation"
     for page, span in _spans():
         for key in re.findall(rf"(?:^|\s)((?:{groups})\.[a-z_]+)(?==|: |$)", span):
-            if key not in COMING_KEYS and not key.endswith(".json"):
+            if not key.endswith(".json"):
                 assert any(_is_key(recipe, key, method) for method in METHODS), (page, span)
 
 

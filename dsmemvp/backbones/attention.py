@@ -10,6 +10,7 @@ In decoding the same function keeps keys and values (`KeyValueCache`).
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -137,6 +138,7 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing, float | No
 """(query [T, heads, D], key and value [T, key/value heads, D], packing, scale) -> [T, heads, D]"""
 
 
+@cache  # Python looks for a missing package anew at every import, and this is asked in every layer
 def _variable_lengths() -> Kernel | None:
     """flash-attn's kernel if it is installed, else torch's; None if there is neither."""
     try:

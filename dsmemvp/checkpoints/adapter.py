@@ -68,7 +68,7 @@ def portable(recipe: dict[str, Any]) -> dict[str, Any]:
 def open_adapter(folder: Path, overrides: Sequence[str]) -> tuple[Recipe, Checkpoint]:
     """An exported folder -> the recipe it was trained with, and its checkpoint. `overrides` say where copies of its
     base are: "model.language_model=...", "model.vision_tower=...", "model.tokenizer=...". Raises FileNotFoundError, and
-    ValueError for a damaged folder, one of another version, and a base that is not named."""
+    UserError for a damaged folder, one of another version, and a base that is not named."""
     checkpoint = read_checkpoint(folder)
     check_sums(folder)
     # how it was trained does not count here, and may be by rules of another version

@@ -116,7 +116,7 @@ class Checkpoint:
 
     def check_order(self, order: dict[str, Any]) -> None:
         """A run goes on only in the order it began in: in another one samples would be missed or seen twice. Raises
-        ValueError naming the key."""
+        UserError naming the key."""
         for key, value in order.items():
             if self.state.order.get(key) != value:
                 what = "the shards differ" if key == "data.train" else f"is {value}, was {self.state.order.get(key)}"

@@ -22,7 +22,7 @@ def recipe_command(
 
 
 def given_recipe(given: argparse.Namespace) -> Recipe:
-    """The recipe of a command line, before anything that takes long is imported. Raises OSError or ValueError."""
+    """The recipe of a command line, before anything that takes long is imported. Raises OSError or UserError."""
     return read_recipe(given.recipe, given.overrides)
 
 

@@ -51,7 +51,7 @@ class Archive:
                 f"{path} cannot be read as weights: it is cut off, or not a file that torch (1.6 or later) has written"
                 f" ({error})"
             ) from None
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{path} is damaged: {error}; get the file again") from None
         self._checksums = any(record.crc32 for record in self.records.values())
         if not self._checksums:

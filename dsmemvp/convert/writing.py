@@ -30,7 +30,7 @@ def write_model(
     out: Path, tensors: Tensors, config: PretrainedConfig, shard_bytes: int, beside: Iterable[Path] = ()
 ) -> None:
     """A folder that transformers and a recipe can name; files `beside` are copied along. What an earlier conversion has
-    left in `out` is replaced. Raises OSError, and ValueError where the source ends early."""
+    left in `out` is replaced. Raises OSError, and UserError where the source ends early."""
     partial = out / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -10,6 +10,9 @@ Shapes: T tokens, B samples, S supervised tokens, I images, R resolution.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 import torch
@@ -88,6 +91,15 @@ class Batch:
             bounds.append((start, start + length))
             start += length
         return bounds
+
+    @cached_property
+    def image_runs(self) -> list[tuple[int, int, int]]:
+        """(row of the image or -1, number of samples, number of tokens) of each run of samples that look at the same
+        image, or at none."""
+        runs = [
+            (row, list(run)) for row, run in groupby(zip(self.image_rows, self.lengths, strict=True), itemgetter(0))
+        ]
+        return [(row, len(run), sum(length for _, length in run)) for row, run in runs]
 
     def to(self, device: torch.device) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}

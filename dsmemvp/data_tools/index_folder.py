@@ -23,8 +23,8 @@ NAMED = 5
 
 
 def index_folder(folder: Path, split: str, processes: int = 0) -> list[str]:
-    """Write dataset.json and the shards' indexes; what is to be said of it, line by line. Raises FileNotFoundError or
-    ValueError naming every shard that cannot be used; then no manifest is left."""
+    """Write dataset.json and the shards' indexes; what is to be said of it, line by line. Raises UserError
+    naming every shard that cannot be used; then no manifest is left."""
     paths = _shards(folder)
     (folder / FILE).unlink(missing_ok=True)
     found = list(over_shards(_index, paths, "index", processes))
@@ -46,7 +46,7 @@ def index_folder(folder: Path, split: str, processes: int = 0) -> list[str]:
 
 def check_folder(folder: Path, processes: int = 0) -> list[str]:
     """Read every byte of an indexed folder again and compare with the manifest; what is to be said of it. Raises
-    ValueError naming the shards that differ, and their samples that do."""
+    UserError naming the shards that differ, and their samples that do."""
     manifest = open_manifest(str(folder), Cache(folder, 0, pipes=False))
     alone = [replace(manifest, shards=(shard,)) for shard in manifest.shards]
     wrong = [message for message in over_shards(_check, alone, "check", processes) if message]

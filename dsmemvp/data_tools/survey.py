@@ -108,7 +108,7 @@ class Survey:
 
 
 def survey(manifest: Manifest, collator: Collator, about: str, processes: int) -> Survey:
-    """`processes` 0: one per core. Raises OSError or ValueError for shards that cannot be read at all."""
+    """`processes` 0: one per core. Raises OSError or UserError for shards that cannot be read at all."""
     work = functools.partial(_shard, manifest, collator)
     return Survey(about, manifest, collator, list(over_shards(work, range(len(manifest.shards)), about, processes)))
 

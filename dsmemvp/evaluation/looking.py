@@ -44,7 +44,7 @@ def show_memory(
 def samples_to_show(data: Manifest, collator: Collator, tokenizer: Tokenizer) -> list[Sample]:
     """Up to SHOWN samples with pictures, as different as a few candidates are: each has as much as possible (task,
     subject, right answer) that those before it have not. Left out are those that cannot be used: the evaluation has
-    told of them, or ended at them. Raises OSError, or ValueError for an index that cannot be read."""
+    told of them, or ended at them. Raises OSError, or UserError for an index that cannot be read."""
     candidates = list(_candidates(data))
     found: list[Sample] = []
     seen: set[tuple[str, str]] = set()

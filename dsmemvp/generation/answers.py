@@ -53,7 +53,7 @@ class Answerer:
         self._whole = whole
 
     def see(self, image: str | Path | bytes | Image.Image) -> Picture:
-        """Look at a picture: a file, an encoded image, or Pillow's. Raises OSError or ValueError."""
+        """Look at a picture: a file, an encoded image, or Pillow's. Raises OSError or UserError."""
         if self._model.vision is None:
             raise UserError(f"method.name: {self._method!r} looks at no images")
         where = str(image) if isinstance(image, str | Path) else "image"
@@ -146,7 +146,7 @@ def _choice(text: str, choices: Sequence[str]) -> str:
 
 
 def encoded(image: str | Path | bytes | Image.Image) -> bytes:
-    """As a file holds it. Raises FileNotFoundError, ValueError, or TypeError for what is no picture."""
+    """As a file holds it. Raises UserError, or TypeError for what is no picture."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | Path):

@@ -54,7 +54,7 @@ class Question:
     context: str = ""
 
     def sample(self) -> Sample:
-        """Raises FileNotFoundError or SampleError."""
+        """Raises SampleError or another UserError."""
         path = Path(self.image)
         if not path.is_file():
             raise UserError(f"--image: {path} does not exist")

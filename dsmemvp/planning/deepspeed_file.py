@@ -100,8 +100,8 @@ WHY = {key: why for why, keys in DECIDED_ELSEWHERE.items() for key in keys}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a file, whole numbers as int; "auto" is left as it is. Raises FileNotFoundError, OSError or
-    ValueError naming the file and the key."""
+    """The settings in a file, whole numbers as int; "auto" is left as it is. Raises OSError or
+    UserError naming the file and the key."""
     if not path.exists():
         raise UserError(f"training.deepspeed: {path} does not exist")
     try:

@@ -33,7 +33,7 @@ _KEYS = {
 
 
 def read_sharding(path: Path) -> Sharding:
-    """Raises FileNotFoundError, OSError or ValueError naming the file."""
+    """Raises OSError or UserError naming the file."""
     settings = read_settings(path)
     zero, sent = settings["zero_optimization"], settings.get("communication_data_type", "fp32")
     if zero["stage"] == 2:

@@ -34,7 +34,7 @@ from dsmemvp.training.validation import Evaluator
 def train(context: RunContext, evaluator: Evaluator | None = None) -> Path:
     """Train to the end of the recipe, resuming from the newest intact checkpoint in the run's folder; returns that
     folder. `evaluator` is called beside the loss on data.validation, and needed if training.best_by is score. Raises
-    UserError, OSError or FloatingPointError with what to do, and Stopped if `stop` asked for it."""
+    UserError or OSError with what to do, and Stopped if `stop` asked for it."""
     with held_lease(context.folder, context.ranks, context.stop, context.heartbeat) as guard:
         prepared = prepare(context)
         if not prepared.is_over:

@@ -11,7 +11,6 @@ tokens are multiplied with it together. T tokens in the pack, G groups, N slots,
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -82,7 +81,7 @@ class Method(VisualPrompt):
         """-> each group's memory, [G, N, d]: `key` and `value` in the compute type, to multiply, and in float32
         `key_sum` and `value_sum`, which gather their gradients."""
         visual_IPd = self.projector(features_IPv).float() * self.visual_scale
-        rows = [row for row, _ in memory_groups(batch)]
+        rows = [row for row, _, _ in batch.image_runs]
         # a group without image reads any row, times zero
         row_G = torch.tensor([max(row, 0) for row in rows], device=visual_IPd.device)
         has_image_G = torch.tensor([row >= 0 for row in rows], device=visual_IPd.device)
@@ -100,26 +99,19 @@ class Method(VisualPrompt):
         key_GNd, value_GNd = state["key"], state["value"]
         if "key_sum" in state:
             key_GNd, value_GNd = _SharedMemory.apply(state["key_sum"], state["value_sum"], key_GNd, value_GNd)
-        sizes = [size for _, size in memory_groups(batch)]
+        sizes = [tokens for _, _, tokens in batch.image_runs]
         active_1TN = slot_activations(x, key_GNd, sizes)
         active_1TN = F.dropout(active_1TN, self.dropout, self.training)
         return self.output_scale * grouped_product(active_1TN, value_GNd, sizes)
 
     def decoding(self, state: State, batch: Batch) -> State:
         """The compute type's memory of each sample: decoding has no gradient to gather."""
-        runs = groupby(batch.image_rows)
-        counts = torch.tensor([len(list(run)) for _, run in runs], device=state["key"].device)
+        counts = torch.tensor([samples for _, samples, _ in batch.image_runs], device=state["key"].device)
         return {name: state[name].repeat_interleave(counts, dim=0) for name in ("key", "value")}
 
     def memory(self, state: State) -> FeedForwardMemory:
         key, value = state["key"].float(), state["value"].float()
         return FeedForwardMemory(key, value, self.output_scale, self.image_tokens)
-
-
-def memory_groups(batch: Batch) -> list[tuple[int, int]]:
-    """(row of the image or -1, number of tokens) of each run of samples with the same memory."""
-    runs = groupby(zip(batch.image_rows, batch.lengths, strict=True), key=lambda sample: sample[0])
-    return [(row, sum(length for _, length in run)) for row, run in runs]
 
 
 def slot_activations(x_1Td: torch.Tensor, key_GNd: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
