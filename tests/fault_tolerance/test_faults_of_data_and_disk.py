@@ -171,7 +171,7 @@ def test_an_error_of_one_rank_ends_all_and_says_whose_it_is(small_run, tmp_path)
     assert re.search(named + "forward and backward at training/engine.py", ended.said[0]), ended.text
     assert "Traceback" in ended.said[1] and "Traceback" not in ended.said[0], ended.text
     for rank in (0, 1):
-        ended = run(arguments, tmp_path / "logs", f"update:ValueError:{2 + rank}", rank)
+        ended = run(arguments, tmp_path / "logs", f"update:UserError:{2 + rank}", rank)
         assert ended.codes == [1, 1] and "error: this sample is odd" in ended.said[0], ended.text
         assert "Traceback" not in ended.text, ended.text
 

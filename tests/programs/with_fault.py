@@ -49,8 +49,8 @@ def _act(action: str) -> None:
         time.sleep(2)  # two beats: where this rank is, is known
     if action == "RuntimeError":
         raise RuntimeError("out of memory")
-    if action == "ValueError":
-        raise ValueError("this sample is odd")
+    if action == "UserError":
+        raise importlib.import_module("dsmemvp.errors").UserError("this sample is odd")
     if action == "hang":
         time.sleep(3600)
     elif action == "again":  # a second signal, after more than SAME_REQUEST
