@@ -122,9 +122,9 @@ def _in_pruning(fault: Fault) -> None:
     checkpoint = importlib.import_module("dsmemvp.checkpoints.checkpoint")
     old = checkpoint.shutil.rmtree
 
-    def rmtree(path: Path, **named) -> None:
-        if path.name.startswith("old-"):
-            next(path.iterdir()).unlink()
+    def rmtree(path: Path | str, **named) -> None:
+        if Path(path).name.startswith("old-"):
+            next(Path(path).iterdir()).unlink()
             fault()
         old(path, **named)
 
