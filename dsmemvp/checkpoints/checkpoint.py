@@ -25,12 +25,12 @@ import torch
 from safetensors.torch import load_file, save
 
 from dsmemvp.atomic_files import flush
-from dsmemvp.backbones.reading import TYPES
 from dsmemvp.backbones.safetensors_file import read_header, read_metadata
 from dsmemvp.checkpoints.state_file import own_sum, read_fields, sum_of
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Vision
 from dsmemvp.data.text import PROMPT_FORMAT
+from dsmemvp.dtypes import WEIGHTS
 from dsmemvp.errors import UserError
 
 FORMATS = (3, 4, 5)
@@ -268,7 +268,7 @@ def read_trained(path: Path, wanted: dict[str, tuple[int, ...]]) -> Tensors:
     for name in sorted(wanted.keys() & stored.keys()):
         if stored[name].shape != tuple(wanted[name]):
             wrong.append(f"{name} has shape {stored[name].shape}, the model wants {tuple(wanted[name])}")
-        elif stored[name].dtype not in TYPES:
+        elif stored[name].dtype not in WEIGHTS:
             wrong.append(f"{name} is of the type {stored[name].dtype}")
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""

@@ -5,26 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dsmemvp.backbones.safetensors_file import read_header
 from dsmemvp.convert.lazy import Tensors, lazy_tensor
 from dsmemvp.convert.torch_file import TorchFile
+from dsmemvp.dtypes import STORED
 from dsmemvp.errors import UserError
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""safetensors' names of types."""
 
 
 def tensors_in(path: Path) -> Tensors:
@@ -46,7 +31,7 @@ def open_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
 def _safetensors(path: Path) -> Tensors:
     try:
         return {
-            name: lazy_tensor(partial(_bytes, path), stored.start, DTYPES[stored.dtype], stored.shape)
+            name: lazy_tensor(partial(_bytes, path), stored.start, STORED[stored.dtype], stored.shape)
             for name, stored in read_header(path, "source").items()
         }
     except LookupError as error:

@@ -23,7 +23,6 @@ from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.distributed.stopping import Stopped
 from dsmemvp.evaluation.answering import Answer, Answering
 from dsmemvp.evaluation.partial import Partial
-from dsmemvp.evaluation.progress import Progress
 from dsmemvp.evaluation.scores import Prediction, predict
 
 
@@ -70,7 +69,7 @@ def predict_all(
     before = sum(_samples(number, data, share) for number in done)
     if ranks.first and before:
         print(f"{name}: going on after {before} of {data.samples} samples", flush=True)
-    progress = Progress(name, data.samples, before, ranks.first)
+    progress = Progress(name, data.samples, "sample", active=ranks.first, done=before)
     source = evaluation_steps(data, collator, share, recipe.data.workers, todo)
     try:
         with torch.no_grad():

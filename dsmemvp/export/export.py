@@ -17,12 +17,12 @@ from dsmemvp.checkpoints.adapter import TRAINED, write_adapter
 from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, State, check_sums, newest_checkpoint, read_checkpoint
 from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.config.recipe import Recipe
+from dsmemvp.dtypes import NAMED
 from dsmemvp.errors import UserError
 from dsmemvp.export.card import model_card
 from dsmemvp.model import trainable_shapes
 from dsmemvp.prompts import method_class
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LANGUAGE_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -46,7 +46,7 @@ def export(
     run: Path, out: Path | None, published: Path | None = None, checkpoint: Path | None = None, dtype: str = "fp32"
 ) -> list[str]:
     """Write the newest intact checkpoint of a run's folder, or the given one, and return a line about each thing
-    written. `dtype` (one of DTYPES) is that of the folder's tensors. Raises UserError for what
+    written. `dtype` (one of NAMED) is that of the folder's tensors. Raises UserError for what
     cannot be exported, OSError where it cannot be written."""
     if out is None and published is None:
         raise UserError("give --out, --published or both")
@@ -56,7 +56,7 @@ def export(
     if published is not None:
         said.append(_write_published(published, found.state, recipe, trained))
     if out is not None:
-        tensors = {name: t.to(DTYPES[dtype]) for name, t in trained.items()}
+        tensors = {name: t.to(NAMED[dtype]) for name, t in trained.items()}
         said.append(_write_folder(out, found.state, recipe, tensors, run, found.digest()))
     return said
 
@@ -72,7 +72,7 @@ def export_file(recipe: Recipe, trained: Path, out: Path, dtype: str = "fp32") -
     base = Base(recipe)
     values = found.values(trainable_shapes(recipe, base.configs))
     state = State(recipe=as_dict(recipe), base=fingerprint(base))
-    return _write_folder(out, state, recipe, {name: t.to(DTYPES[dtype]) for name, t in values.items()})
+    return _write_folder(out, state, recipe, {name: t.to(NAMED[dtype]) for name, t in values.items()})
 
 
 def _checkpoint(run: Path, given: Path | None) -> tuple[Checkpoint, list[str]]:
