@@ -100,6 +100,7 @@ class VisualLanguageModel(nn.Module):
             hidden[site.tower] = run_block(
                 partial(self._step, site, context), self.recompute, hidden[site.tower], state
             )
+            state = self.method.collect(site, hidden[site.tower], state, batch)
             if site == ("vision", self._depth("vision") - 1):
                 assert self.vision is not None
                 features = self.vision.finish(hidden["vision"])

@@ -3,7 +3,7 @@
     000000.tar.index    a header, then one column of numbers after the other (index_columns.py)
 
 Its columns hold, for every sample in file order: the key; ending, offset and bytes of each member that is ever read;
-the CRC-32 of those members; the characters of text that a model would see, by which samples are dealt to ranks; and for
+the CRC-32 of those members; the characters of text that a model would see, from which its tokens are estimated; and for
 those that cannot be used, why. They take some 60 bytes per sample, on the disk as in memory. A worker reads them whole
 and does not map them: what was compared with the checksum cannot change any more, and a file that is cut off, or a file
 server that is gone, is an error to be told and not a signal that kills the worker.
@@ -67,25 +67,15 @@ def index_path(shard: Path) -> Path:
 def index_shard(shard: Path, ignored: Counter[str] | None = None) -> Shard:
     """Write the index of a shard file and return its line for the manifest; `ignored` counts endings of members that
     are never read. Raises UserError or OSError naming the file."""
-    line, content = describe(shard, Counter() if ignored is None else ignored)
+    found = scan(shard, Counter() if ignored is None else ignored)
+    content = pack(columns_of(found.entries, ENDINGS))
     replace_file(index_path(shard), content)
-    return line
-
-
-def describe(shard: Path, ignored: Counter[str]) -> tuple[Shard, bytes]:
-    """A shard file's line for the manifest, and its index. Raises UserError or OSError naming the file."""
-    if shard.exists() and not shard.is_file():  # a pipe would keep whoever opens it waiting for ever
-        raise UserError(f"{shard} is not a regular file")
-    entries = scan(shard, ignored)
-    content = pack(columns_of(entries, ENDINGS))
-    with shard.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    line = Shard(shard.name, len(entries), shard.stat().st_size, digest, hashlib.sha256(content).hexdigest())
-    return line, content
+    checksum = hashlib.sha256(content).hexdigest()
+    return Shard(shard.name, len(found.entries), found.size, found.sha256, checksum)
 
 
 def read_index(manifest: Manifest, shard: int) -> ShardIndex:
-    """A shard's entries. Raises UserError where its index is not the one of the manifest, or does
+    """A shard's entries. Raises UserError if its index is not the one of the manifest, or does
     not fit the shard."""
     expected = manifest.shards[shard]
     path = index_path(manifest.folder / expected.name)

@@ -187,10 +187,17 @@ def _load(dataset: _Steps, workers: int) -> Iterator[list[MicroBatch]]:
         multiprocessing_context=multiprocessing.get_context("forkserver") if workers else None,
         worker_init_fn=_settle,
     )
-    for step in loader:
-        if isinstance(step, Exception):
-            raise step
-        yield step
+    source = iter(loader)
+    try:
+        for step in source:
+            if isinstance(step, Exception):
+                raise step
+            yield step
+    finally:
+        if workers:
+            # The traceback of an error keeps `source` alive. At exit Python would then send SIGTERM to its workers,
+            # which ignore it, and wait for them for ever.
+            source._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _as_it_is(step: list[MicroBatch]) -> list[MicroBatch]:

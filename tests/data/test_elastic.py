@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and goes on with other ranks and workers sees what an uninterrupted one sees."""
+"""A run that is stopped anywhere and resumes with other ranks and workers sees what an uninterrupted one sees."""
 
 import multiprocessing
 from collections import Counter
@@ -16,7 +16,7 @@ from dsmemvp.data.order import Order, Source
 
 @dataclass(frozen=True)
 class Numbers:
-    """Stands where an `Collator` stands: a batch is the (place, running number) of its samples, and who made it."""
+    """Stands in for a `Collator`: a batch is the (place, running number) of its samples, and who made it."""
 
     tokenizer_path: str
     blind: bool = False

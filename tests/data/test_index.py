@@ -1,11 +1,16 @@
 """The index points at the right bytes, for tarfile and webdataset on the same file, and its file is as documented."""
 
+import hashlib
 import io
+import itertools
+import random
 import struct
+import sys
 import tarfile
 import zlib
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import webdataset
@@ -65,7 +70,7 @@ FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 def test_every_member_lies_where_tarfile_finds_it(tmp_path, format):
     path = odd_tar(tmp_path / "x.tar", format)
     content = path.read_bytes()
-    entries = scan(path, Counter())
+    entries = scan(path, Counter()).entries
     assert len(entries) == (9 if format == tarfile.USTAR_FORMAT else 10)
     with tarfile.open(path) as tar:
         lower = {m.name.lower(): tar.extractfile(m).read() for m in tar.getmembers() if m.isreg()}
@@ -91,7 +96,7 @@ def test_a_key_that_comes_again_later_is_another_sample_as_for_webdataset(tmp_pa
     members = [("a.json", as_json(fields(1))), ("b.json", as_json(fields(2))), ("a.json", as_json(fields(3)))]
     path = write_tar(tmp_path / "x.tar", [*members, ("a.png", b"p")])
     stock = list(webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False))
-    entries = scan(path, Counter())
+    entries = scan(path, Counter()).entries
     assert [e.key for e in entries] == [s["__key__"] for s in stock] == ["a", "b", "a"]
     assert [[m.ending for m in e.members] for e in entries] == [["json"], ["json"], ["json", "png"]]
 
@@ -99,19 +104,21 @@ def test_a_key_that_comes_again_later_is_another_sample_as_for_webdataset(tmp_pa
 def test_a_sample_whose_members_do_not_stand_together_is_named_and_not_taken_for_two(tmp_path):
     """As `tar` packs a folder without --sort=name."""
     members = [("a.json", as_json(fields(1))), ("b.json", as_json(fields(2))), ("b.png", b"p"), ("a.png", b"p")]
-    entries = scan(write_tar(tmp_path / "x.tar", members), Counter())
+    entries = scan(write_tar(tmp_path / "x.tar", members), Counter()).entries
     assert [(entry.key, "tar --sort=name" in entry.problem) for entry in entries] == [("a", 1), ("b", 0), ("a", 1)]
 
 
 def test_a_member_that_stands_twice_spoils_only_its_sample(tmp_path):
     members = [("a.json", b"{}"), ("b.json", b"{}"), ("b.JSON", b"{}"), ("b.png", b"x"), ("c.json", b"{}")]
-    entries = scan(write_tar(tmp_path / "x.tar", members), Counter())
+    entries = scan(write_tar(tmp_path / "x.tar", members), Counter()).entries
     assert [(e.key, e.problem) for e in entries] == [("a", ""), ("b", "its member json stands twice"), ("c", "")]
 
 
 @pytest.mark.parametrize("name", ["../x.json", "/etc/x.json", "a/../../x.json", "a/../x.json"])
 def test_a_name_that_climbs_out_spoils_only_its_sample(tmp_path, name):
-    entries = scan(write_tar(tmp_path / "x.tar", [("a.json", b"{}"), (name, b"{}"), ("b.json", b"{}")]), Counter())
+    entries = scan(
+        write_tar(tmp_path / "x.tar", [("a.json", b"{}"), (name, b"{}"), ("b.json", b"{}")]), Counter()
+    ).entries
     assert [bool(e.problem) for e in entries] == [False, True, False]
     assert entries[1].problem == "its name leads out of the folder" and entries[1].members == ()
 
@@ -126,7 +133,7 @@ def test_the_length_is_the_characters_a_model_sees(tmp_path):
     ]
     members = [(f"s{i}.json", as_json(row)) for i, row in enumerate(rows)]
     members += [("t.txt", "Größe".encode()), ("u.json", b"\xff"), ("v.png", b"x"), ("w.json", b"[" * 100_000)]
-    entries = scan(write_tar(tmp_path / "x.tar", members), Counter())
+    entries = scan(write_tar(tmp_path / "x.tar", members), Counter()).entries
     described = len("Describe the image.")
     assert [e.length for e in entries] == [16, 11, 5, 0, described + 6, described + 5, 0, 0, 0]
 
@@ -143,7 +150,7 @@ def test_only_a_text_and_images_are_pointed_at_and_the_rest_is_counted(tmp_path)
     ignored: Counter[str] = Counter()
     path = write_tar(tmp_path / "x.tar", members)
     index_shard(path, ignored)
-    assert [[m.ending for m in e.members] for e in scan(path, Counter())] == [["json"], ["txt"]]
+    assert [[m.ending for m in e.members] for e in scan(path, Counter()).entries] == [["json"], ["txt"]]
     assert ignored == {"cls": 2, "txt": 1, "seg.png": 1}
 
 
@@ -172,7 +179,43 @@ def test_the_index_is_the_documented_file(tmp_path):
 
 def test_an_index_reads_back_as_it_was_made(tmp_path):
     path = odd_tar(tmp_path / "x.tar", tarfile.PAX_FORMAT)
-    assert list(read_index(manifest_of(path), 0)) == scan(path, Counter())
+    assert list(read_index(manifest_of(path), 0)) == scan(path, Counter()).entries
+
+
+def _bytes_read() -> int:
+    """By this process, whatever function it called for it."""
+    return int(Path("/proc/self/io").read_text().partition("rchar: ")[2].partition("\n")[0])
+
+
+def test_a_shard_is_opened_and_read_once(tmp_path):
+    noise = random.Random(0).randbytes(3 << 20)
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("a.txt", "a.json", "a.png", f"{LONG}.npy", "b.png", "b.txt", "README"):
+            info = tarfile.TarInfo(name)
+            info.size = len(noise) - len(name)  # the end of a member is not the end of a block
+            tar.addfile(info, io.BytesIO(noise))
+    opened: list[str] = []
+    watching = [True]  # an audit hook stays for good
+    sys.addaudithook(
+        lambda event, given: opened.append(str(given[0])) if watching and event == "open" and given[0] else None
+    )
+    before = _bytes_read()
+    shard = index_shard(path)
+    read = _bytes_read() - before
+    watching.clear()
+    assert opened.count(str(path)) == 1
+    assert shard.bytes <= read < shard.bytes + (1 << 20)
+    assert shard.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and shard.bytes == path.stat().st_size
+
+
+@pytest.mark.parametrize("order", itertools.permutations(["json", "png", "txt"]), ids="-".join)
+def test_the_checksum_is_of_the_members_that_are_read_in_any_order(tmp_path, order):
+    contents = {"json": as_json(fields(1)), "png": picture(), "txt": b"never read beside the json"}
+    (entry,) = scan(write_tar(tmp_path / "x.tar", [(f"a.{e}", contents[e]) for e in order]), Counter()).entries
+    read = [ending for ending in order if ending != "txt"]
+    assert [member.ending for member in entry.members] == read
+    assert entry.crc32 == zlib.crc32(b"".join(contents[ending] for ending in read))
 
 
 def test_a_name_that_is_not_unicode_survives_the_index(tmp_path):

@@ -316,3 +316,13 @@ def _processes(mark: Path) -> list[str]:
             if process.environ().get("OF_THIS_TEST") == str(mark) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(" ".join(process.cmdline()))
     return found
+
+
+def test_a_bug_in_a_worker_ends_the_run_with_its_traceback(demo_shards, tokenizer_path):
+    """Python waits for its workers at exit, and these ignore SIGTERM; the traceback keeps their loader alive."""
+    script = Path(__file__).with_name("buggy.py")
+    command = [sys.executable, str(script), str(demo_shards), str(tokenizer_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "'Buggy' object has no attribute 'misspelt'" in ended.stderr
+    assert 'buggy.py", line 19, in batch' in ended.stderr
