@@ -13,6 +13,7 @@ ORDER = [
     "atomic_files",
     "dtypes",
     "log",
+    "markdown",
     "progress",
     "distributed",
     "config",

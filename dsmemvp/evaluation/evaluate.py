@@ -35,6 +35,7 @@ from dsmemvp.evaluation.scores import main_score, scored
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
 from dsmemvp.inputs import open_inputs
+from dsmemvp.log import log
 from dsmemvp.prompts import method_class
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
@@ -118,7 +119,7 @@ def look_and_score(context: RunContext, opened: Inference, data: Manifest, step:
             return []
         scores = scored(predicted.predictions)
         for remark in remarks(name, predicted.predictions):
-            print(remark, flush=True)
+            log.info(remark)
         main = main_score(scores)
         ordered = sorted(scores.items(), key=lambda item: item[1] is not main)
         return [json.dumps([[column, score.value] for column, score in ordered])]
@@ -156,7 +157,8 @@ def _chosen(recipe: Recipe, ranks: Ranks, run: Path, best: bool) -> Checkpoint |
     find = (bound(best_checkpoint, best_by=by),) if best else ()
     found, complaints = agreed_checkpoint(run, ranks, *find)
     if ranks.first:
-        print(*complaints, sep="\n", end="\n" if complaints else "", flush=True)
+        for complaint in complaints:
+            log.info(complaint)
     if found is None and best:
         raise UserError(
             f"{run / 'checkpoints'} holds no checkpoint with a {by} on data.validation, by which training.best_by tells"

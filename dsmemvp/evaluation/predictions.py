@@ -24,6 +24,8 @@ from dsmemvp.distributed.stopping import Stopped
 from dsmemvp.evaluation.answering import Answer, Answering
 from dsmemvp.evaluation.partial import Partial
 from dsmemvp.evaluation.scores import Prediction, predict
+from dsmemvp.log import log
+from dsmemvp.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def predict_all(
     todo = np.delete(np.arange(len(whole)), done) if done else whole
     before = sum(_samples(number, data, share) for number in done)
     if ranks.first and before:
-        print(f"{name}: going on after {before} of {data.samples} samples", flush=True)
+        log.info(f"{name}: resuming after {before} of {data.samples} samples")
     progress = Progress(name, data.samples, "sample", active=ranks.first, done=before)
     source = evaluation_steps(data, collator, share, recipe.data.workers, todo)
     try:
@@ -85,7 +87,7 @@ def predict_all(
     except Stopped:
         if partial:
             kept = sum(_samples(json.loads(line)["batch"], data, share) for line in lines)
-            print(f"{name}: {kept} of {data.samples} samples are kept; the same command goes on there", flush=True)
+            log.info(f"{name}: {kept} of {data.samples} samples are kept; the same command resumes there")
         raise
     finally:
         progress.close()

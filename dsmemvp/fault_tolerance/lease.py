@@ -24,6 +24,7 @@ from dsmemvp.distributed.stopping import USER_ERROR, Stop, Stopped, leave_word
 from dsmemvp.errors import UserError
 from dsmemvp.fault_tolerance.heartbeat import Heartbeat
 from dsmemvp.fault_tolerance.holder import Holder, lives, own_holder, read_holder
+from dsmemvp.log import log
 
 FILE = "lease.json"
 SIZE = 1024
@@ -114,7 +115,7 @@ class Lease:
             )
         if not self._told:
             what = f"up to {EXPIRY * POLL:g} s, to see whether that lives" if alive is None else "for that to end"
-            print(f"{self._run} is held by {who}: waiting {what}", flush=True)
+            log.info(f"{self._run} is held by {who}: waiting {what}")
         self._told = True
 
     def _ends_soon(self, found: Holder) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dsmemvp.inspection.probe import Probe
+from dsmemvp.markdown import table
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,22 @@ def lines(probe: Probe, sample: int = 0) -> list[str]:
     slots = probe.activation.shape[-1]
     norms = memory_norms(probe, sample)
     text = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in norms.items())
-    rows = [
+    found = shares(probe, sample)
+    columns = [
+        ["layer", *map(str, range(len(found)))],
+        ["feed-forward", *(f"{layer.feed_forward_norm:.3f}" for layer in found)],
+        ["memory", *(f"{layer.branch_norm:.3f}" for layer in found)],
+        ["ratio", *(f"{layer.ratio:.3f}" for layer in found)],
+        ["output: visual", *(f"{layer.visual_output:.1%}" for layer in found)],
+        ["learned", *(f"{1 - layer.visual_output:.1%}" for layer in found)],
+        ["activation: visual", *(f"{layer.visual_activation:.1%}" for layer in found)],
+        ["learned", *(f"{1 - layer.visual_activation:.1%}" for layer in found)],
+    ]
+    return [
         f"{probe.patches} visual and {slots - probe.patches} learned slots; mean norms, shared by all layers: {text}",
         "",
-        "| layer | feed-forward | memory | ratio | output: visual | learned | activation: visual | learned |",
-        "|------:|-------------:|-------:|------:|---------------:|--------:|-------------------:|--------:|",
+        *table(columns),
     ]
-    for n, layer in enumerate(shares(probe, sample)):
-        rows.append(
-            f"| {n:5} | {layer.feed_forward_norm:12.3f} | {layer.branch_norm:6.3f} | {layer.ratio:5.3f} "
-            f"| {layer.visual_output:13.1%} | {1 - layer.visual_output:6.1%} "
-            f"| {layer.visual_activation:17.1%} | {1 - layer.visual_activation:6.1%} |"
-        )
-    return rows
 
 
 def _share(part: float, whole: float) -> float:

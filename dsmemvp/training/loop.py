@@ -15,6 +15,7 @@ from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.loader import Balancing, Share, training_steps
 from dsmemvp.distributed.stopping import Stopped
 from dsmemvp.fault_tolerance.lease import held_lease
+from dsmemvp.log import log
 from dsmemvp.prompts.interface import Callback
 from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
@@ -40,7 +41,7 @@ def train(context: RunContext, evaluator: Evaluator | None = None) -> Path:
         if not prepared.is_over:
             _train(context, prepared, evaluator, guard)
         elif context.ranks.first:
-            print(f"{context.recipe.name}: trained to step {prepared.until} already", flush=True)
+            log.info(f"{context.recipe.name}: trained to step {prepared.until} already")
     return context.folder
 
 
