@@ -3,7 +3,7 @@
     deepspeed --num_gpus 2 benchmarks/checkpoint.py
 
 The frozen LLaMA has its real widths but one layer and random values: what is saved does not depend on it. `training
-waits` while values and moments are gathered; writing goes on beside it. Goal: well under a second.
+waits` while values and moments are gathered; writing continues beside it. Goal: well under a second.
 """
 
 import argparse

@@ -22,7 +22,7 @@ OURS = re.compile(r"(?:partial-)?(\d{6,})\.tar(?:\.partial|\.index)?")
 @dataclass(frozen=True)
 class Finished:
     shard: Shard | None
-    """None where all of its rows were left out: there is no file then."""
+    """None if all of its rows were left out: there is no file then."""
     left_out: tuple[str, ...]
 
 

@@ -21,7 +21,7 @@ class Pictures:
 
     def read(self, name: str | None, where: str) -> tuple[bytes | None, str]:
         """(content, ending) of the image at a path below the folder; (None, "") without a path. Raises SampleError,
-        or OSError where reading itself fails: that says nothing about the sample."""
+        or OSError if reading itself fails: that says nothing about the sample."""
         if not name:
             return None, ""
         path = self._folder / name

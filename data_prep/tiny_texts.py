@@ -49,7 +49,7 @@ def picture_words(samples: list[Sample]) -> Words:
 
 
 def check_words(words: Words, folder: Path) -> None:
-    """Raises UserError where a vision tower could learn nothing from them."""
+    """Raises UserError if a vision tower could learn nothing from them."""
     if not words:
         raise UserError(f"{folder}: none of its samples has a picture, so that no vision tower can be made")
     number = _counted(words)
@@ -70,7 +70,7 @@ def check_words(words: Words, folder: Path) -> None:
 
 
 def check_texts(texts: list[Sample], folder: Path) -> None:
-    """Raises UserError where a language model could not be trained on them."""
+    """Raises UserError if a language model could not be trained on them."""
     if len(texts) < LEAST:
         raise UserError(f"{folder}: only {counted(len(texts), 'sample')}; at least {LEAST} are needed")
 

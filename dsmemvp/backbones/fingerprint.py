@@ -32,7 +32,7 @@ ROTARY = (
     *("rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
 )
-"""Of rope_parameters, what counts where it is given: another version of transformers may add keys of its own."""
+"""Of rope_parameters, what counts if it is given: another version of transformers may add keys of its own."""
 
 
 def base_fingerprint(recipe: Recipe) -> dict[str, str]:

@@ -75,7 +75,7 @@ class Reader:
 
     def read(self, stored: StoredTensor, first: int, into: torch.Tensor) -> None:
         """The elements of the flattened tensor from `first` on, as many as flat `into` has. Raises OSError, or
-        ValueError where the file has become shorter."""
+        ValueError if the file has become shorter."""
         kind = WEIGHTS[stored.dtype]
         offset = stored.start + first * kind.itemsize
         if into.dtype == kind and into.device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Checkpoints of what was trained, whole and not per rank, so that a run goes on with any number of ranks, on any ZeRO
+"""Checkpoints of what was trained, whole and not per rank, so that a run resumes with any number of ranks, on any ZeRO
 stage and device.
 
     RUN/checkpoints/step-00001194/trained.safetensors     float32 values, tens of megabytes
@@ -50,7 +50,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class State:
-    """Where a run is, and what it may go on with."""
+    """Where a run is, and with what it may resume."""
 
     epoch: int = 0
     """Finished epochs."""
@@ -61,9 +61,9 @@ class State:
     not_finite: int = 0
     """Steps whose loss or gradient was not finite."""
     validation_loss: float | None = None
-    """Loss per supervised token on data.validation, where there is one."""
+    """Loss per supervised token on data.validation, if there is one."""
     validation_score: float | None = None
-    """The main score of an evaluation on data.validation, where the recipe wants it."""
+    """The main score of an evaluation on data.validation, if the recipe wants it."""
     order: dict[str, Any] = field(default_factory=dict)
     """What the order of samples follows from, by the recipe's keys (data/datasets.py)."""
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class Checkpoint:
                 )
 
     def check_order(self, order: dict[str, Any]) -> None:
-        """A run goes on only in the order it began in: in another one samples would be missed or seen twice. Raises
+        """A run resumes only in the order it began in: in another one samples would be missed or seen twice. Raises
         ValueError naming the key."""
         for key, value in order.items():
             if self.state.order.get(key) != value:
@@ -174,7 +174,7 @@ def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def best_checkpoint(run: Path, best_by: str) -> tuple[Checkpoint | None, list[str]]:
     """The intact checkpoint with the lowest "loss" or the highest "score" on data.validation, and what is wrong with
-    better ones. None where that was measured beside none of them."""
+    better ones. None if that was measured beside none of them."""
     found, complaints = _first_intact(_best_first(_folders(run), best_by))
     return found, [f"{complaint}{'; the next best checkpoint is taken' * bool(found)}" for complaint in complaints]
 
@@ -243,7 +243,7 @@ def check_sums(folder: Path) -> None:
 def prune(run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "loss") -> None:
     """Take away all but the latest and the best (by "loss" or "score" on data.validation) checkpoints up to `step`, and
     what cut-off writes have left. `keep_last` 0 keeps all. Those of later steps go: they were damaged, or the run would
-    have gone on from there, and counted as the latest they would push out the good ones."""
+    have resumed there, and counted as the latest they would push out the good ones."""
     folder = run / "checkpoints"
     for left in [*folder.glob("partial-*"), *folder.glob("old-*")]:
         shutil.rmtree(left, ignore_errors=True)
@@ -298,7 +298,7 @@ def _best_first(folders: list[Path], best_by: str) -> list[Path]:
 
 
 def _badness(folder: Path, best_by: str) -> float:
-    """On data.validation; infinite where it is not known."""
+    """On data.validation; infinite if it is not known."""
     try:
         value = read_state(folder).get(f"validation_{best_by}")
     except (ValueError, FileNotFoundError):

@@ -149,7 +149,7 @@ class Training:
     most_fruitless_starts: Annotated[int, Field(ge=1, le=10**6)] = 5
     """A Slurm job that was requeued and started as often from the same step ends as an error."""
     stop_at_step: Steps = 0
-    """End with a checkpoint after this step of the run, which the same command without it goes on from; 0 for the
+    """End with a checkpoint after this step of the run, from which the same command without it resumes; 0 for the
     recipe's whole length. Schedule and order are those of the whole run."""
 
     def micro_steps(self, ranks: int) -> int:

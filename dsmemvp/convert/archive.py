@@ -62,7 +62,7 @@ class Archive:
             )
 
     def read(self, record: Record, start: int = 0, size: int | None = None) -> bytearray:
-        """`size` bytes of a record's content from `start` on; None: all that follow. Raises UserError where the
+        """`size` bytes of a record's content from `start` on; None: all that follow. Raises UserError if the
         record is compressed or does not have its checksum, OSError."""
         if not record.plain:
             raise UserError(f"{self.path}: its record {record.name!r} is compressed, as torch does not write it")
@@ -155,7 +155,7 @@ def _encoded(info: zipfile.ZipInfo) -> bytes:
 
 def _descriptor(file: BinaryIO, info: zipfile.ZipInfo, start: int) -> int:
     """Bytes of what stands behind a record's content: signature, CRC-32, sizes of 4 bytes or, in zip64, of 8. Raises
-    ValueError where it is not what the directory says."""
+    ValueError if it is not what the directory says."""
     file.seek(start)
     found = file.read(24)
     for width in (4, 8):

@@ -18,7 +18,7 @@ def tensors_in(path: Path) -> Tensors:
 
 
 def open_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """All tensors of a file, and the options of its command line where it is a published checkpoint that has them.
+    """All tensors of a file, and the options of its command line if it is a published checkpoint that has them.
     Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")

@@ -29,7 +29,7 @@ def write_model(
     out: Path, tensors: Tensors, config: PretrainedConfig, shard_bytes: int, beside: Iterable[Path] = ()
 ) -> None:
     """A folder that transformers and a recipe can name; files `beside` are copied along. What an earlier conversion has
-    left in `out` is replaced. Raises OSError, and ValueError where the source ends early."""
+    left in `out` is replaced. Raises OSError, and ValueError if the source ends early."""
     partial = out / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -50,7 +50,7 @@ def write_model(
 
 
 def check_folder(out: Path, config: PretrainedConfig) -> None:
-    """Only an earlier conversion of the same model is replaced. Raises UserError where another one is there."""
+    """Only an earlier conversion of the same model is replaced. Raises UserError if another one is there."""
     try:
         there = read_json(out / "config.json")
     except (OSError, ValueError):

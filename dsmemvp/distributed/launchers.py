@@ -74,8 +74,8 @@ def own_rank(environment: Mapping[str, str]) -> int:
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
-    """None where this process is the only one. Not for environments that have RANK: there all is said. MASTER_ADDR and
-    MASTER_PORT, where they are set, count for more than what is found. Raises UserError with what to do."""
+    """None if this process is the only one. Not for environments that have RANK: there all is said. MASTER_ADDR and
+    MASTER_PORT, if they are set, count for more than what is found. Raises UserError with what to do."""
     launcher, world, rank = launched(environment)
     if world == 1:
         return None

@@ -152,7 +152,7 @@ def _open_data(recipe: Recipe, split: str) -> Manifest:
 
 
 def _chosen(recipe: Recipe, ranks: Ranks, run: Path, best: bool) -> Checkpoint | None:
-    """The newest or the best checkpoint; None where there is nothing trained to look for."""
+    """The newest or the best checkpoint; None if there is nothing trained to look for."""
     by = recipe.training.best_by
     find = (bound(best_checkpoint, best_by=by),) if best else ()
     found, complaints = agreed_checkpoint(run, ranks, *find)

@@ -59,7 +59,7 @@ class Prediction:
     text: str
     """What the model wrote, as decoded; for a choice by likelihood, the letter."""
     predicted: str
-    """What was read out of it; empty where nothing could be."""
+    """What was read out of it; empty if nothing could be."""
     answers: tuple[str, ...]
     """The right letter, the ten answers of VQAv2, the one answer, or the references of a caption."""
     classes: tuple[str, ...]
@@ -166,7 +166,7 @@ def _of_all(kind: str) -> str:
 
 
 def main_score(scores: dict[str, Score]) -> Score:
-    """The one by which two checkpoints are compared: more is better. Raises UserError where there is none."""
+    """The one by which two checkpoints are compared: more is better. Raises UserError if there is none."""
     for name in MAIN:
         if name in scores:
             return scores[name]

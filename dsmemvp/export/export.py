@@ -47,7 +47,7 @@ def export(
 ) -> list[str]:
     """Write the newest intact checkpoint of a run's folder, or the given one, and return a line about each thing
     written. `dtype` (one of NAMED) is that of the folder's tensors. Raises UserError for what
-    cannot be exported, OSError where it cannot be written."""
+    cannot be exported, OSError if it cannot be written."""
     if out is None and published is None:
         raise UserError("give --out, --published or both")
     found, said = _checkpoint(run, checkpoint)
@@ -64,7 +64,7 @@ def export(
 def export_file(recipe: Recipe, trained: Path, out: Path, dtype: str = "fp32") -> str:
     """Write a folder as `export` does, for a file of trained tensors from elsewhere, such as `dsmemvp convert` makes of
     a published checkpoint; it is taken to belong to the recipe's base and method. Returns a line about it. Raises
-    UserError where the file does not fit the recipe, OSError."""
+    UserError if the file does not fit the recipe, OSError."""
     if not trained.is_file():
         raise UserError(f"--checkpoint: {trained} is no file of trained tensors")
     found = read_checkpoint(trained)
@@ -142,7 +142,7 @@ def _needs(recipe: Recipe) -> dict[str, Any]:
 
 def _write_published(path: Path, state: State, recipe: Recipe, trained: dict[str, torch.Tensor]) -> str:
     """The file that the published code's evaluation reads: "model" and "epoch", counted from 0. The optimizer's state
-    is not in it. Raises UserError where that code would compute something else from it."""
+    is not in it. Raises UserError if that code would compute something else from it."""
     layout = method_class(recipe.method.name).published
     if layout is None:
         raise UserError(f"method.name: {recipe.method.name!r} has no published layout; only --out can be written")

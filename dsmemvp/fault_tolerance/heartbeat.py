@@ -138,7 +138,7 @@ class Heartbeat:
                 sys.stderr.write(f"dsmemvp: {verdict}\n" + ("" if code == USER_ERROR else f"  ending {own}\n"))
             sys.stderr.flush()
             sys.stdout.flush()
-        if code == USER_ERROR:  # where srun ends the rank that met it before it can
+        if code == USER_ERROR:  # if srun ends the rank that met it before it can
             leave_word(verdict.removeprefix("error: "))
         os._exit(code)
 

@@ -42,7 +42,7 @@ class Holder:
 
 
 def own_holder(environment: Mapping[str, str]) -> Holder:
-    """This process. Raises OSError where there is no /proc."""
+    """This process. Raises OSError if there is no /proc."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return Holder(
         token=uuid.uuid4().hex,

@@ -50,7 +50,7 @@ def end_process(why: str) -> None:
 
 
 class Lease:
-    """The first rank's. `lost` is called with the reason by `beat` and `check` where another holds the lease."""
+    """The first rank's. `lost` is called with the reason by `beat` and `check` if another holds the lease."""
 
     def __init__(self, run: Path, own: Holder, lost: Callable[[str], object] = end_process):
         self._run, self._path, self._own, self._lost = run, run / FILE, own, lost
@@ -106,7 +106,7 @@ class Lease:
         return False if self._unchanged >= EXPIRY else self._moved or None
 
     def _wait(self, found: Holder | None, alive: bool | None) -> None:
-        """Count an attempt for nothing; say once what is waited for. Raises UserError where that is in vain."""
+        """Count an attempt for nothing; say once what is waited for. Raises UserError if that is in vain."""
         self._attempts += 1
         who = str(found) if found else f"somebody who left no name in {FILE}"
         if alive and not (found and self._ends_soon(found) and self._attempts < PATIENCE):

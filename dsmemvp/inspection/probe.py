@@ -60,7 +60,7 @@ class Probe:
     contribution: torch.Tensor
     """[Y, T, N]"""
     change: torch.Tensor | None
-    """[Y, T, N]; None where no other memory was given"""
+    """[Y, T, N]; None if no other memory was given"""
     branch_norm: torch.Tensor
     """[Y, T] |o|"""
     feed_forward_norm: torch.Tensor

@@ -16,7 +16,7 @@ class LayerShares:
     """Mean norm of the frozen feed-forward's output."""
     visual_output: float
     """Share of the branch's output that the visual slots carry: their part of sum |o|^2, which may be negative or over
-    1 where visual and learned slots work against each other. The learned slots carry the rest."""
+    1 if visual and learned slots work against each other. The learned slots carry the rest."""
     visual_activation: float
     """The visual slots' share of sum |a|."""
 
@@ -45,7 +45,7 @@ def shares(probe: Probe, sample: int = 0) -> list[LayerShares]:
 
 
 def memory_norms(probe: Probe, sample: int = 0) -> dict[str, float]:
-    """Mean norms of keys and values, which all layers share, of visual and learned slots (the latter only where there
+    """Mean norms of keys and values, which all layers share, of visual and learned slots (the latter only if there
     are any)."""
     norms = {}
     for name, norm in (("keys", probe.key_norm[sample]), ("values", probe.value_norm[sample])):

@@ -48,7 +48,7 @@ class Plan:
     recipe: Recipe
     """With the batch sizes that were planned with."""
     choices: tuple[Choice, ...]
-    """One per sharding: the recipe's recompute policy where it fits, else `full`."""
+    """One per sharding: the recipe's recompute policy if it fits, else `full`."""
     activations: dict[Policy, int]
     """Bytes by recompute policy."""
     best: Choice | None
@@ -134,7 +134,7 @@ def weigh(found: Trace, sharding: Sharding, recompute: Policy, cluster: Cluster,
 
 def shardings_beside(recipe: Recipe) -> tuple[list[Sharding], list[str]]:
     """Those of all DeepSpeed files in the folder of the recipe's own, and what is wrong with those left out. Raises
-    UserError where the recipe's own cannot be planned."""
+    UserError if the recipe's own cannot be planned."""
     own = Path(recipe.training.deepspeed)
     found, problems = [read_sharding(own)], []
     for path in own.parent.glob("*.json"):
@@ -147,7 +147,7 @@ def shardings_beside(recipe: Recipe) -> tuple[list[Sharding], list[str]]:
 
 def with_batch_for(recipe: Recipe, gpus: int) -> tuple[Recipe, list[str]]:
     """The recipe with batch sizes that `gpus` can share, and what to set for that: the largest micro-batch up to the
-    recipe's own; the next larger global batch where some GPU would have nothing or not as much as the others."""
+    recipe's own; the next larger global batch if some GPU would have nothing or not as much as the others."""
     training, notes = recipe.training, []
     global_batch = -(-training.global_batch // gpus) * gpus
     share = global_batch // gpus

@@ -149,7 +149,7 @@ class Trainer:
         return {name: value.item() for name, value in sums.items()}
 
     def update(self, learning_rate: float) -> float:
-        """The optimizer step of the last micro-step; returns the norm of the global gradient: infinity where it is not
+        """The optimizer step of the last micro-step; returns the norm of the global gradient: infinity if it is not
         finite, and then DeepSpeed has updated nothing."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate

@@ -86,7 +86,7 @@ def _introduce(context: RunContext, prepared: Prepared, trainer: Trainer, monito
     order = prepared.spans[0].data.order
     epoch = f"{counted(order.samples, 'sample')} and {counted(order.steps, 'step')} per epoch"
     whole = f"{counted(recipe.training.epochs, 'epoch')}, {counted(ranks.world, 'rank')} on {ranks.device.type}"
-    after = f", going on after step {first}" if first else ""
+    after = f", resuming after step {first}" if first else ""
     monitor.say(f"{recipe.name}: {trained:,} trained parameters, {epoch}, {whole}{after}")
     if order.repeats:
         monitor.say(f"the last batch of every epoch is completed with its first {counted(order.repeats, 'sample')}")
@@ -187,7 +187,7 @@ class _Loop:
     def _save_and_end(self) -> None:
         self.saving.begin_if_new(self.step)
         self.saving.finish(self.step)
-        self.monitor.say(f"step {self.step}: ended as asked; the same command goes on from here")
+        self.monitor.say(f"step {self.step}: ended as asked; the same command resumes here")
         raise Stopped(f"after step {self.step}")
 
     def _note(self, batches: Sequence[MicroBatch], totals: Totals) -> None:

@@ -200,7 +200,7 @@ def test_a_damaged_later_one_does_not_push_out_the_good_ones(tmp_path):
     for epoch in (1, 5):
         _save(tmp_path, epoch)
     (tmp_path / "checkpoints" / "step-00000050" / "state.json").write_text("")
-    _save(tmp_path, 2)  # gone on from step 10
+    _save(tmp_path, 2)  # resumed from step 10
     prune(tmp_path, 20, keep_last=1, keep_best=0)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000020"]
 

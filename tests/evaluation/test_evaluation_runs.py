@@ -138,7 +138,7 @@ def test_inside_training_the_best_by_score_is_kept_and_training_is_none_the_wise
     arguments = [*small_run, f"output={tmp_path}", f"data.validation={mixed}", "evaluation.batch=4"]
     arguments += ["evaluation.protocol=likelihood"]
     scored = [*arguments, "training.best_by=score", "training.keep_best=1", "training.keep_last=1"]
-    # 2 steps of the loss, then the second of the score, after the first epoch: it is owed when the run goes on
+    # 2 steps of the loss, then the second of the score, after the first epoch: it is owed when the run resumes
     ended = run(["train", *scored], tmp_path / "logs", "evaluation:TERM:2", 0)
     assert ended.codes == [75, 75] and "step 6: ended as asked" in ended.text, ended.text
     ended = run(["train", *scored], tmp_path / "logs")
