@@ -75,7 +75,7 @@ def _prepare(job: Job, ranks: Ranks) -> str:
         try:
             begun = _begin(job)
         except (ValueError, OSError) as raised:
-            error = _told(raised)
+            error = _reported(raised)
     error, (missing, shards) = ranks.share((error, begun))
     if error:
         return error
@@ -88,7 +88,7 @@ def _prepare(job: Job, ranks: Ranks) -> str:
         try:
             _finish(job, shards)
         except (ValueError, OSError) as raised:
-            error = _told(raised)
+            error = _reported(raised)
     return ranks.share(error)
 
 
@@ -122,14 +122,14 @@ def _write_shards(job: Job, numbers: list[int], progress: Progress) -> tuple[int
     """Returns (shard, error) if this rank could not continue."""
     pictures = Pictures(job.images, job.given)
     for number in numbers:
-        if (job.work / "stopped").exists():  # by a rank that failed: its error is to be told now, not in hours
+        if (job.work / "stopped").exists():  # by a rank that failed: its error is to be reported now, not in hours
             return None
         try:
             _write_one(job, number, pictures)
         except (ValueError, OSError) as raised:
             with suppress(OSError):
                 (job.work / "stopped").touch()
-            return number, f"{_told(raised)} ({RESUMES})"
+            return number, f"{_reported(raised)} ({RESUMES})"
         progress.tick()
     return None
 
@@ -175,7 +175,7 @@ def _finish(job: Job, shards: int) -> None:
         print(f"left out: {message}")
 
 
-def _told(error: Exception) -> str:
+def _reported(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)

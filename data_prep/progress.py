@@ -1,4 +1,4 @@
-"""What a preparation tells while it runs: its shards as progress, by their files."""
+"""Progress of a preparation: the shards that are finished, counted by their files."""
 
 import sys
 import time

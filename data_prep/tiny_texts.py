@@ -61,10 +61,10 @@ def check_words(words: Words, folder: Path) -> None:
             f" show. At least two words must each be said of several pictures, but not of all ({found} is; yes, no,"
             " true and false do not count)"
         )
-    told = sum(map(bool, words.values()))
-    if told < LEAST:
+    captioned = sum(map(bool, words.values()))
+    if captioned < LEAST:
         raise UserError(
-            f"{folder}: only {counted(told, 'different picture has', 'different pictures have')} words; at"
+            f"{folder}: only {counted(captioned, 'different picture has', 'different pictures have')} words; at"
             f" least {LEAST} are needed"
         )
 

@@ -5,7 +5,7 @@ stage and device.
                                   optimizer.safetensors   Adam moments
                                   state.json              where the run is, what it depends on, the others' checksums
 
-A checkpoint is written in a folder of another name, made durable and renamed, so that one that was cut off is never
+A checkpoint is written in a folder of another name, flushed to disk and renamed, so that one that was cut off is never
 taken for a checkpoint; what a disk has spoiled afterwards shows in the checksums. Nothing frozen is stored, only what
 the base is known by, and nothing is unpickled. There is no random state to store: order and dropout are functions of
 seed, rank and step, the learning rate of the step.

@@ -59,7 +59,7 @@ def span(shape: Sequence[int], stride: Sequence[int] | None) -> int:
     return sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) + 1
 
 
-def joined(pieces: Sequence[LazyTensor], dim: int) -> LazyTensor:
+def concatenated(pieces: Sequence[LazyTensor], dim: int) -> LazyTensor:
     """Pieces of one tensor, cut along `dim`."""
     if len(pieces) == 1:
         return pieces[0]

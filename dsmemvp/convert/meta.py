@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig
 
 from dsmemvp.convert.files import tensors_in
-from dsmemvp.convert.lazy import LazyTensor, Tensors, joined
+from dsmemvp.convert.lazy import LazyTensor, Tensors, concatenated
 from dsmemvp.convert.llama import LAYER, WHOLE, language_tensors, layer_and_part
 from dsmemvp.convert.meta_config import language_config, read_params
 from dsmemvp.counting import counted
@@ -75,10 +75,10 @@ def _whole(name: str, pieces: list[LazyTensor], dim: int, kv_rows: int) -> LazyT
         raise UserError(f"{name} has shapes {[piece.shape for piece in pieces]}, none of a matrix")
     if part == "tok_embeddings":
         # a piece that is as wide as the model holds some of the vocabulary
-        return joined(pieces, 0 if pieces[0].shape[1] == dim else 1)
+        return concatenated(pieces, 0 if pieces[0].shape[1] == dim else 1)
     if part in ("wk", "wv"):
         pieces = _without_repeats(name, pieces, kv_rows)
-    return joined(pieces, 1 if part in COLUMNS else 0)
+    return concatenated(pieces, 1 if part in COLUMNS else 0)
 
 
 def _without_repeats(name: str, pieces: list[LazyTensor], kv_rows: int) -> list[LazyTensor]:

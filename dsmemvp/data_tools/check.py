@@ -89,7 +89,7 @@ def _skipped(order: Order, unusable: Sequence[int]) -> str:
 def _epoch(
     recipe: Recipe, order: Order, manifests: Sequence[Manifest], collator: Collator, ranks: int
 ) -> Iterable[str]:
-    """What an epoch is made of, and how evenly its batches can be dealt."""
+    """What an epoch is made of, and how evenly its batches can be assigned."""
     rest = order.samples - order.steps * order.global_batch
     last = (
         f"{counted(order.repeats, 'sample is', 'samples are')} repeated to complete the last one"

@@ -1,4 +1,4 @@
-"""Evaluation of a run on its test or validation shards, for captions on and off, the work dealt over all ranks.
+"""Evaluation of a run on its test or validation shards, for captions on and off, the work assigned over all ranks.
 
     RUN/evaluation.json, RUN/predictions.jsonl     scores, and a JSON line for every answer
     RUN/evaluation/NAME.jsonl                      answers of one that is under way (partial.py)

@@ -67,7 +67,7 @@ class Heartbeat:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        """An error of this rank is told to the others; one that follows from theirs ends this process here, with what
+        """An error of this rank is sent to the others; one that follows from theirs ends this process here, with what
         the first rank says of it."""
         if error is not None and not isinstance(error, Stopped):
             code, follows = exit_code(error), _from_collective(error)

@@ -1,4 +1,4 @@
-"""Which process trains a run, and whether it still lives: told among all processes of a host, and not on others."""
+"""Which process trains a run, and whether it still lives: known for all processes of a host, and not on others."""
 
 import os
 import socket

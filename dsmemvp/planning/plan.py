@@ -71,7 +71,7 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
     shardings, problems = shardings_beside(recipe)
     plans, traces = [], {}
     for cluster in clusters:
-        fitted, notes = with_batch_for(recipe, cluster.gpus)
+        fitted, notes = with_batch_for(recipe, cluster.gpus, tokens)
         micro_batch = fitted.training.micro_batch
         _check_work(fitted, cluster.gpus, tokens)
         deepspeed_settings(fitted, cluster.gpus)  # what a run would refuse
@@ -87,7 +87,7 @@ def _check_work(recipe: Recipe, gpus: int, tokens: int) -> None:
         raise UserError(
             f"--tokens: {tokens} x training.micro_batch = {training.micro_batch} are over {MOST_PLACES:,} tokens"
         )
-    micro_steps = training.global_batch // (training.micro_batch * gpus)
+    micro_steps = training.micro_steps(gpus)
     if micro_steps > MOST_MICRO_STEPS:
         raise UserError(
             f"training.global_batch: {training.global_batch} makes {micro_steps} micro-steps on {counted(gpus, 'GPU')}"
@@ -103,7 +103,7 @@ def _plan(
     notes: tuple[str, ...],
 ) -> Plan:
     training = recipe.training
-    micro_steps = training.global_batch // (training.micro_batch * cluster.gpus)
+    micro_steps = training.micro_steps(cluster.gpus)
     choices = []
     for sharding in shardings:
         choice = weigh(traces[training.recompute], sharding, training.recompute, cluster, micro_steps)
@@ -145,24 +145,19 @@ def shardings_beside(recipe: Recipe) -> tuple[list[Sharding], list[str]]:
     return sorted(found, key=lambda s: s.name), sorted(problems)
 
 
-def with_batch_for(recipe: Recipe, gpus: int) -> tuple[Recipe, list[str]]:
-    """The recipe with batch sizes that `gpus` can share, and what to set for that: the largest micro-batch up to the
-    recipe's own; the next larger global batch if some GPU would have nothing or not as much as the others."""
+def with_batch_for(recipe: Recipe, gpus: int, tokens: int) -> tuple[Recipe, list[str]]:
+    """The recipe as it runs on so many GPUs: with the samples that a micro-batch holds on average, of `tokens` tokens
+    each; with a larger global batch if some GPU would have nothing to do."""
     training, notes = recipe.training, []
-    global_batch = -(-training.global_batch // gpus) * gpus
-    share = global_batch // gpus
-    micro_batch = max(m for m in range(1, min(training.micro_batch, share) + 1) if share % m == 0)
+    global_batch = max(training.global_batch, gpus)
+    most = max(1, training.micro_tokens // tokens) if training.micro_tokens else training.micro_batch
+    micro_steps = -(-global_batch // (most * gpus))
     if global_batch != training.global_batch:
         rate = training.learning_rate * global_batch / training.global_batch
         notes.append(
             f"{counted(gpus, 'GPU')} cannot share a global batch of {training.global_batch}; planned with"
-            f" training.global_batch={global_batch} training.micro_batch={micro_batch}, which wants"
-            f" training.learning_rate={rate:g} where the rate goes with the batch"
+            f" training.global_batch={global_batch}, which wants training.learning_rate={rate:g} if the rate goes with"
+            " the batch"
         )
-    elif micro_batch != training.micro_batch:
-        notes.append(
-            f"{counted(gpus, 'GPU')}: {share} of {global_batch} samples each, which is no multiple of"
-            f" training.micro_batch {training.micro_batch}; planned with training.micro_batch={micro_batch}"
-        )
-    changed = replace(training, global_batch=global_batch, micro_batch=micro_batch)
-    return replace(recipe, training=changed), notes
+    micro_batch = -(-global_batch // (micro_steps * gpus))
+    return replace(recipe, training=replace(training, global_batch=global_batch, micro_batch=micro_batch)), notes

@@ -77,7 +77,7 @@ class CheckpointManager:
         return True
 
     def begin(self, state: State, weights: Saved) -> None:
-        """A checkpoint that is written while training continues. One that cannot be written is reported, and the next one may."""
+        """Write a checkpoint while training continues. One that cannot be written is reported, and the next tried."""
         began = time.monotonic()
         self.wait()
         if self._error is not None:
@@ -87,7 +87,9 @@ class CheckpointManager:
         self.saved = state.step
         if self._ranks.first:
             waited = time.monotonic() - began
-            self._thread = threading.Thread(target=self._write, args=(state, values, moments, waited), name="saver")
+            self._thread = threading.Thread(
+                target=self._write, args=(state, values, moments, waited), name="checkpoint writer"
+            )
             self._thread.start()
 
     def finish(self) -> None:

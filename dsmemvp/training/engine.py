@@ -213,7 +213,7 @@ def build_trainer(
     trainables = model.trainables()
     if not trainables:
         raise UserError(f"method.name: {recipe.method.name!r} has no trainable parameters; it can only be evaluated")
-    # the masters start from these unrounded values; the module computes in the recipe's type
+    # the master weights start from these unrounded values; the module computes in the recipe's type
     initial = {name: p.detach().clone() for name, p in trainables.items()}
     cast(trainables, ranks.device, NAMED[recipe.model.dtype])
     return Trainer(recipe, ranks, model, trainables, initial, trains)

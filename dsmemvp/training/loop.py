@@ -141,17 +141,17 @@ class _Loop:
         if len(self.prepared.spans) > 1:
             self.monitor.say(f"stage {span.stage.name}: steps {span.first + 1} to {span.last}")
         training = self.context.recipe.training
-        window = Throughput()
+        throughput = Throughput()
         self.context.at("reading", self.step)
         balancing = self._balancing(span)
         for batches in self.context.ranks.in_step(self._batches(span, until, balancing)):
-            self._train_step(span, batches, window, balancing.costs)
+            self._train_step(span, batches, throughput, balancing.costs)
             self.step += 1
             for callback in self.callbacks:
                 callback.after_step(self.step, self.trainer.model.method)
-            if self.step % training.log_every == 0 and window.steps:
-                self._log(span, window)
-                window = Throughput()
+            if self.step % training.log_every == 0 and throughput.steps:
+                self._log(span, throughput)
+                throughput = Throughput()
             self.monitor.advance()
             if self.saving.is_due(self.step):
                 self.saving.save(self.step)
@@ -171,7 +171,7 @@ class _Loop:
         data, workers = span.data, recipe.data.workers
         return training_steps(data.manifests, data.order, collator, share, steps, workers, balancing)
 
-    def _train_step(self, span: Span, batches: Sequence[MicroBatch], window: Throughput, costs: CostModel) -> None:
+    def _train_step(self, span: Span, batches: Sequence[MicroBatch], throughput: Throughput, costs: CostModel) -> None:
         totals = exchange(self.context, self.trainer, span, batches, costs, self.saving.requested())
         if totals.asked:
             raise Stopped(f"after step {self.step}")
@@ -181,8 +181,8 @@ class _Loop:
         result = take_step(self.context, self.trainer, span, self.step, batches, totals)
         if self.health.check(self.step + 1, result.loss, result.norm):
             parts = result.losses if len(result.losses) > 1 else {}
-            window.add(result.loss, totals.samples, totals.tokens, totals.imbalance, parts)
-            window.rate, window.norm = result.rate, result.norm
+            throughput.add(result.loss, totals.samples, totals.tokens, totals.imbalance, parts)
+            throughput.rate, throughput.norm = result.rate, result.norm
 
     def _save_and_end(self) -> None:
         self.saving.begin_if_new(self.step)
@@ -198,22 +198,23 @@ class _Loop:
         else:
             self.skips.none()
         if self.context.recipe.data.record_order:
-            dealt = self.context.ranks.gather([json.dumps(pair) for micro in batches for pair in micro.dealt])
-            samples = [number for _, number in sorted(map(json.loads, dealt))]
+            assigned = self.context.ranks.gather([json.dumps(pair) for micro in batches for pair in micro.assigned])
+            samples = [number for _, number in sorted(map(json.loads, assigned))]
             self.monitor.write("order", {"step": self.step + 1, "samples": samples})
 
-    def _log(self, span: Span, window: Throughput) -> None:
-        numbers = window.numbers(self.language_parameters) | {
+    def _log(self, span: Span, throughput: Throughput) -> None:
+        numbers = throughput.numbers(self.language_parameters) | {
             "speed/peak_gib": peak_memory(self.context.ranks.device),
             "training/cut_contexts": float(self.cut),
             "training/skipped_samples": float(self.skips.total),
             "training/not_finite": float(self.health.not_finite),
             "training/spikes": float(self.health.spikes),
         }
-        own = "".join(f"  {name} {numbers[f'loss/{name}']:.4f}" for name in window.losses)
+        own = "".join(f"  {name} {numbers[f'loss/{name}']:.4f}" for name in throughput.losses)
+        rate, norm = throughput.rate, throughput.norm
         line = (
             f"step {self.step}  epoch {span.finished_epochs(self.step - 1) + 1}  loss {numbers['loss/train']:.4f}{own}"
-            f"  lr {window.rate:.2e}  grad {window.norm:.3f}  {numbers['speed/samples_per_second']:.1f} samples/s"
+            f"  lr {rate:.2e}  grad {norm:.3f}  {numbers['speed/samples_per_second']:.1f} samples/s"
             f"  {numbers['speed/tokens_per_second']:.0f} tokens/s  {numbers['speed/tflops']:.3g} TFLOP/s"
             f"  {numbers['speed/peak_gib']:.2f} GiB"
         )

@@ -1,4 +1,4 @@
-"""Samples that were left out: counted, written down with file and key, and stopped where they do not stop."""
+"""Count the samples that were left out, record their file and key, and end the run if there are too many."""
 
 import json
 from collections import Counter
