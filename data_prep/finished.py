@@ -1,4 +1,4 @@
-"""Which shards of a preparation are finished: OUT/preparing/done-000000.json, written when a shard is whole.
+"""Record which shards of a preparation are finished: OUT/preparing/done-000000.json, written when a shard is whole.
 
 It holds the shard's line for the manifest and what was left out of it. Files are found in their folder's list and not
 asked for by name before they exist: a network file system may remember for a while that one is not there.

@@ -1,4 +1,4 @@
-"""Images on their way into a shard: found below their folder, stored as they are or in the size that training wants.
+"""Images on their way into a shard: found below their folder, stored as they are or in the size that training needs.
 
 With --resize an image is decoded here, so that a damaged one is found while preparing, and squashed by the function
 that training squashes with, which then has nothing left to do.

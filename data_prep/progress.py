@@ -17,7 +17,7 @@ def say(converter: str, message: str, error: bool = False) -> None:
 
 
 class Progress:
-    """Counts the finished shards of all ranks by their files; silent if this rank is not the one that tells."""
+    """Counts the finished shards of all ranks by their files; silent if this rank is not `telling`."""
 
     def __init__(self, converter: str, work: Path, shards: int, telling: bool):
         self._work, self._telling = work, telling

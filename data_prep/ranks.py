@@ -1,4 +1,4 @@
-"""Which of how many processes this one is: one alone, or one of several that `mpirun` or `srun` started.
+"""Number and count of this command's processes: one alone, or one of several that `mpirun` or `srun` started.
 
 MPI is imported only if a launcher's environment says that there are several (dsmemvp/launchers.py). Ranks exchange
 short messages, never samples.
@@ -71,5 +71,5 @@ def find_ranks() -> Ranks:
 
 
 def speaks_for_all() -> bool:
-    """Whether this process speaks for all, by the launcher's word alone (if MPI has failed)."""
+    """Whether this process reports for all ranks, by the launcher's variables alone (if MPI has failed)."""
     return launched(os.environ)[2] == 0

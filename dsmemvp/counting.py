@@ -1,4 +1,4 @@
-"""How many of something, in words."""
+"""Counts with their nouns, for messages."""
 
 
 def counted(number: int, one: str, several: str = "") -> str:

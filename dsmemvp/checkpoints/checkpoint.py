@@ -34,16 +34,16 @@ from dsmemvp.dtypes import WEIGHTS
 from dsmemvp.errors import UserError
 
 FORMATS = (3, 4, 5)
-"""Of state.json: those that are read, the last one written. 3 has no validation_score; before 5 the base was known by
-something else (backbones/fingerprint.py), which cannot be compared."""
+"""Versions of state.json: those that are read; the last one is written. 3 has no validation_score; before 5
+the base was identified in another way (backbones/fingerprint.py), which cannot be compared."""
 ADAPTER = "adapter.json"
 """What an exported folder (checkpoints/adapter.py) has in the place of state.json, with a format of its own."""
 ADAPTER_FORMATS = (1, 2)
-"""As above; 1 knew the base by something else."""
+"""As above; 1 identified the base in another way."""
 REFUSES_ONLY = "vision.max_pixels"
 """A setting that changes nothing in what is computed."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What Adam keeps of each tensor."""
+"""Adam's moments of each tensor."""
 TENSOR_FILES = ("trained.safetensors", "optimizer.safetensors")
 Tensors = dict[str, torch.Tensor]
 
@@ -63,13 +63,13 @@ class State:
     validation_loss: float | None = None
     """Loss per supervised token on data.validation, if there is one."""
     validation_score: float | None = None
-    """The main score of an evaluation on data.validation, if the recipe wants it."""
+    """The main score of an evaluation on data.validation, if the recipe asks for it."""
     order: dict[str, Any] = field(default_factory=dict)
     """What the order of samples follows from, by the recipe's keys (data/datasets.py)."""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """What it was trained with; empty for a file from elsewhere."""
+    """The recipe it was trained with; empty for a file from elsewhere."""
     base: dict[str, str] = field(default_factory=dict)
-    """What the frozen base is known by, by the recipe's keys (backbones/fingerprint.py)."""
+    """Fingerprints of the frozen base, by the recipe's keys (backbones/fingerprint.py)."""
     callbacks: list[dict[str, Any]] = field(default_factory=list)
     """State of the method's callbacks, in their order."""
 
@@ -126,7 +126,7 @@ class Checkpoint:
                 )
 
     def digest(self) -> str:
-        """Of the trained tensors' file, SHA-256: what an evaluation belongs to. Raises OSError."""
+        """SHA-256 of the trained tensors' file, by which an evaluation names its checkpoint. Raises OSError."""
         return hashlib.sha256(self.trained.read_bytes()).hexdigest()
 
     def values(self, wanted: dict[str, tuple[int, ...]]) -> Tensors:
@@ -180,7 +180,7 @@ def best_checkpoint(run: Path, best_by: str) -> tuple[Checkpoint | None, list[st
 
 
 def _folders(run: Path) -> list[Path]:
-    """Of checkpoints, by their steps. Raises OSError where they cannot be looked at: a run must not begin anew then."""
+    """Folders of checkpoints, by their steps. Raises OSError if they cannot be listed: a run must not restart then."""
     folder = run / "checkpoints"
     return sorted(path for path in folder.iterdir() if path.name.startswith("step-")) if folder.exists() else []
 
@@ -212,7 +212,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     content.setdefault("validation_score", None)
     content.setdefault("callbacks", [])
     if content["format"] != (ADAPTER_FORMATS if (folder / ADAPTER).is_file() else FORMATS)[-1]:
-        warnings.warn(f"{folder} is of an earlier version; whether its base is this one cannot be told", stacklevel=2)
+        warnings.warn(
+            f"{folder} is of an earlier version; whether its base is this one cannot be checked", stacklevel=2
+        )
         content["base"] = {}
     fields = {name: content[name] for name in State.__dataclass_fields__}
     return Checkpoint(folder / "trained.safetensors", State(**fields))
@@ -267,7 +269,7 @@ def read_trained(path: Path, wanted: dict[str, tuple[int, ...]]) -> Tensors:
     wrong += [f"{name} is left over" for name in sorted(stored.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & stored.keys()):
         if stored[name].shape != tuple(wanted[name]):
-            wrong.append(f"{name} has shape {stored[name].shape}, the model wants {tuple(wanted[name])}")
+            wrong.append(f"{name} has shape {stored[name].shape}, the model needs {tuple(wanted[name])}")
         elif stored[name].dtype not in WEIGHTS:
             wrong.append(f"{name} is of the type {stored[name].dtype}")
     if wrong:
@@ -282,7 +284,7 @@ def _out_of_the_way(folder: Path) -> Path:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What the folder says of itself, its checksum compared. Raises UserError."""
+    """Read the folder's state.json and compare its checksum. Raises UserError."""
     adapter = folder / ADAPTER
     path, known = (adapter, ADAPTER_FORMATS) if adapter.is_file() else (folder / "state.json", FORMATS)
     if not path.is_file():

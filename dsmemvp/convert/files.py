@@ -1,4 +1,4 @@
-"""What tensors a file holds: safetensors, torch's .pth and .pt, TorchScript archives. Nothing in a file is run, and no
+"""List the tensors of a file: safetensors, torch's .pth and .pt, TorchScript archives. Nothing in a file is run, and no
 tensor is read before it is asked for."""
 
 from functools import partial

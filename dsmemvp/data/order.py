@@ -1,4 +1,4 @@
-"""Which sample comes when: a pure function of the shards' sample counts, the seed and the recipe's batch settings.
+"""The order of samples: a pure function of the shards' sample counts, the seed and the recipe's batch settings.
 
 It knows nothing of ranks, workers or nodes, and it can be asked for any step without the steps before it, so a run's
 place in its data is one number: the steps taken (times the global batch: the samples consumed).

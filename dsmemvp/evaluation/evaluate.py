@@ -1,4 +1,4 @@
-"""Evaluation of a run on its test or validation shards, for captions on and off, the work assigned over all ranks.
+"""Evaluation of a run on its test or validation shards, for captions on and off, the work spread over all ranks.
 
     RUN/evaluation.json, RUN/predictions.jsonl     scores, and a JSON line for every answer
     RUN/evaluation/NAME.jsonl                      answers of one that is under way (partial.py)
@@ -102,7 +102,7 @@ def evaluate(
 
 def look_and_score(context: RunContext, opened: Inference, data: Manifest, step: int) -> dict[str, float]:
     """Inside training, after `step` steps (training/validation.py's Evaluator): the memory of a few samples in
-    TensorBoard; and if training.best_by wants them scores, with the first of evaluation.captions, the main one
+    TensorBoard; and if training.best_by asks for them, scores, with the first of evaluation.captions, the main one
     first. Raises UserError."""
     recipe, ranks = context.recipe, context.ranks
     answering = _answering(recipe, ranks, opened)
@@ -161,7 +161,7 @@ def _chosen(recipe: Recipe, ranks: Ranks, run: Path, best: bool) -> Checkpoint |
             log.info(complaint)
     if found is None and best:
         raise UserError(
-            f"{run / 'checkpoints'} holds no checkpoint with a {by} on data.validation, by which training.best_by tells"
+            f"{run / 'checkpoints'} holds no checkpoint with a {by} on data.validation, which training.best_by compares"
             " the best; evaluate without --best, or give --checkpoint"
         )
     if found is None and method_class(recipe.method.name).trainable:

@@ -1,4 +1,4 @@
-"""Predictions for all samples of a data set, the work assigned over all ranks in whole batches.
+"""Predictions for all samples of a data set, the work spread over all ranks in whole batches.
 
 A batch is the same samples for any number of ranks, so a sample is computed in the same shapes, and predictions do not
 depend on that number, not even by rounding. Batches that a run before has answered are not computed again.

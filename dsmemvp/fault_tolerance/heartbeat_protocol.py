@@ -1,4 +1,4 @@
-"""What a rank tells rank 0 once a second, and how both sides prove that they belong to the same run.
+"""The messages that a rank sends to rank 0 once a second, and how both sides prove that they belong to the same run.
 
 A connection begins with a handshake in lines of text. The token, which ranks got over the process group, is not sent:
 

@@ -143,7 +143,7 @@ class Opened:
         """The mean memory of the first pictures of data.test, or of data.train if there is no test data."""
         data = self.recipe.data
         if not (data.test or data.train):
-            raise UserError("--against: the mean wants pictures; name some with --set data.test=SHARDS, or take none")
+            raise UserError("--against: the mean needs pictures; name some with --set data.test=SHARDS, or take none")
         first = islice(self._samples(bool(data.test)), SEARCHED)
         pictures = list(islice((sample for sample in first if sample.image is not None), REFERENCES))
         if not pictures:

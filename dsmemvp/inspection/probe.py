@@ -86,7 +86,7 @@ class Probe:
             return self.contribution[:, rows].sum(1) / _square(self.branch_norm[:, rows])
         measured = self.change if what == "change" else self.activation
         if measured is None:
-            raise UserError("a change wants another memory to compare with: give it to probe()")
+            raise UserError("a change needs another memory to compare with: give it to probe()")
         return measured[:, rows].mean(1)
 
 

@@ -156,7 +156,7 @@ def with_batch_for(recipe: Recipe, gpus: int, tokens: int) -> tuple[Recipe, list
         rate = training.learning_rate * global_batch / training.global_batch
         notes.append(
             f"{counted(gpus, 'GPU')} cannot share a global batch of {training.global_batch}; planned with"
-            f" training.global_batch={global_batch}, which wants training.learning_rate={rate:g} if the rate goes with"
+            f" training.global_batch={global_batch}, which needs training.learning_rate={rate:g} if the rate goes with"
             " the batch"
         )
     micro_batch = -(-global_batch // (micro_steps * gpus))

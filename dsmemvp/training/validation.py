@@ -15,8 +15,8 @@ from dsmemvp.training.engine import Trainer
 from dsmemvp.training.inference import Inference
 
 Evaluator = Callable[[RunContext, Inference, Manifest, int], dict[str, float]]
-"""(context, the model as it is trained so far, data.validation, step) -> the scores that the recipe wants, by name, the
-main one first; the same on all ranks. It polls the context between batches. The later room `evaluation` has it, so the
+"""(context, the model as it is trained so far, data.validation, step) -> the scores that the recipe asks for, by name,
+the main one first; the same on all ranks. It polls the context between batches. The later room `evaluation` has it, so the
 run is given it."""
 
 

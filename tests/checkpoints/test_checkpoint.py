@@ -190,7 +190,7 @@ def test_a_checkpoint_of_the_format_before_is_read(tmp_path):
     content["format"] = 3
     content["crc32"] = zlib.crc32(json.dumps(content, sort_keys=True).encode())
     (folder / "state.json").write_text(json.dumps(content))
-    with pytest.warns(UserWarning, match="whether its base is this one cannot be told"):
+    with pytest.warns(UserWarning, match="whether its base is this one cannot be checked"):
         state = _newest(tmp_path).state
     assert (state.step, state.validation_loss, state.validation_score, state.base) == (10, 0.25, None, {})
     assert best_checkpoint(tmp_path, "loss")[0].state.step == 10
