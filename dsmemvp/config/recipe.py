@@ -136,7 +136,8 @@ class Training:
     """Beside these, so many of the best ones, by `best_by`."""
     best_by: Literal["loss", "score"] = "loss"
     """Measure by which checkpoints are compared: the lowest loss on data.validation, or the highest score of an
-    evaluation on it, which is then made beside every checkpoint of `checkpoint_epochs` with the first of `evaluation.captions`."""
+    evaluation on it, which is then made beside every checkpoint of `checkpoint_epochs` with the first of
+    `evaluation.captions`."""
     most_not_finite: Steps = 3
     """Steps of the run whose loss or gradient may be infinite or not a number: they update nothing. One more ends the
     run."""
