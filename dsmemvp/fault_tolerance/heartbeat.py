@@ -1,4 +1,4 @@
-"""Watching over ranks: one that dies, hangs or loses its network ends the run soon, with a message that names it.
+"""Detect failed ranks: one that dies, hangs or loses its network ends the run soon, with a message that names it.
 
 A thread of every rank reports to the first rank once a second where its main thread is; a thread of the first rank
 listens. It passes a verdict when a connection breaks, when nothing is heard from a rank, or when a rank's main thread
@@ -6,7 +6,7 @@ does not move on. Then every process prints the verdict with the place it was wa
 that a batch script starts the run again. A rank that hears nothing from the first one ends in the same way. A rank that
 is asked to end before there is anything to save has all ranks end with REQUEUE.
 
-Both ends of a connection prove that they know a token of this run (heartbeat.py): no other process on the network can
+Both ends of a connection prove that they know a token of this run (heartbeat_protocol.py): no other process on the network can
 end it.
 
 This is apart from the collectives, which only say that somebody is missing (gloo) or nothing at all (nccl), and late.
