@@ -54,14 +54,14 @@ def main() -> None:
 def _save(saves: int, run: Path, ranks, master_weights) -> tuple[list[float], list[float]]:
     """Seconds of each save: training waited, and whole."""
     monitor = Monitor(run, False, saves, 0)
-    saver = CheckpointManager(run, ranks, monitor, keep_last=2, keep_best=0)
+    manager = CheckpointManager(run, ranks, monitor, keep_last=2, keep_best=0)
     waits, whole = [], []
     for step in range(1, saves + 1):
         ranks.any(False)  # start together
         began = time.monotonic()
-        saver.begin(State(step=step), master_weights)
+        manager.begin(State(step=step), master_weights)
         waits.append(time.monotonic() - began)
-        saver.finish()
+        manager.finish()
         whole.append(time.monotonic() - began)
     return waits, whole
 

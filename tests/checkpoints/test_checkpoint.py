@@ -96,7 +96,7 @@ def test_only_trained_tensors_and_text_are_in_it(tmp_path):
 
 def test_another_shape_missing_and_left_over_tensors_are_named(tmp_path):
     found = read_checkpoint(_save(tmp_path, 1))
-    with pytest.raises(UserError, match=r"trained\.safetensors.*a has shape \(2, 3\), the model wants \(3, 2\)"):
+    with pytest.raises(UserError, match=r"trained\.safetensors.*a has shape \(2, 3\), the model needs \(3, 2\)"):
         found.values({"a": (3, 2), "b": (4,)})
     with pytest.raises(UserError, match=r"c is missing; b is left over"):
         found.values({"a": (2, 3), "c": (4,)})
