@@ -7,8 +7,9 @@ that a batch script starts the run again. A rank that hears nothing from the fir
 is asked to end before there is anything to save has all ranks end with REQUEUE.
 
 Both ends of a connection prove that they know a token of this run (heartbeat_protocol.py): no other process on the
-network can end it.  This is apart from the collectives, which only say that somebody is missing (gloo) or nothing at
-all (nccl), and late.
+network can end it.
+
+This is apart from the collectives, which only say that somebody is missing (gloo) or nothing at all (nccl), and late.
 """
 
 import contextlib
