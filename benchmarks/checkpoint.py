@@ -3,7 +3,7 @@
     deepspeed --num_gpus 2 benchmarks/checkpoint.py
 
 The frozen LLaMA has its real widths but one layer and random values: what is saved does not depend on it. `training
-waits` while values and moments are gathered; writing goes on beside it. Goal: well under a second.
+waits` while values and moments are gathered; writing continues beside it. Goal: well under a second.
 """
 
 import argparse
@@ -54,14 +54,14 @@ def main() -> None:
 def _save(saves: int, run: Path, ranks, master_weights) -> tuple[list[float], list[float]]:
     """Seconds of each save: training waited, and whole."""
     monitor = Monitor(run, False, saves, 0)
-    saver = CheckpointManager(run, ranks, monitor, keep_last=2, keep_best=0)
+    manager = CheckpointManager(run, ranks, monitor, keep_last=2, keep_best=0)
     waits, whole = [], []
     for step in range(1, saves + 1):
         ranks.any(False)  # start together
         began = time.monotonic()
-        saver.begin(State(step=step), master_weights)
+        manager.begin(State(step=step), master_weights)
         waits.append(time.monotonic() - began)
-        saver.finish()
+        manager.finish()
         whole.append(time.monotonic() - began)
     return waits, whole
 

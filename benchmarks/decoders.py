@@ -3,7 +3,7 @@
     pip install simplejpeg opencv-python-headless    # for this benchmark only; what is missing is left out
     python benchmarks/decoders.py
 
-A decoder may replace Pillow where no value of a squashed picture is off by more than 1 of 255. Pictures are synthetic:
+A decoder may replace Pillow if no value of a squashed picture is off by more than 1 of 255. Pictures are synthetic:
 photo-like ones of several sizes, subsamplings and kinds, and hard ones (noise, black and white blocks, odd shapes).
 Milliseconds are CPU time for a 640 x 480 JPEG, the best of five rounds.
 """

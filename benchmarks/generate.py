@@ -81,7 +81,8 @@ def _in_own_process(method: str) -> dict:
 
 def measure(method, given: argparse.Namespace) -> dict:
     from dsmemvp.distributed.ranks import Ranks, own_device
-    from dsmemvp.training.engine import TYPES, WHOLE, build_model
+    from dsmemvp.dtypes import NAMED
+    from dsmemvp.training.engine import WHOLE, build_model
     from dsmemvp.training.monitor import peak_memory
 
     shape, ranks = SHAPES[given.shape], Ranks(0, 1, own_device())
@@ -90,7 +91,7 @@ def measure(method, given: argparse.Namespace) -> dict:
     recipe.model = Model(language_shape=shape.language, vision_shape=shape.vision)
     configs = configs_of_shapes(recipe)
     model = build_model(recipe, configs, WHOLE, ranks, load=fill_randomly)
-    model = model.to(ranks.device, TYPES[recipe.model.dtype]).eval()
+    model = model.to(ranks.device, NAMED[recipe.model.dtype]).eval()
     beyond = configs.language.vocab_size  # an EOS that no logit belongs to: no answer ends early
     decoder = build_decoder(model, lambda *batch: model(*batch), ranks, beyond)
     rates, places = {}, []

@@ -3,7 +3,7 @@
     python benchmarks/heat_map.py --run runs/demo --draw docs/heat-map.png
 
 The map is that of `dsmemvp inspect`: the change against the mean picture, at the place of the answer, mean of all
-layers. A patch counts as on the object where at least a quarter of its pixels are of the object; each of the demo's
+layers. A patch counts as on the object if at least a quarter of its pixels are of the object; each of the demo's
 pictures has one, and its pixels are those that differ from the picture's edge. Chance is the mean share of such
 patches. The sheet shows the first pictures of the split as they come, each with the model's answer below it, and all
 maps in the colours of one scale.
@@ -25,7 +25,7 @@ from dsmemvp.inspection.page import UNITS
 from dsmemvp.inspection.words import ANSWER
 
 COVERED = 0.25
-"""Share of a patch's pixels that lies on the object at least, where the patch counts as a hit."""
+"""Share of a patch's pixels that lies on the object at least, for the patch to count as a hit."""
 DIFFERS = 25
 """Steps of 255, in any colour, from which a pixel is not background."""
 SHOWN, SIDE, MARGIN, LINE = 8, 112, 8, 14
@@ -97,7 +97,7 @@ def draw(shown: list[tuple[Sample, Look]]) -> Image.Image:
 
 
 def _in_words(sample: Sample, letter: str) -> str:
-    """The option that the model chose, and the right one where it is another."""
+    """The option that the model chose, and the right one if it is another."""
     right = sample.choices[int(sample.answer)]
     chosen = dict(zip("ABCDEFGH", sample.choices, strict=False)).get(letter, letter)
     return chosen if chosen == right else f"{chosen} (not {right})"

@@ -4,7 +4,7 @@
     python benchmarks/loader.py --quick          a smoke run
     python benchmarks/loader.py --only resume    one table
 
-MosaicML streaming and LitData take part where they are installed. They ask for other versions of this project's
+MosaicML streaming and LitData take part if they are installed. They ask for other versions of this project's
 packages, so install them without their dependencies, into an environment that has this project's:
 
     pip install --no-deps mosaicml-streaming brotli python-snappy cramjam zstd xxhash catalogue \
@@ -216,7 +216,7 @@ def _check_resume(job: Job) -> None:
     """The batch at the start of a resumed run is the one that an uninterrupted run has there."""
     whole = list(OPEN[job.contender](replace(job, start=0.0))())
     if next(OPEN[job.contender](job)()) != whole[job.first]:
-        raise SystemExit(f"{job.contender}: a resumed run does not go on as an uninterrupted one")
+        raise SystemExit(f"{job.contender}: a resumed run does not read as an uninterrupted one")
 
 
 def _numbers(batch) -> list:

@@ -73,7 +73,7 @@ def _collator(job: Job):
 
 
 def _encoded(job: Job, batches: Callable[[], Iterator[list[tuple[bytes, ...]]]]) -> Opened:
-    """Batches of another loader, through this project's collator where the job asks for it."""
+    """Batches of another loader, through this project's collator if the job asks for it."""
     from dsmemvp.data.sample import EncodedSample
     from dsmemvp.data.tokenizer import Tokenizer
 

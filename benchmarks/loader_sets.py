@@ -111,7 +111,7 @@ def _write_litdata(chosen: Set, folder: Path) -> None:
 
 
 def import_streaming():
-    """MosaicML's package. It imports torchvision for ready-made data sets that are not used here: where torchvision is
+    """MosaicML's package. It imports torchvision for ready-made data sets that are not used here: if torchvision is
     missing, names of no content stand in for it during the import."""
     import transformers  # noqa: F401 (before: it looks for torchvision too, and must not find the names)
 

@@ -98,7 +98,8 @@ def _in_own_process(method: str) -> dict:
 
 def measure(method: str, given: argparse.Namespace) -> dict:
     from dsmemvp.distributed.ranks import join_ranks, leave_ranks
-    from dsmemvp.training.engine import TYPES, build_trainer
+    from dsmemvp.dtypes import NAMED
+    from dsmemvp.training.engine import build_trainer
     from dsmemvp.training.monitor import peak_memory
 
     shape, ranks = SHAPES[given.shape], join_ranks(seconds=1800)
@@ -124,7 +125,7 @@ def measure(method: str, given: argparse.Namespace) -> dict:
         "tokens_per_sample": tokens / (micro_batch * shape.steps),
         "flops": 4 * (language * tokens + vision * patches) / seconds,
         "memory": peak_memory(ranks.device),
-        "peak": matrix_product_peak(ranks.device, TYPES[recipe.model.dtype]),
+        "peak": matrix_product_peak(ranks.device, NAMED[recipe.model.dtype]),
         "about": f"{micro_batch} samples per step, {_hardware(ranks.device)}, {recipe.model.dtype}",
     }
     leave_ranks()

@@ -3,7 +3,7 @@ runs training steps, each named by a line of standard input, and answers with th
 the CPU seconds that it took.
 
 The same file drives both sides. `_Old` is the code up to commit 4a25991, whose batches are laid out padded; `_New` is
-the present code. The samples of a step are the same for both: 8 of ScienceQA's lengths, dealt to the ranks by each
+the present code. The samples of a step are the same for both: 8 of ScienceQA's lengths, assigned to the ranks by each
 side's own balancing.
 """
 

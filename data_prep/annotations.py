@@ -1,4 +1,4 @@
-"""Reading the files in which data sets are published; what is not as it should be is told with file and place."""
+"""Reading the files in which data sets are published; what is wrong is reported with file and place."""
 
 import json
 from collections.abc import Sequence

@@ -21,8 +21,8 @@ from dsmemvp.errors import UserError
 
 RANKS = """
 Runs in one process or in several: `mpirun -n 16 python -m data_prep.NAME ...` or `srun --mpi=pmix ...`; the same bytes
-come out. Interrupted at any moment, the same command goes on with the shards that are not finished, on any number of
-processes; where its options or input files have changed since, it begins anew. Images are not compared: after changing
+come out. Interrupted at any moment, the same command resumes with the shards that are not finished, on any number of
+processes; if its options or input files have changed since, it begins anew. Images are not compared: after changing
 them under a preparation that is not finished, remove OUT/preparing. A folder with dataset.json is complete; the
 command then prepares it again, and shards that stand there are replaced."""
 
@@ -72,7 +72,7 @@ def convert(
     inputs: Iterable[Path],
     rows: Iterable[Planned | SampleError],
 ) -> int:
-    """Prepare the shards of `rows`, whose images lie below `images`; another result is expected where one of the files
+    """Prepare the shards of `rows`, whose images lie below `images`; another result is expected if one of the files
     `inputs` or an option changes. Returns the exit code."""
     try:
         _check(given)

@@ -1,4 +1,4 @@
-"""Which shards of a preparation are finished: OUT/preparing/done-000000.json, written when a shard is whole.
+"""Record which shards of a preparation are finished: OUT/preparing/done-000000.json, written when a shard is whole.
 
 It holds the shard's line for the manifest and what was left out of it. Files are found in their folder's list and not
 asked for by name before they exist: a network file system may remember for a while that one is not there.
@@ -22,7 +22,7 @@ OURS = re.compile(r"(?:partial-)?(\d{6,})\.tar(?:\.partial|\.index)?")
 @dataclass(frozen=True)
 class Finished:
     shard: Shard | None
-    """None where all of its rows were left out: there is no file then."""
+    """None if all of its rows were left out: there is no file then."""
     left_out: tuple[str, ...]
 
 

@@ -2,7 +2,7 @@
 
     python -m data_prep.folder --rows train.jsonl --images DIR --out data/mine/train
 
-A row is {"question", "answer", ...}, with "image" (path below DIR) where there is one and "choices" for multiple
+A row is {"question", "answer", ...}, with "image" (path below DIR) if there is one and "choices" for multiple
 choice, whose answer is the index or the text of the right choice. "context", "caption", "subject", "grade" and whatever
 else a row holds travel along. A row's "id", with every other character than letters, digits, "_" and "-" replaced, is
 its sample's key; without one the number of its line is.

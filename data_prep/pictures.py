@@ -1,4 +1,4 @@
-"""Images on their way into a shard: found below their folder, stored as they are or in the size that training wants.
+"""Images on their way into a shard: found below their folder, stored as they are or in the size that training needs.
 
 With --resize an image is decoded here, so that a damaged one is found while preparing, and squashed by the function
 that training squashes with, which then has nothing left to do.
@@ -21,7 +21,7 @@ class Pictures:
 
     def read(self, name: str | None, where: str) -> tuple[bytes | None, str]:
         """(content, ending) of the image at a path below the folder; (None, "") without a path. Raises SampleError,
-        or OSError where reading itself fails: that says nothing about the sample."""
+        or OSError if reading itself fails: that says nothing about the sample."""
         if not name:
             return None, ""
         path = self._folder / name

@@ -3,8 +3,8 @@
     OUT/preparing/plan-000000.jsonl   one line per row of shard 0: [key, fields, where, image], or [why it is left out]
     OUT/preparing/plan.json           {"made_by": {...}, "shards": 12}, written last: with it the plan is complete
 
-`made_by` tells a plan from that of another command: a preparation goes on only where it is the same. FORMAT is to be
-raised whenever the same command would give other shards than before.
+`made_by` distinguishes a plan from that of another command: a preparation resumes only if it is the same. FORMAT is
+to be raised whenever the same command would give other shards than before.
 """
 
 import json

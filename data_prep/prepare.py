@@ -1,7 +1,7 @@
 """The engine of all converters: planned rows + a folder of images -> shards, on any number of ranks.
 
 One rank writes the plan (plan.py); then every rank takes its part of the shards that are not finished and marks each
-when it is whole (finished.py). Nothing else is known of a preparation: it goes on from there with any number of ranks,
+when it is whole (finished.py). Nothing else is known of a preparation: it resumes there with any number of ranks,
 and the same bytes come out. dataset.json comes last.
 """
 
@@ -26,7 +26,7 @@ from dsmemvp.errors import UserError
 
 HARMLESS = ("out", "on_bad_row")
 """Options with which finished shards stay the same."""
-GOES_ON = "finished shards are kept, the same command goes on"
+RESUMES = "finished shards are kept, the same command resumes"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def run(job: Job, ranks: Ranks) -> int:
         return 1 if error else 0
     except KeyboardInterrupt:
         if ranks.first:
-            say(job.converter, f"interrupted; {GOES_ON}", error=True)
+            say(job.converter, f"interrupted; {RESUMES}", error=True)
         ranks.abort()
         return 130
     except BaseException:  # an error of ours; in one process it goes its usual way
@@ -68,14 +68,14 @@ def run(job: Job, ranks: Ranks) -> int:
 
 
 def _prepare(job: Job, ranks: Ranks) -> str:
-    """Returns the error in one line, the same on every rank; empty where all went well."""
+    """Returns the error in one line, the same on every rank; empty if all went well."""
     error: str = ""
     begun: tuple[list[int], int] = ([], 0)
     if ranks.first:
         try:
             begun = _begin(job)
         except (ValueError, OSError) as raised:
-            error = _told(raised)
+            error = _reported(raised)
     error, (missing, shards) = ranks.share((error, begun))
     if error:
         return error
@@ -88,7 +88,7 @@ def _prepare(job: Job, ranks: Ranks) -> str:
         try:
             _finish(job, shards)
         except (ValueError, OSError) as raised:
-            error = _told(raised)
+            error = _reported(raised)
     return ranks.share(error)
 
 
@@ -101,7 +101,7 @@ def _begin(job: Job) -> tuple[list[int], int]:
         shards = old[1]
         found = find_finished(given.out, work)
         done = {number for number, finished in found if given.on_bad_row == "skip" or not finished.left_out}
-        say(job.converter, f"going on in {given.out}: {len(done)} of {counted(shards, 'shard')} finished")
+        say(job.converter, f"resuming in {given.out}: {len(done)} of {counted(shards, 'shard')} finished")
     else:
         if old is not None:
             changed = ", ".join(sorted(k for k in known.keys() | old[0].keys() if known.get(k) != old[0].get(k)))
@@ -119,17 +119,17 @@ def _begin(job: Job) -> tuple[list[int], int]:
 
 
 def _write_shards(job: Job, numbers: list[int], progress: Progress) -> tuple[int, str] | None:
-    """Returns (shard, error) where this rank could not go on."""
+    """Returns (shard, error) if this rank could not continue."""
     pictures = Pictures(job.images, job.given)
     for number in numbers:
-        if (job.work / "stopped").exists():  # by a rank that failed: its error is to be told now, not in hours
+        if (job.work / "stopped").exists():  # by a rank that failed: its error is to be reported now, not in hours
             return None
         try:
             _write_one(job, number, pictures)
         except (ValueError, OSError) as raised:
             with suppress(OSError):
                 (job.work / "stopped").touch()
-            return number, f"{_told(raised)} ({GOES_ON})"
+            return number, f"{_reported(raised)} ({RESUMES})"
         progress.tick()
     return None
 
@@ -175,7 +175,7 @@ def _finish(job: Job, shards: int) -> None:
         print(f"left out: {message}")
 
 
-def _told(error: Exception) -> str:
+def _reported(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)

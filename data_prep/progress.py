@@ -1,16 +1,15 @@
-"""What a preparation tells while it runs: a bar of shards on a terminal, a line now and then in a log."""
+"""Progress of a preparation: the shards that are finished, counted by their files."""
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_prep.finished import count_finished
-from dsmemvp.counting import counted
+from dsmemvp import progress
 
-LOOK_S = 1.0
-LINE_S = 60.0
+LOOK_S, LOOK_LOG_S = 1.0, 60.0
+"""Between two looks at the files: for a bar, and for lines in a log."""
 
 
 def say(converter: str, message: str, error: bool = False) -> None:
@@ -18,33 +17,29 @@ def say(converter: str, message: str, error: bool = False) -> None:
 
 
 class Progress:
-    """Counts the finished shards of all ranks by their files; silent where this rank is not the one that tells."""
+    """Counts the finished shards of all ranks by their files; silent if this rank is not `telling`."""
 
     def __init__(self, converter: str, work: Path, shards: int, telling: bool):
-        self._converter, self._work, self._shards = converter, work, shards
-        self._telling = telling
-        self._looked = self._told = time.monotonic()
-        self._bar = tqdm(total=shards, desc=converter, unit="shard", disable=not (telling and sys.stderr.isatty()))
+        self._work, self._telling = work, telling
+        done = count_finished(work) if telling else 0
+        self._shown = progress.Progress(converter, shards, "shard", telling, done, say=partial(say, converter))
+        self._every = LOOK_LOG_S if self._shown.lines else LOOK_S
+        self._looked = time.monotonic()
 
     def tick(self) -> None:
         """May be called as often as one likes."""
         now = time.monotonic()
-        if not self._telling or now - self._looked < LOOK_S:
-            return
-        self._looked = now
-        if not self._bar.disable:
-            self._bar.update(self._done() - self._bar.n)
-        elif now - self._told >= LINE_S:
-            self._told = now
-            say(self._converter, f"{self._done()} of {counted(self._shards, 'shard')}")
+        if self._telling and now - self._looked >= self._every:
+            self._looked = now
+            self._look()
 
-    def _done(self) -> int:
-        return count_finished(self._work)
+    def _look(self) -> None:
+        self._shown.advance(count_finished(self._work) - self._shown.done)
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self._bar.disable:
-            self._bar.update(self._done() - self._bar.n)
-        self._bar.close()
+        if self._telling and not self._shown.lines:
+            self._look()
+        self._shown.close()

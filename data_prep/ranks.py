@@ -1,6 +1,6 @@
-"""Which of how many processes this one is: one alone, or one of several that `mpirun` or `srun` started.
+"""Number and count of this command's processes: one alone, or one of several that `mpirun` or `srun` started.
 
-MPI is imported only where a launcher's environment says that there are several (dsmemvp/launchers.py). Ranks exchange
+MPI is imported only if a launcher's environment says that there are several (dsmemvp/launchers.py). Ranks exchange
 short messages, never samples.
 """
 
@@ -21,7 +21,7 @@ class Ranks:
     rank: int = 0
     size: int = 1
     comm: Any = None
-    """mpi4py's communicator; None where there is one process."""
+    """mpi4py's communicator; None if there is one process."""
 
     @property
     def first(self) -> bool:
@@ -52,7 +52,7 @@ class Ranks:
 
 
 def find_ranks() -> Ranks:
-    """Raises UserError where MPI cannot be had, or does not see the processes that were started."""
+    """Raises UserError if MPI cannot be had, or does not see the processes that were started."""
     launcher, size, _ = launched(os.environ)
     if size == 1:
         return Ranks()
@@ -71,5 +71,5 @@ def find_ranks() -> Ranks:
 
 
 def speaks_for_all() -> bool:
-    """Whether this process speaks for all, by the launcher's word alone (where MPI has failed)."""
+    """Whether this process reports for all ranks, by the launcher's variables alone (if MPI has failed)."""
     return launched(os.environ)[2] == 0

@@ -27,7 +27,7 @@ CLASSES = ("subject", "topic", "category", "skill", "split")
 def main() -> int:
     parser = converter_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with problems.json and the other files")
-    parser.add_argument("--captions", type=Path, help="file of captions (default: captions.json where there is one)")
+    parser.add_argument("--captions", type=Path, help="file of captions (default: captions.json if there is one)")
     given = parser.parse_args()
     given.split = given.split or given.out.resolve().name
     data, captions = given.data, given.captions

@@ -43,7 +43,7 @@ class Plan:
 class Text:
     encoded: EncodedText
     known: int
-    """How many tokens are given when the answer is read: those up to "The answer is"."""
+    """Number of tokens that are given when the answer is read: those up to "The answer is"."""
     option_ends: tuple[int, ...]
     """The place of each option's last token."""
     right: int
@@ -151,7 +151,7 @@ def _guessing(texts: list[Text], held_out: list[Text]) -> float:
 
 @torch.no_grad()
 def accuracy(model: DecoderTower, texts: list[Text]) -> float:
-    """How often the answer's first token is the most likely one."""
+    """Share of answers whose first token is the most likely one."""
     known = [EncodedText(text.encoded.tokens[: text.known], text.known, False) for text in texts]
     items = [Item(i, encoded, None) for i, encoded in enumerate(known)]
     logits, _ = _forward(model, make_batch(items, resolution=1, last_only=True).batch)

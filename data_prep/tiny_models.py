@@ -2,7 +2,7 @@
 
     python -m data_prep.tiny_models --data data/demo --out data/demo-models
 
-Reads DATA/train, and DATA/text where there is one; writes OUT/tokenizer.model, OUT/language_model and OUT/vision_tower
+Reads DATA/train, and DATA/text if there is one; writes OUT/tokenizer.model, OUT/language_model and OUT/vision_tower
 in Hugging Face layout. Test data is never looked at.
 """
 

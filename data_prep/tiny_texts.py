@@ -1,4 +1,4 @@
-"""What the tiny models learn from: the samples of a split, and the words that are said of their pictures."""
+"""Training texts of the tiny models: the samples of a split, and the words that describe their pictures."""
 
 import re
 from collections import defaultdict
@@ -32,7 +32,7 @@ def read_split(folder: Path) -> list[Sample]:
 
 def picture_words(samples: list[Sample]) -> Words:
     """Of every picture the words of its captions, else of its questions' answers: an open answer, or the text of the
-    right choice. A word said of more than half of the pictures (the, a) tells little and is left out, unless a picture
+    right choice. A word of more than half of the pictures (the, a) says little and is left out, unless a picture
     would be left without a word; one said of all pictures always is."""
     said: dict[bytes, set[str]] = defaultdict(set)
     for sample in samples:
@@ -49,7 +49,7 @@ def picture_words(samples: list[Sample]) -> Words:
 
 
 def check_words(words: Words, folder: Path) -> None:
-    """Raises UserError where a vision tower could learn nothing from them."""
+    """Raises UserError if a vision tower could learn nothing from them."""
     if not words:
         raise UserError(f"{folder}: none of its samples has a picture, so that no vision tower can be made")
     number = _counted(words)
@@ -61,16 +61,16 @@ def check_words(words: Words, folder: Path) -> None:
             f" show. At least two words must each be said of several pictures, but not of all ({found} is; yes, no,"
             " true and false do not count)"
         )
-    told = sum(map(bool, words.values()))
-    if told < LEAST:
+    captioned = sum(map(bool, words.values()))
+    if captioned < LEAST:
         raise UserError(
-            f"{folder}: only {counted(told, 'different picture has', 'different pictures have')} words; at"
+            f"{folder}: only {counted(captioned, 'different picture has', 'different pictures have')} words; at"
             f" least {LEAST} are needed"
         )
 
 
 def check_texts(texts: list[Sample], folder: Path) -> None:
-    """Raises UserError where a language model could not be trained on them."""
+    """Raises UserError if a language model could not be trained on them."""
     if len(texts) < LEAST:
         raise UserError(f"{folder}: only {counted(len(texts), 'sample')}; at least {LEAST} are needed")
 
@@ -95,7 +95,7 @@ def _answer(sample: Sample) -> str:
 
 
 def _counted(said: dict[bytes, set[str]] | Words) -> dict[str, int]:
-    """Of how many pictures each word is said."""
+    """Word -> number of pictures that have it."""
     number: dict[str, int] = defaultdict(int)
     for words in said.values():
         for word in words:

@@ -1,10 +1,10 @@
 """A tiny CLIP vision tower, trained from nothing to tell from a picture's patches the words that are said of it.
 
 Features are to belong to places, as those of published towers mostly do; otherwise a heat map of what a model looks at
-(inspection/) shows nothing. Two things see to it. A word may be told by any patch, not by all: asked for everything
+(inspection/) shows nothing. Two things see to it. Any patch may predict a word, not all need to: asked for everything
 everywhere, attention spreads it, and all patches carry the same. And the features of a patch that shows nothing, one
 colour alone, are to change little when others are replaced by those of another picture: what other patches show is not
-to be told there.
+to be predicted there.
 """
 
 import random
@@ -39,7 +39,7 @@ def train_tower(
     report: Report,
 ) -> tuple[VisionTower, dict[str, torch.Tensor], Score]:
     """-> the tower; all tensors of a whole CLIP vision model: those of the tower and of an untrained last block, which
-    the tower leaves out; and how many words of held-out pictures it tells. `words` is what is said of each encoded
+    the tower leaves out; and how many words of held-out pictures it predicts. `words` is what is said of each encoded
     picture, of 10 at least something, `wheres` its file and key; `steps` is at least 1; `locality` weighs the mean
     square by which features of flat patches, which are of about unit size, change with others. Raises SampleError for
     a picture that cannot be decoded."""

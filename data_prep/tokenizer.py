@@ -58,7 +58,7 @@ def texts_of(folders: Iterable[Path]) -> Iterator[str]:
 
 
 def train_tokenizer(texts: Iterable[str], path: Path, vocabulary: int) -> None:
-    """Write `path`. Raises UserError where the vocabulary does not fit the texts, VocabularyTooLarge where they give
+    """Write `path`. Raises UserError if the vocabulary does not fit the texts, VocabularyTooLarge if they give
     fewer pieces."""
     model = io.BytesIO()  # the file is only made when there is a model to put into it
     try:

@@ -31,7 +31,7 @@ def load(
     **overrides: "Any",
 ) -> "Answerer":
     """The trained model of a run's folder, or of one that `dsmemvp export` has written, to answer questions with
-    (generation/answers.py): whole, on this process's own device. An exported folder wants to know where the base is;
+    (generation/answers.py): whole, on this process's own device. An exported folder needs to know where the base is;
     for a run that stands in its recipe, of which `overrides` are other keys, such as **{"evaluation.batch": 4}. Raises
     UserError that say what is wrong and where."""
     from dsmemvp.generation.answers import load

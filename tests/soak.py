@@ -44,7 +44,7 @@ ENDS = {
 
 
 def _newest_file(run: Path, rng: random.Random) -> Path | None:
-    """One of the newest checkpoint's files, if there is a checkpoint before it to go on from."""
+    """One of the newest checkpoint's files, if there is a checkpoint before it to resume from."""
     folders = sorted((run / "checkpoints").glob("step-*"))
     return rng.choice(sorted(folders[-1].iterdir())) if len(folders) > 1 else None
 

@@ -1,2 +1,2 @@
-"""Vision tower, language model, the two joined; weights in and out. Knows nothing of DeepSpeed but for the file that
+"""Vision tower and language model; weights in and out. Knows nothing of DeepSpeed but for the file that
 fills partitioned parameters (`partitioned.py`)."""

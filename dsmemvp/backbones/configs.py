@@ -83,8 +83,8 @@ def folder_config(folder: str, key: str, kinds: Mapping[str, Any]) -> Any:
 
 
 def check_config(config: Any) -> None:
-    """Whether a model can be built of a configuration: its sizes, and one layer tried without memory. Raises UserError,
-    and what transformers raises."""
+    """Check that a model can be built of a configuration: its sizes, and one layer tried without memory. Raises
+    UserError, and what transformers raises."""
     for name in SIZES:
         number = getattr(config, name, 1)
         if number is not None and not (type(number) is int and 0 < number <= MOST[name]):

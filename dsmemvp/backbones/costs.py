@@ -1,4 +1,4 @@
-"""What samples cost, from the sizes of the two models: for balancing work over ranks.
+"""Estimate what samples cost, from the sizes of the two models: for balancing work over ranks.
 
 Counted are multiplications of one training step. A frozen linear layer is run forward and once backward (no weight
 gradient), attention forward and twice backward. Recomputation adds to both alike and is left out, as are the method's

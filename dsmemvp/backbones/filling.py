@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from dsmemvp.backbones.partitioned import held_pieces, whole_shape
-from dsmemvp.backbones.reading import TYPES, Reader
+from dsmemvp.backbones.reading import Reader
 from dsmemvp.backbones.safetensors_file import StoredTensor, some
+from dsmemvp.dtypes import WEIGHTS
 from dsmemvp.errors import UserError
 
 Pairs = list[tuple[StoredTensor, nn.Parameter]]
@@ -25,8 +26,8 @@ def matched(module: nn.Module, stored: dict[str, StoredTensor], folder: str, key
         "missing": sorted(parameters.keys() - stored.keys()),
         "left over": sorted(stored.keys() - parameters.keys()),
         "of another shape": [f"{n} {has} instead of {wants}" for n, (has, wants) in shapes.items() if has != wants],
-        f"of a type other than {', '.join(TYPES)}": [
-            f"{name} ({stored[name].dtype})" for name in both if stored[name].dtype not in TYPES
+        f"of a type other than {', '.join(WEIGHTS)}": [
+            f"{name} ({stored[name].dtype})" for name in both if stored[name].dtype not in WEIGHTS
         ],
     }
     if any(problems.values()):
@@ -40,7 +41,7 @@ def fill_from_files(pairs: Pairs, tell: bool) -> int:
     far it is."""
     wanted = [(stored, held_pieces(parameter)) for stored, parameter in pairs]
     wanted.sort(key=lambda each: (each[0].path, each[0].start))
-    total = sum(pieces[0][1].numel() * TYPES[stored.dtype].itemsize for stored, pieces in wanted)
+    total = sum(pieces[0][1].numel() * WEIGHTS[stored.dtype].itemsize for stored, pieces in wanted)
     with torch.no_grad(), Reader(total, tell) as reader:
         for stored, (own, *inside) in wanted:
             reader.read(stored, *own)

@@ -1,4 +1,4 @@
-"""What the frozen base is known by, so that trained tensors are never put on another one.
+"""Fingerprint of the frozen base, so that trained tensors are never put on another one.
 
 What counts is what is computed with: the tensors that are loaded, under this package's names, each by its shape and a
 sample of its values, and the configuration's settings. A 13B model is known after reading some megabytes. What does not
@@ -23,7 +23,7 @@ LANGUAGE = (
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
 VISION = ("hidden_act", "layer_norm_eps", "num_attention_heads", "image_size", "patch_size")
-"""Settings that a model computes with and that no tensor's shape tells."""
+"""Settings that a model computes with and that no tensor's shape shows."""
 FIRST_FAMILIES = ("llama", "clip_vision_model")
 """Checkpoints hold digests of these as they were made before there were others; those of all later families begin with
 their own name and say more."""
@@ -32,7 +32,7 @@ ROTARY = (
     *("rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
 )
-"""Of rope_parameters, what counts where it is given: another version of transformers may add keys of its own."""
+"""Of rope_parameters, what counts if it is given: another version of transformers may add keys of its own."""
 
 
 def base_fingerprint(recipe: Recipe) -> dict[str, str]:

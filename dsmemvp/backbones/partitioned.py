@@ -63,7 +63,7 @@ def fill(parameter: Any, values: torch.Tensor) -> None:
 
 
 def fill_randomly(model: nn.Module, *_unused: Any) -> None:
-    """In place of loading, where only sizes matter (benchmarks, tests): matrices small, weights of norms one."""
+    """In place of loading, if only sizes matter (benchmarks, tests): matrices small, weights of norms one."""
     for name, parameter in model.named_parameters():
         for _, piece in held_pieces(parameter):
             if len(whole_shape(parameter)) > 1:

@@ -6,8 +6,6 @@ buffer of a few megabytes.
 """
 
 import math
-import sys
-import time
 from collections.abc import Iterable
 from io import FileIO
 from itertools import groupby
@@ -15,17 +13,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from tqdm import tqdm
 
 from dsmemvp.backbones.safetensors_file import StoredTensor
+from dsmemvp.dtypes import WEIGHTS
 from dsmemvp.errors import UserError
+from dsmemvp.progress import Progress
 
-TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-"""Types that weights are read in; they become the model's on the way."""
 BUFFER = 16 << 20
 """Bytes that are read at once."""
-LINE_EVERY = 10.0
-"""Seconds between lines in a log."""
 BLOCK, BLOCKS = 2048, 4
 """Elements in a block of a sample; blocks of each tensor, the first and the last elements among them."""
 
@@ -35,7 +30,7 @@ def sampled(tensors: Iterable[StoredTensor], key: str) -> list[bytes]:
     them. Each file is opened once. Raises UserError that begins with `key` for a type that is not read, OSError."""
     tensors = list(tensors)
     for stored in tensors:
-        if stored.dtype not in TYPES:
+        if stored.dtype not in WEIGHTS:
             raise UserError(f"{key}: {stored.path} holds tensors of the type {stored.dtype}, which is not read")
     found: dict[int, bytes] = {}
     in_files = sorted(range(len(tensors)), key=lambda i: (tensors[i].path, tensors[i].start))
@@ -46,7 +41,7 @@ def sampled(tensors: Iterable[StoredTensor], key: str) -> list[bytes]:
 
 
 def _blocks(file: BinaryIO, stored: StoredTensor) -> bytes:
-    kind, count = TYPES[stored.dtype], math.prod(stored.shape)
+    kind, count = WEIGHTS[stored.dtype], math.prod(stored.shape)
     values = bytearray(min(BLOCK, count) * kind.itemsize)
     found = b""
     for i in range(BLOCKS if count else 0):
@@ -57,35 +52,31 @@ def _blocks(file: BinaryIO, stored: StoredTensor) -> bytes:
 
 
 class Reader:
-    """Reads, counts the bytes, and, where it is the one to `tell`, says how far it is: a bar on a terminal, in a log a
-    line every ten seconds. Used as a context manager. One thread."""
+    """Reads and counts the bytes. Used as a context manager, by one thread."""
 
     def __init__(self, total: int, tell: bool):
-        """`total` is the bytes that will be read."""
-        self.count = 0
-        self._total, self._tell = total, tell
+        """`total` is the bytes that will be read; `tell`: show the progress."""
+        self._progress = Progress("weights of this rank", total, "B", active=tell)
         self._path: Path | None = None
         self._file: FileIO | None = None
         self._buffer: torch.Tensor | None = None
-        self._began = self._told = time.monotonic()
-        self._bar = tqdm(
-            total=total, desc="weights", unit="B", unit_scale=True, disable=not (tell and sys.stderr.isatty())
-        )
+
+    @property
+    def count(self) -> int:
+        return self._progress.done
 
     def __enter__(self) -> "Reader":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._progress.close(total=True)
         if self._file is not None:
             self._file.close()
-        if self._tell and self._bar.disable and self._told > self._began:
-            self._say()
 
     def read(self, stored: StoredTensor, first: int, into: torch.Tensor) -> None:
         """The elements of the flattened tensor from `first` on, as many as flat `into` has. Raises OSError, or
-        UserError where the file has become shorter."""
-        kind = TYPES[stored.dtype]
+        UserError if the file has become shorter."""
+        kind = WEIGHTS[stored.dtype]
         offset = stored.start + first * kind.itemsize
         if into.dtype == kind and into.device.type == "cpu":
             memory = into.view(torch.uint8)
@@ -112,7 +103,7 @@ class Reader:
         except OSError as error:
             error.filename = str(path)  # which a failing read does not say
             raise
-        self._advance(len(into))
+        self._progress.advance(len(into))
 
     def _opened(self, path: Path) -> FileIO:
         if self._file is None or path != self._path:
@@ -120,15 +111,3 @@ class Reader:
                 self._file.close()
             self._path, self._file = path, FileIO(path)
         return self._file
-
-    def _advance(self, read: int) -> None:
-        self.count += read
-        self._bar.update(read)
-        if self._tell and self._bar.disable and time.monotonic() - self._told > LINE_EVERY:
-            self._told = time.monotonic()
-            self._say()
-
-    def _say(self) -> None:
-        speed = self.count / 1e9 / max(time.monotonic() - self._began, 1e-9)
-        text = f"weights: {self.count / 1e9:.2f} of {self._total / 1e9:.2f} GB on this rank, {speed:.2f} GB/s"
-        print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)

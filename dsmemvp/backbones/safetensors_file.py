@@ -85,7 +85,7 @@ def _header(file: BinaryIO, whole: int) -> tuple[dict[str, Any], int]:
 
 
 def folder_tensors(folder: Path, key: str) -> dict[str, StoredTensor]:
-    """All tensors of model.safetensors or, where there is none, of the files that the folder's index names, as
+    """All tensors of model.safetensors or, if there is none, of the files that the folder's index names, as
     transformers takes them. Raises UserError that begins with `key`."""
     whole = folder / "model.safetensors"
     if whole.is_file():

@@ -1,4 +1,4 @@
-"""What the files of a folder hold of a tower, under the names of the tower's parameters.
+"""Read what the files of a folder hold of a tower, under the names of the tower's parameters.
 
 A name that this does not know stays as it is and is then found to be left over (filling.py).
 """

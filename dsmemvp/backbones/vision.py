@@ -91,7 +91,7 @@ class VisionTower(nn.Module):
         return len(self.layers)
 
     def compute_buffers(self, device: torch.device) -> None:
-        """What is numbered, not loaded, where the tower was built without memory."""
+        """What is numbered, not loaded, if the tower was built without memory."""
         if "position_ids" in dict(self.embeddings.named_buffers()):
             self.embeddings.position_ids = torch.arange(self.embeddings.num_positions, device=device)[None]
 

@@ -120,7 +120,7 @@ def _or_shape(part: str, found: Any, shape: str, named: Any) -> Any:
 
 
 def _checked(configs: Configs, recipe: Recipe) -> Configs:
-    """What the recipe asks of the two models. Raises UserError."""
+    """Check what the recipe asks of the two models. Raises UserError."""
     check_window(configs.language, recipe.data.max_length)
     check_patches(configs.resolution, configs.vision)
     return configs

@@ -34,7 +34,7 @@ from dsmemvp.errors import UserError
 TRAINED = "trained.safetensors"
 PARTS = ("name", "seed", "model", "vision", "method", "data", "training", "evaluation")
 KEPT = {"model": ("dtype", "language_shape", "vision_shape"), "data": ("captions", "max_length")}
-"""What is handed on of a recipe, and of these groups."""
+"""Keys of a recipe, and of these groups, that an exported folder holds."""
 
 
 def write_adapter(

@@ -1,11 +1,11 @@
-"""Checkpoints of what was trained, whole and not per rank, so that a run goes on with any number of ranks, on any ZeRO
+"""Checkpoints of what was trained, whole and not per rank, so that a run resumes with any number of ranks, on any ZeRO
 stage and device.
 
     RUN/checkpoints/step-00001194/trained.safetensors     float32 values, tens of megabytes
                                   optimizer.safetensors   Adam moments
                                   state.json              where the run is, what it depends on, the others' checksums
 
-A checkpoint is written in a folder of another name, made durable and renamed, so that one that was cut off is never
+A checkpoint is written in a folder of another name, flushed to disk and renamed, so that one that was cut off is never
 taken for a checkpoint; what a disk has spoiled afterwards shows in the checksums. Nothing frozen is stored, only what
 the base is known by, and nothing is unpickled. There is no random state to store: order and dropout are functions of
 seed, rank and step, the learning rate of the step.
@@ -25,32 +25,32 @@ import torch
 from safetensors.torch import load_file, save
 
 from dsmemvp.atomic_files import flush
-from dsmemvp.backbones.reading import TYPES
 from dsmemvp.backbones.safetensors_file import read_header, read_metadata
 from dsmemvp.checkpoints.state_file import own_sum, read_fields, sum_of
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Vision
 from dsmemvp.data.text import PROMPT_FORMAT
+from dsmemvp.dtypes import WEIGHTS
 from dsmemvp.errors import UserError
 
 FORMATS = (3, 4, 5)
-"""Of state.json: those that are read, the last one written. 3 has no validation_score; before 5 the base was known by
-something else (backbones/fingerprint.py), which cannot be compared."""
+"""Versions of state.json: those that are read; the last one is written. 3 has no validation_score; before 5
+the base was identified in another way (backbones/fingerprint.py), which cannot be compared."""
 ADAPTER = "adapter.json"
 """What an exported folder (checkpoints/adapter.py) has in the place of state.json, with a format of its own."""
 ADAPTER_FORMATS = (1, 2)
-"""As above; 1 knew the base by something else."""
+"""As above; 1 identified the base in another way."""
 REFUSES_ONLY = "vision.max_pixels"
 """A setting that changes nothing in what is computed."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What Adam keeps of each tensor."""
+"""Adam's moments of each tensor."""
 TENSOR_FILES = ("trained.safetensors", "optimizer.safetensors")
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run is, and what it may go on with."""
+    """Where a run is, and with what it may resume."""
 
     epoch: int = 0
     """Finished epochs."""
@@ -61,15 +61,15 @@ class State:
     not_finite: int = 0
     """Steps whose loss or gradient was not finite."""
     validation_loss: float | None = None
-    """Loss per supervised token on data.validation, where there is one."""
+    """Loss per supervised token on data.validation, if there is one."""
     validation_score: float | None = None
-    """The main score of an evaluation on data.validation, where the recipe wants it."""
+    """The main score of an evaluation on data.validation, if the recipe asks for it."""
     order: dict[str, Any] = field(default_factory=dict)
     """What the order of samples follows from, by the recipe's keys (data/datasets.py)."""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """What it was trained with; empty for a file from elsewhere."""
+    """The recipe it was trained with; empty for a file from elsewhere."""
     base: dict[str, str] = field(default_factory=dict)
-    """What the frozen base is known by, by the recipe's keys (backbones/fingerprint.py)."""
+    """Fingerprints of the frozen base, by the recipe's keys (backbones/fingerprint.py)."""
     callbacks: list[dict[str, Any]] = field(default_factory=list)
     """State of the method's callbacks, in their order."""
 
@@ -115,7 +115,7 @@ class Checkpoint:
                 )
 
     def check_order(self, order: dict[str, Any]) -> None:
-        """A run goes on only in the order it began in: in another one samples would be missed or seen twice. Raises
+        """A run resumes only in the order it began in: in another one samples would be missed or seen twice. Raises
         UserError naming the key."""
         for key, value in order.items():
             if self.state.order.get(key) != value:
@@ -126,7 +126,7 @@ class Checkpoint:
                 )
 
     def digest(self) -> str:
-        """Of the trained tensors' file, SHA-256: what an evaluation belongs to. Raises OSError."""
+        """SHA-256 of the trained tensors' file, by which an evaluation names its checkpoint. Raises OSError."""
         return hashlib.sha256(self.trained.read_bytes()).hexdigest()
 
     def values(self, wanted: dict[str, tuple[int, ...]]) -> Tensors:
@@ -174,13 +174,13 @@ def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def best_checkpoint(run: Path, best_by: str) -> tuple[Checkpoint | None, list[str]]:
     """The intact checkpoint with the lowest "loss" or the highest "score" on data.validation, and what is wrong with
-    better ones. None where that was measured beside none of them."""
+    better ones. None if that was measured beside none of them."""
     found, complaints = _first_intact(_best_first(_folders(run), best_by))
     return found, [f"{complaint}{'; the next best checkpoint is taken' * bool(found)}" for complaint in complaints]
 
 
 def _folders(run: Path) -> list[Path]:
-    """Of checkpoints, by their steps. Raises OSError where they cannot be looked at: a run must not begin anew then."""
+    """Folders of checkpoints, by their steps. Raises OSError if they cannot be listed: a run must not restart then."""
     folder = run / "checkpoints"
     return sorted(path for path in folder.iterdir() if path.name.startswith("step-")) if folder.exists() else []
 
@@ -212,7 +212,9 @@ def read_checkpoint(folder: Path, whole: bool = False) -> Checkpoint:
     content.setdefault("validation_score", None)
     content.setdefault("callbacks", [])
     if content["format"] != (ADAPTER_FORMATS if (folder / ADAPTER).is_file() else FORMATS)[-1]:
-        warnings.warn(f"{folder} is of an earlier version; whether its base is this one cannot be told", stacklevel=2)
+        warnings.warn(
+            f"{folder} is of an earlier version; whether its base is this one cannot be checked", stacklevel=2
+        )
         content["base"] = {}
     fields = {name: content[name] for name in State.__dataclass_fields__}
     if whole:
@@ -249,7 +251,7 @@ def _check_sums(folder: Path, sums: dict[str, list[int]]) -> None:
 def prune(run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "loss") -> None:
     """Take away all but the latest and the best (by "loss" or "score" on data.validation) checkpoints up to `step`, and
     what cut-off writes have left. `keep_last` 0 keeps all. Those of later steps go: they were damaged, or the run would
-    have gone on from there, and counted as the latest they would push out the good ones."""
+    have resumed there, and counted as the latest they would push out the good ones."""
     folder = run / "checkpoints"
     for left in [*folder.glob("partial-*"), *folder.glob("old-*")]:
         shutil.rmtree(left, ignore_errors=True)
@@ -274,8 +276,8 @@ def read_trained(path: Path, wanted: dict[str, tuple[int, ...]]) -> Tensors:
     wrong += [f"{name} is left over" for name in sorted(stored.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & stored.keys()):
         if stored[name].shape != tuple(wanted[name]):
-            wrong.append(f"{name} has shape {stored[name].shape}, the model wants {tuple(wanted[name])}")
-        elif stored[name].dtype not in TYPES:
+            wrong.append(f"{name} has shape {stored[name].shape}, the model needs {tuple(wanted[name])}")
+        elif stored[name].dtype not in WEIGHTS:
             wrong.append(f"{name} is of the type {stored[name].dtype}")
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -289,7 +291,7 @@ def _out_of_the_way(folder: Path) -> Path:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What the folder says of itself, its checksum compared. Raises UserError."""
+    """Read the folder's state.json and compare its checksum. Raises UserError."""
     adapter = folder / ADAPTER
     path, known = (adapter, ADAPTER_FORMATS) if adapter.is_file() else (folder / "state.json", FORMATS)
     if not path.is_file():
@@ -305,7 +307,7 @@ def _best_first(folders: list[Path], best_by: str) -> list[Path]:
 
 
 def _badness(folder: Path, best_by: str) -> float:
-    """On data.validation; infinite where it is not known."""
+    """On data.validation; infinite if it is not known."""
     try:
         value = read_state(folder).get(f"validation_{best_by}")
     except (ValueError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""A folder with what was trained -> its recipe and its trained tensors, to use them and not to go on training."""
+"""A folder with what was trained -> its recipe and its trained tensors, to use them and not to resume training."""
 
 import warnings
 from collections.abc import Sequence
@@ -38,9 +38,11 @@ def load_run(folder: str | Path, overrides: Sequence[str] = (), checkpoint: str 
 
 
 def check_same(found: Checkpoint, ranks: Ranks) -> None:
-    """Each rank has opened the folder by itself. Raises UserError where a run that goes on has saved meanwhile."""
+    """Each rank has opened the folder by itself. Raises UserError if a run that still trains has saved meanwhile."""
     if len(set(ranks.gather([str(found.trained)]))) > 1:
-        raise UserError("the ranks found different checkpoints, since the run goes on; name one with --checkpoint")
+        raise UserError(
+            "the ranks found different checkpoints, since the run is still training; name one with --checkpoint"
+        )
 
 
 def _of_run(folder: Path, overrides: Sequence[str], checkpoint: str | Path | None) -> tuple[Recipe, Checkpoint]:

@@ -92,8 +92,8 @@ def _submit(given: argparse.Namespace) -> None:
 def _doctor(given: argparse.Namespace) -> None:
     recipe = given_recipe(given) if given.recipe else None
 
-    from dsmemvp.doctor.report import examine
+    from dsmemvp.doctor.report import check_node
 
-    failures = examine(recipe)
+    failures = check_node(recipe)
     if failures:
         raise UserError(f"a run would fail here: {', '.join(failures)}")

@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("DSMEMVP_TRACEBACK"):
             raise
         if own_rank(os.environ):
-            # where all ranks met the same error the first one says it, and the launcher ends the others meanwhile;
+            # if all ranks met the same error the first one says it, and the launcher ends the others meanwhile;
             # a rank that is alone with its error must not stay silent
             time.sleep(3)
         print(f"dsmemvp {_name(given)}: error: {_one_line(error)}", file=sys.stderr, flush=True)

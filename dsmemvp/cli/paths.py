@@ -1,4 +1,4 @@
-"""Whether what a recipe names is there, told before ranks join and before torch is imported, in the time of a typing
+"""Check that the paths in a recipe exist, before ranks join and before torch is imported, in the time of a typing
 error. What is in the files is looked at later, by what reads them."""
 
 from collections.abc import Iterable

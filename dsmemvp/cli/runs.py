@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    command = recipe_command(commands, "train", _train, "train a recipe, going on where its run folder stops")
+    command = recipe_command(commands, "train", _train, "train a recipe, resuming where its run folder stops")
     command.set_defaults(listens=True)
     command = recipe_command(commands, "evaluate", _evaluate, "score a run's checkpoint on data.test")
     command.set_defaults(listens=True)
@@ -72,7 +72,7 @@ def _score(given: argparse.Namespace) -> None:
 
 
 def join(recipe: "Recipe", stop: Stop) -> "tuple[Ranks, Heartbeat]":
-    """This process among its ranks, watched. Raises Stopped where a signal came meanwhile."""
+    """This process among its ranks, watched. Raises Stopped if a signal came meanwhile."""
     from dsmemvp.distributed.ranks import join_ranks
     from dsmemvp.fault_tolerance.heartbeat import Heartbeat
 

@@ -27,7 +27,7 @@ methods shared one group of keys. In a recipe that was stored, those that its me
 
 @dataclass(config=CONFIG)
 class MethodSettings:
-    """What stands under `method:` in a recipe. A method's `Settings` are a subclass, with this decorator."""
+    """The group `method:` of a recipe. A method's `Settings` are a subclass, with this decorator."""
 
     name: str = ""
     """The visual prompting method: a file or folder of dsmemvp/prompts/, whose name it is."""

@@ -1,4 +1,4 @@
-"""YAML file + `key=value` overrides -> a checked `Recipe`; every error names the key, and the line where there is one.
+"""YAML file + `key=value` overrides -> a checked `Recipe`; every error names the key, and the line if there is one.
 
 Paths in a recipe are relative to the folder the command is run in.
 """

@@ -135,8 +135,9 @@ class Training:
     keep_best: Steps = 0
     """Beside these, so many of the best ones, by `best_by`."""
     best_by: Literal["loss", "score"] = "loss"
-    """What tells which checkpoints are best: the lowest loss on data.validation, or the highest score of an evaluation
-    on it, which is then made beside every checkpoint of `checkpoint_epochs` with the first of `evaluation.captions`."""
+    """Measure by which checkpoints are compared: the lowest loss on data.validation, or the highest score of an
+    evaluation on it, which is then made beside every checkpoint of `checkpoint_epochs` with the first of
+    `evaluation.captions`."""
     most_not_finite: Steps = 3
     """Steps of the run whose loss or gradient may be infinite or not a number: they update nothing. One more ends the
     run."""
@@ -149,7 +150,7 @@ class Training:
     most_fruitless_starts: Annotated[int, Field(ge=1, le=10**6)] = 5
     """A Slurm job that was requeued and started as often from the same step ends as an error."""
     stop_at_step: Steps = 0
-    """End with a checkpoint after this step of the run, which the same command without it goes on from; 0 for the
+    """End with a checkpoint after this step of the run, from which the same command without it resumes; 0 for the
     recipe's whole length. Schedule and order are those of the whole run."""
 
     def micro_steps(self, ranks: int) -> int:

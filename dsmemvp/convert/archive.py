@@ -62,7 +62,7 @@ class Archive:
             )
 
     def read(self, record: Record, start: int = 0, size: int | None = None) -> bytearray:
-        """`size` bytes of a record's content from `start` on; None: all that follow. Raises UserError where the
+        """`size` bytes of a record's content from `start` on; None: all that follow. Raises UserError if the
         record is compressed or does not have its checksum, OSError."""
         if not record.plain:
             raise UserError(f"{self.path}: its record {record.name!r} is compressed, as torch does not write it")
@@ -138,13 +138,13 @@ def _local_header(file: BinaryIO, info: zipfile.ZipInfo) -> int:
     flags, method, name_size, extra_size = (int.from_bytes(header[i : i + 2], "little") for i in (6, 8, 26, 28))
     crc32, packed, size = (int.from_bytes(header[i : i + 4], "little") for i in (14, 18, 22))
     name = file.read(name_size)
-    told = (header[:4], name, flags, method)
+    found = (header[:4], name, flags, method)
     # orig_filename is the name as it stands in the directory
     wanted = (b"PK\x03\x04", _encoded(info), info.flag_bits, info.compress_type)
     later = info.flag_bits & DESCRIBED_LATER
     sizes = (0, 0, 0) if later else (info.CRC, min(info.compress_size, 0xFFFFFFFF), min(info.file_size, 0xFFFFFFFF))
     in_extra = not later and packed == size == 0xFFFFFFFF  # zip64, whose sizes the directory has
-    if told != wanted or (not in_extra and (crc32, packed, size) != sizes) or info.flag_bits & ENCRYPTED:
+    if found != wanted or (not in_extra and (crc32, packed, size) != sizes) or info.flag_bits & ENCRYPTED:
         raise UserError(f"the header of {info.filename!r} is not what the directory says")
     return LOCAL_HEADER + name_size + extra_size
 
@@ -155,7 +155,7 @@ def _encoded(info: zipfile.ZipInfo) -> bytes:
 
 def _descriptor(file: BinaryIO, info: zipfile.ZipInfo, start: int) -> int:
     """Bytes of what stands behind a record's content: signature, CRC-32, sizes of 4 bytes or, in zip64, of 8. Raises
-    ValueError where it is not what the directory says."""
+    ValueError if it is not what the directory says."""
     file.seek(start)
     found = file.read(24)
     for width in (4, 8):

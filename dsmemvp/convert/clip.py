@@ -28,7 +28,7 @@ NEEDED = (NAMES["conv1.weight"], NAMES["positional_embedding"], "encoder.layers.
 
 
 def vision_tensors(published: Tensors) -> Tensors:
-    """The tower under transformers' names, adapters left out; empty where there is none."""
+    """The tower under transformers' names, adapters left out; empty if there is none."""
     tensors: Tensors = {}
     for name, tensor in published.items():
         name, found = re.subn(r"^(backbone\.)?visual\.", "", name)
@@ -52,7 +52,7 @@ def _third(packed: LazyTensor, i: int) -> LazyTensor:
 
 
 def vision_tower(published: Tensors, heads: int) -> tuple[Tensors, CLIPVisionConfig] | None:
-    """`heads` 0: as many as OpenAI's have. None where the file has no tower, as one with the trained adapters alone.
+    """`heads` 0: as many as OpenAI's have. None if the file has no tower, as one with the trained adapters alone.
     Raises UserError for a tower that is no ViT."""
     tensors = vision_tensors(published)
     if not tensors:

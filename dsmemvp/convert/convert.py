@@ -14,7 +14,6 @@ from dsmemvp.backbones.configs import check_config
 from dsmemvp.backbones.safetensors_file import some
 from dsmemvp.config.methods import method_names
 from dsmemvp.convert.clip import vision_tower
-from dsmemvp.convert.files import DTYPES as STORED
 from dsmemvp.convert.files import open_weights
 from dsmemvp.convert.hugging_face import is_torch_folder, torch_folder_model
 from dsmemvp.convert.lazy import Tensors
@@ -22,18 +21,18 @@ from dsmemvp.convert.llama import language_model
 from dsmemvp.convert.meta import is_meta_folder, meta_language_model, tokenizer_of
 from dsmemvp.convert.writing import check_folder, write_model
 from dsmemvp.counting import counted
+from dsmemvp.dtypes import NAMED, STORED
 from dsmemvp.errors import UserError
 from dsmemvp.prompts import method_class
 from dsmemvp.prompts.interface import PublishedLayout
 
-DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LANGUAGE, VISION, TRAINED = "language_model", "vision_tower", "trained.safetensors"
 
 
 @dataclass(frozen=True)
 class Options:
     dtype: str = "keep"
-    """Of the frozen models' tensors, one of DTYPES."""
+    """Of the frozen models' tensors, one of NAMED, or "keep"."""
     shard_bytes: int = 5_000_000_000
     """Largest safetensors file, unless a single tensor is larger."""
     language_heads: int = 32
@@ -72,7 +71,7 @@ def convert(source: Path, out: Path, options: Options = Options()) -> list[str]:
         check_folder(folders[name], config)
     for name, (tensors, config) in found.models.items():
         folder = folders[name]
-        tensors = {n: t.to(DTYPES[options.dtype]) for n, t in tensors.items()}
+        tensors = {n: t.to(None if options.dtype == "keep" else NAMED[options.dtype]) for n, t in tensors.items()}
         write_model(folder, tensors, config, options.shard_bytes, found.beside)
         found.said.insert(0, f"{counted(len(tensors), 'tensor')} of the {name.replace('_', ' ')} -> {folder}")
     if found.trained:

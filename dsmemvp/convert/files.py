@@ -1,30 +1,15 @@
-"""What tensors a file holds: safetensors, torch's .pth and .pt, TorchScript archives. Nothing in a file is run, and no
+"""List the tensors of a file: safetensors, torch's .pth and .pt, TorchScript archives. Nothing in a file is run, and no
 tensor is read before it is asked for."""
 
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dsmemvp.backbones.safetensors_file import read_header
 from dsmemvp.convert.lazy import Tensors, lazy_tensor
 from dsmemvp.convert.torch_file import TorchFile
+from dsmemvp.dtypes import STORED
 from dsmemvp.errors import UserError
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""safetensors' names of types."""
 
 
 def tensors_in(path: Path) -> Tensors:
@@ -33,7 +18,7 @@ def tensors_in(path: Path) -> Tensors:
 
 
 def open_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """All tensors of a file, and the options of its command line where it is a published checkpoint that has them.
+    """All tensors of a file, and the options of its command line if it is a published checkpoint that has them.
     Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
@@ -46,7 +31,7 @@ def open_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
 def _safetensors(path: Path) -> Tensors:
     try:
         return {
-            name: lazy_tensor(partial(_bytes, path), stored.start, DTYPES[stored.dtype], stored.shape)
+            name: lazy_tensor(partial(_bytes, path), stored.start, STORED[stored.dtype], stored.shape)
             for name, stored in read_header(path, "source").items()
         }
     except LookupError as error:

@@ -47,7 +47,7 @@ def torch_folder_model(folder: Path) -> tuple[str, Tensors, PretrainedConfig, li
 
 
 def _model_type(folder: Path) -> str | None:
-    """What config.json calls it; None where that cannot be read, which folder_config says better."""
+    """What config.json calls it; None if that cannot be read, which folder_config says better."""
     try:
         content = read_json(folder / "config.json")
     except ValueError:

@@ -13,14 +13,14 @@ class LazyTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], torch.Tensor]
-    """The tensor, in memory of its own; raises UserError or OSError where its file does not hold it any more."""
+    """The tensor, in memory of its own; raises UserError or OSError if its file does not hold it any more."""
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def changed(self, change: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...] | None = None):
-        """`change` is applied when it is read; `shape` where it becomes another one."""
+        """`change` is applied when it is read; `shape` if it becomes another one."""
         return LazyTensor(shape or self.shape, self.dtype, lambda: change(self.read()))
 
     def to(self, dtype: torch.dtype | None):
@@ -59,7 +59,7 @@ def span(shape: Sequence[int], stride: Sequence[int] | None) -> int:
     return sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) + 1
 
 
-def joined(pieces: Sequence[LazyTensor], dim: int) -> LazyTensor:
+def concatenated(pieces: Sequence[LazyTensor], dim: int) -> LazyTensor:
     """Pieces of one tensor, cut along `dim`."""
     if len(pieces) == 1:
         return pieces[0]

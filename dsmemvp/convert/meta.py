@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig
 
 from dsmemvp.convert.files import tensors_in
-from dsmemvp.convert.lazy import LazyTensor, Tensors, joined
+from dsmemvp.convert.lazy import LazyTensor, Tensors, concatenated
 from dsmemvp.convert.llama import LAYER, WHOLE, language_tensors, layer_and_part
 from dsmemvp.convert.meta_config import language_config, read_params
 from dsmemvp.counting import counted
@@ -29,7 +29,7 @@ def is_meta_folder(folder: Path) -> bool:
 
 
 def meta_language_model(folder: Path) -> tuple[Tensors, LlamaConfig]:
-    """Raises UserError where pieces are missing, or are not of one model."""
+    """Raises UserError if pieces are missing, or are not of one model."""
     params = read_params(folder / "params.json")
     files = _piece_files(folder)
     pieces = [_known(tensors_in(path), path) for path in files]
@@ -75,14 +75,14 @@ def _whole(name: str, pieces: list[LazyTensor], dim: int, kv_rows: int) -> LazyT
         raise UserError(f"{name} has shapes {[piece.shape for piece in pieces]}, none of a matrix")
     if part == "tok_embeddings":
         # a piece that is as wide as the model holds some of the vocabulary
-        return joined(pieces, 0 if pieces[0].shape[1] == dim else 1)
+        return concatenated(pieces, 0 if pieces[0].shape[1] == dim else 1)
     if part in ("wk", "wv"):
         pieces = _without_repeats(name, pieces, kv_rows)
-    return joined(pieces, 1 if part in COLUMNS else 0)
+    return concatenated(pieces, 1 if part in COLUMNS else 0)
 
 
 def _without_repeats(name: str, pieces: list[LazyTensor], kv_rows: int) -> list[LazyTensor]:
-    """Each key/value head once. Raises UserError where what should be copies is not."""
+    """Each key/value head once. Raises UserError if what should be copies is not."""
     rows = sum(piece.shape[0] for piece in pieces)
     times = rows // kv_rows
     if rows % kv_rows or times < 2 or len(pieces) % times:
@@ -109,7 +109,7 @@ def _tied(whole: Tensors) -> bool:
 
 
 def tokenizer_of(folder: Path) -> tuple[Path | None, str]:
-    """The sentencepiece model that belongs to the folder (LLaMA-1 and 2 keep it there or one above) and, where there is
+    """The sentencepiece model that belongs to the folder (LLaMA-1 and 2 keep it there or one above) and, if there is
     none, a word to the user."""
     for path in (folder / "tokenizer.model", folder.resolve().parent / "tokenizer.model"):
         if path.is_file():

@@ -44,7 +44,7 @@ class Object:
 
 
 def unpickled(content: bytes, named: Callable[[str, str], Any], stored: Callable[[Any], Any]) -> Any:
-    """The value in a pickle of at most MOST bytes. `named(module, name)` says what a name stands for, a Made where it
+    """The value in a pickle of at most MOST bytes. `named(module, name)` says what a name stands for, a Made if it
     may be called; `stored` what a persistent id does; both may raise PickleError. Raises PickleError."""
     machine = _Machine(named, stored)
     try:

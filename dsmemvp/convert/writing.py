@@ -6,31 +6,30 @@ leaves nothing that looks like a model, and the same command begins it again.
 
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import PretrainedConfig
 
 from dsmemvp.atomic_files import flush
 from dsmemvp.backbones.safetensors_file import INDEX
-from dsmemvp.convert.files import DTYPES
 from dsmemvp.convert.lazy import Tensors
+from dsmemvp.dtypes import STORED
 from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
+from dsmemvp.progress import Progress
 
 PARTIAL = "partial-conversion"
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in STORED.items()}
 
 
 def write_model(
     out: Path, tensors: Tensors, config: PretrainedConfig, shard_bytes: int, beside: Iterable[Path] = ()
 ) -> None:
     """A folder that transformers and a recipe can name; files `beside` are copied along. What an earlier conversion has
-    left in `out` is replaced. Raises OSError, and UserError where the source ends early."""
+    left in `out` is replaced. Raises OSError, and UserError if the source ends early."""
     partial = out / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -51,7 +50,7 @@ def write_model(
 
 
 def check_folder(out: Path, config: PretrainedConfig) -> None:
-    """Only an earlier conversion of the same model is replaced. Raises UserError where another one is there."""
+    """Only an earlier conversion of the same model is replaced. Raises UserError if another one is there."""
     try:
         there = read_json(out / "config.json")
     except (OSError, ValueError):
@@ -67,9 +66,9 @@ def _write_shards(folder: Path, tensors: Tensors, shard_bytes: int, title: str) 
     if len(shards) > 1:
         names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     total = sum(tensor.nbytes for tensor in tensors.values())
-    with tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(title, total, "B") as progress:
         for name, shard in zip(names, shards, strict=True):
-            write_safetensors(folder / name, shard, bar)
+            write_safetensors(folder / name, shard, progress)
     if len(shards) > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -89,7 +88,7 @@ def _shards(tensors: Tensors, shard_bytes: int) -> list[Tensors]:
     return shards
 
 
-def write_safetensors(path: Path, tensors: Tensors, bar: tqdm) -> None:
+def write_safetensors(path: Path, tensors: Tensors, progress: Progress) -> None:
     """8 bytes of length, a JSON header of that length, the tensors (safetensors' README)."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -105,7 +104,7 @@ def write_safetensors(path: Path, tensors: Tensors, bar: tqdm) -> None:
             if values.dtype != tensor.dtype or tuple(values.shape) != tensor.shape:
                 raise UserError(f"{name} became {values.dtype} {tuple(values.shape)}, announced as {tensor.shape}")
             file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            bar.update(tensor.nbytes)
+            progress.advance(tensor.nbytes)
 
 
 def _move(partial: Path, out: Path) -> None:

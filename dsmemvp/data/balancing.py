@@ -1,5 +1,5 @@
-"""Which rank computes which sample of a global batch, and in which micro-step: pure arithmetic on costs that every rank
-knows.
+"""Decide which rank computes which sample of a global batch, and in which micro-step: pure arithmetic on
+costs that every rank knows.
 
 All ranks run micro-step k at the same time and wait for the slowest, so micro-batches of one micro-step should cost the
 same; how many samples they hold does not matter. Samples are put into micro-batches one by one, the most expensive

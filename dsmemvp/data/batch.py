@@ -125,8 +125,8 @@ class MicroBatch:
     """How many samples had their context shortened."""
     skipped: tuple[Skip, ...] = ()
     """Samples that were left out."""
-    dealt: tuple[tuple[int, int], ...] = ()
-    """(place in the global batch, running number) of all samples dealt to this batch, those left out included."""
+    assigned: tuple[tuple[int, int], ...] = ()
+    """(place in the global batch, running number) of all samples assigned to this batch, those left out included."""
     samples: tuple[Sample, ...] = ()
     """The samples' fields, if they are needed for scoring."""
 

@@ -52,10 +52,10 @@ class Collator:
                 if not self.skip_bad:
                     raise
                 skipped.append(Skip(position, str(error)))
-        ordered = items if self.answers else by_image(items)  # answers are told apart by their order in the file
+        ordered = items if self.answers else by_image(items)  # answers are distinguished by their order in the file
         micro_batch = make_batch(ordered, self.image.resolution, self.reserved, last_only=self.answers)
-        dealt = tuple((position, entry.index) for position, entry in entries)
-        return replace(micro_batch, skipped=tuple(skipped), dealt=dealt)
+        assigned = tuple((position, entry.index) for position, entry in entries)
+        return replace(micro_batch, skipped=tuple(skipped), assigned=assigned)
 
 
 def recipe_collator(recipe: Recipe, resolution: int, vocabulary: int) -> Collator:

@@ -22,7 +22,7 @@ class TrainingData:
     manifests: tuple[Manifest, ...]
     order: Order
     identity: dict[str, Any]
-    """All that the order follows from, by the recipe's keys: a run can only go on in the same one."""
+    """All that the order follows from, by the recipe's keys: a run can only resume in the same one."""
 
 
 def open_training_data(recipe: Recipe) -> TrainingData:
@@ -92,7 +92,7 @@ def open_test_data(recipe: Recipe) -> Manifest:
 
 
 def open_validation_data(recipe: Recipe) -> Manifest | None:
-    """None where the recipe has none; raises as above."""
+    """None if the recipe has none; raises as above."""
     return _open_in_file_order(recipe, recipe.data.validation) if recipe.data.validation else None
 
 

@@ -58,7 +58,7 @@ def squashed(encoded: bytes, where: str, resolution: int, max_pixels: int) -> Im
 
 
 def decoded(encoded: bytes, where: str, max_pixels: int) -> Image.Image:
-    """A picture in any format as RGB, upright, on white where it is transparent. Raises SampleError."""
+    """A picture in any format as RGB, upright, on white if it is transparent. Raises SampleError."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of pixel counts that we refuse by the recipe's limit, and of damage in what we do not need.
@@ -80,7 +80,7 @@ def _decoded(encoded: bytes, where: str, max_pixels: int) -> Image.Image:
     if max(image.size) > LONGEST_SIDE:
         size = f"{image.width} x {image.height}"
         raise SampleError(where, f"image of {size} pixels has a side of over {LONGEST_SIDE}")
-    ImageOps.exif_transpose(image, in_place=True)  # else it copies where there is nothing to turn
+    ImageOps.exif_transpose(image, in_place=True)  # else it copies if there is nothing to turn
     if image.mode in ("I", "F"):
         raise SampleError(where, "image has pixels of 32 bits, of which nothing says how bright they are")
     if image.mode.startswith("I;16"):

@@ -6,7 +6,7 @@ Its columns hold, for every sample in file order: the key; ending, offset and by
 the CRC-32 of those members; the characters of text that a model would see, from which its tokens are estimated; and for
 those that cannot be used, why. They take some 60 bytes per sample, on the disk as in memory. A worker reads them whole
 and does not map them: what was compared with the checksum cannot change any more, and a file that is cut off, or a file
-server that is gone, is an error to be told and not a signal that kills the worker.
+server that is gone, is an error to be reported and not a signal that kills the worker.
 """
 
 import hashlib

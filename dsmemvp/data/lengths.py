@@ -1,4 +1,4 @@
-"""How many tokens each sample of a data set is, counted once and kept beside the run, so that work can be balanced by
+"""Token counts of the samples of a data set, counted once and kept beside the run, so that work can be balanced by
 exact numbers before a sample is read.
 
     RUN/token_counts-0123456789abcdef.npy     [samples] uint32, by running number

@@ -1,4 +1,4 @@
-"""The letters of choices as tokens: what stands behind "The answer is" where a choice is the answer.
+"""The letters of choices as tokens: what stands behind "The answer is" if a choice is the answer.
 
 For LLaMA's tokenizers a letter is one token, " B". A tokenizer without capital letters among its pieces writes them in
 bytes or characters, and so in several tokens.
@@ -10,7 +10,7 @@ from dsmemvp.errors import UserError
 
 
 def letter_tokens(tokenizer: Tokenizer, name: str) -> tuple[int, ...]:
-    """The tokens of " B" in "The answer is B.". Raises UserError where the tokenizer cannot write it there."""
+    """The tokens of " B" in "The answer is B.". Raises UserError if the tokenizer cannot write it there."""
     joined, tokens = _written(tokenizer, name)
     if joined:
         raise UserError(
@@ -21,7 +21,7 @@ def letter_tokens(tokenizer: Tokenizer, name: str) -> tuple[int, ...]:
 
 
 def longest_letter(tokenizer: Tokenizer, choices: int) -> int:
-    """Most tokens that the letter of one of so many choices takes. Raises UserError where the tokenizer cannot write
+    """Most tokens that the letter of one of so many choices takes. Raises UserError if the tokenizer cannot write
     one of them."""
     return max(len(_written(tokenizer, letter(choice))[1]) for choice in range(choices))
 

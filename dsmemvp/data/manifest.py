@@ -76,7 +76,7 @@ class Manifest:
 
     @property
     def again(self) -> str:
-        """What to do where the manifest, an index and a shard do not fit together."""
+        """What to do if the manifest, an index and a shard do not fit together."""
         return _again(self.folder, self.remote)
 
     def path(self, shard: int) -> Path:

@@ -1,4 +1,4 @@
-"""Which sample comes when: a pure function of the shards' sample counts, the seed and the recipe's batch settings.
+"""The order of samples: a pure function of the shards' sample counts, the seed and the recipe's batch settings.
 
 It knows nothing of ranks, workers or nodes, and it can be asked for any step without the steps before it, so a run's
 place in its data is one number: the steps taken (times the global batch: the samples consumed).
@@ -7,7 +7,7 @@ place in its data is one number: the steps taken (times the global batch: the sa
   a block are shuffled. A reader therefore needs one block at a time, and every sample comes exactly once per epoch.
 - Several data sets. Each has `passes`: how often it is gone through in one epoch of the run (0.5: another half of it
   in every epoch; 2: twice). The data sets take turns as evenly as whole numbers allow, so that every global batch has
-  nearly the same composition; each goes on in its own order where it stopped the epoch before.
+  nearly the same composition; each resumes in its own order where it stopped the epoch before.
 - Global batch g is the g-th run of `global_batch` samples of the epoch. The last partial one is dropped, or completed
   with the first samples of the same epoch, which are then seen twice in it.
 
@@ -79,7 +79,7 @@ class Order:
 
     @property
     def repeats(self) -> int:
-        """Samples that complete the last global batch of every epoch; 0 where it is dropped or whole."""
+        """Samples that complete the last global batch of every epoch; 0 if it is dropped or whole."""
         return max(0, self.steps * self.global_batch - self.samples)
 
     def batch(self, step: int) -> list[Place]:

@@ -127,7 +127,7 @@ class Remote:
 
 
 def _identity(descriptor: int, sha256: str) -> bytes:
-    """What changes with every write to a file, and where another one takes its place."""
+    """What changes with every write to a file, and if another one takes its place."""
     found = os.fstat(descriptor)
     return f"{sha256} {found.st_size} {found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns}\n".encode()
 

@@ -94,7 +94,7 @@ def read_sample(encoded: EncodedSample) -> Sample:
 
 
 def text_length(ending: str, member: bytes) -> int:
-    """Characters that a model would see of a text member; 0 where it cannot be read."""
+    """Characters that a model would see of a text member; 0 if it cannot be read."""
     try:
         row = _row(ending, member)
     except ValueError:

@@ -39,7 +39,7 @@ class Entry(NamedTuple):
     length: int
     """Characters of text that a model would see."""
     problem: str = ""
-    """Why the sample cannot be used, where the tar file alone shows it."""
+    """Why the sample cannot be used, if the tar file alone shows it."""
 
 
 class Scan(NamedTuple):

@@ -56,7 +56,7 @@ def letter(choice: int) -> str:
 
 
 def chosen(text: str, choices: int) -> int | None:
-    """Which of so many choices a written answer names: that of the first capital letter in it; None where it has none,
+    """Which of so many choices a written answer names: that of the first capital letter in it; None if it has none,
     or one beyond the choices (MemVP, eval.py:93-100, 207-213)."""
     found = LETTER.search(text)
     choice = ord(found[0]) - ord("A") if found else choices

@@ -65,7 +65,7 @@ class Tokenizer:
         return self._model.decode([t for t in tokens if t not in (self.bos, self.eos) and t < self.vocabulary])
 
     def check_fits(self, rows: int, path: str) -> None:
-        """`rows` is the language model's vocabulary. Raises UserError where it is another one than the tokenizer's."""
+        """`rows` is the language model's vocabulary. Raises UserError if it is another one than the tokenizer's."""
         if not self.vocabulary <= rows <= self.vocabulary + PADDED:
             raise UserError(
                 f"model.tokenizer: {path} has {self.vocabulary} pieces, the language model {rows}; take the tokenizer"
@@ -109,7 +109,7 @@ class _Json:
             self._model = tokenizers.Tokenizer.from_buffer(content)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # the library raises no narrower one, and where it panics not even an Exception
+        except BaseException as error:  # the library raises no narrower one, and if it panics not even an Exception
             raise UserError(f"tokenizer {path} is not a tokenizer.json ({error})") from None
         self._model.no_truncation()
         self._model.no_padding()
@@ -148,7 +148,7 @@ class _Json:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Empty where there is no such file. Raises UserError."""
+    """Empty if there is no such file. Raises UserError."""
     if not path.is_file():
         return {}
     try:

@@ -24,7 +24,7 @@ BATCHES = 100
 
 def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], int]:
     """What is to be said, line by line, and how many samples cannot be used. Raises UserError
-    where the data as a whole cannot be."""
+    if the data as a whole cannot be."""
     if ranks < 1:
         raise UserError(f"--ranks: must be at least 1, is {ranks}")
     collator = replace(open_inputs(recipe).collator, skip_bad=True)
@@ -77,7 +77,7 @@ def _training(
 
 
 def _skipped(order: Order, unusable: Sequence[int]) -> str:
-    """What is left out of an epoch. Exact where every data set is gone through a whole number of times."""
+    """What is left out of an epoch. Exact if every data set is gone through a whole number of times."""
     exact = all(source.passes == int(source.passes) for source in order.sources)
     number = sum(source.passes * bad for source, bad in zip(order.sources, unusable, strict=True))
     return (
@@ -89,7 +89,7 @@ def _skipped(order: Order, unusable: Sequence[int]) -> str:
 def _epoch(
     recipe: Recipe, order: Order, manifests: Sequence[Manifest], collator: Collator, ranks: int
 ) -> Iterable[str]:
-    """What an epoch is made of, and how evenly its batches can be dealt."""
+    """What an epoch is made of, and how evenly its batches can be assigned."""
     rest = order.samples - order.steps * order.global_batch
     last = (
         f"{counted(order.repeats, 'sample is', 'samples are')} repeated to complete the last one"

@@ -1,4 +1,4 @@
-"""How many tokens a sample and its answer take, against the recipe's limits."""
+"""Token counts of samples and answers, compared with the recipe's limits."""
 
 import sys
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What tools that look at samples share."""
+"""Helpers of the tools that show samples."""
 
 from dsmemvp.data.sample import Sample
 

@@ -1,6 +1,6 @@
-"""Which of how many processes this one is, and where the first one is, whoever started them.
+"""Find this process's rank, the number of ranks and the first one's address, with any launcher.
 
-`deepspeed` and torchrun say all of it (RANK and its kin). `srun` says who is who; where the first rank runs is asked
+`deepspeed` and torchrun set all of it (RANK and the like). `srun` says who is who; where the first rank runs is asked
 of Slurm, and the port follows from the job's number, so that two jobs on a node do not meet. Under `mpirun` a child
 process asks MPI: in a training process itself MPI is never initialised, since its PMIx and NCCL get into each other's
 way. A launcher that names its processes in other variables is added to LAUNCHERS.
@@ -69,13 +69,13 @@ def launched(environment: Mapping[str, str]) -> tuple[str, int, int]:
 
 
 def own_rank(environment: Mapping[str, str]) -> int:
-    """This process's number, by the launcher's word alone."""
+    """This process's number, by the launcher's variables alone."""
     return int(environment["RANK"]) if "RANK" in environment else launched(environment)[2]
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
-    """None where this process is the only one. Not for environments that have RANK: there all is said. MASTER_ADDR and
-    MASTER_PORT, where they are set, count for more than what is found. Raises UserError with what to do."""
+    """None if this process is the only one. Not for environments that have RANK: there all is said. MASTER_ADDR and
+    MASTER_PORT, if they are set, count for more than what is found. Raises UserError with what to do."""
     launcher, world, rank = launched(environment)
     if world == 1:
         return None

@@ -123,7 +123,7 @@ class Ranks:
 
 
 def join_ranks(seconds: float, stop: Stop | None = None) -> Ranks:
-    """Start the process group: nccl where this process has a GPU, gloo on CPUs. A collective that waits longer than
+    """Start the process group: nccl if this process has a GPU, gloo on CPUs. A collective that waits longer than
     `seconds` (and some more) for a rank fails. Raises Stopped on all ranks if `stop` asks one of them to end before all
     have come, and what rendezvous.meet raises."""
     raise_file_limit()
@@ -163,7 +163,7 @@ def raise_file_limit() -> None:
 
 
 def own_device() -> torch.device:
-    """The GPU of this process's number on its node, where there are any."""
+    """The GPU of this process's number on its node, if there are any."""
     if get_accelerator().device_name() == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -192,7 +192,7 @@ def _error(text: str) -> UserError | OSError:
 
 
 def seed_dropout(seed: int, rank: int, step: int) -> None:
-    """Dropout's masks follow from the recipe's seed, the rank and the step, so that a run that goes on draws those of
+    """Dropout's masks follow from the recipe's seed, the rank and the step, so that a resumed run draws those of
     one that was never interrupted."""
     digest = hashlib.sha256(f"dsmemvp dropout {seed} {rank} {step}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))

@@ -47,8 +47,8 @@ class Stop:
     asked: bool = False
     since: float = 0.0
     plan: str = ""
-    """What the command does when it is asked, as the user is told. Empty before there is anything to save: then the
-    ranks end as soon as all know of it (rendezvous.py, heartbeat.py), whatever their main threads are doing."""
+    """What the command does when it is asked to end, as the user reads it. Empty before there is anything to save: then
+    the ranks end as soon as all know of it (rendezvous.py, heartbeat.py), whatever their main threads are doing."""
 
     @property
     def at_once(self) -> bool:

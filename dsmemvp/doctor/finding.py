@@ -16,7 +16,7 @@ class Finding:
     what: str
     found: str
     todo: str = ""
-    """What to do, where it is not ok."""
+    """What to do, if it is not ok."""
 
     def line(self, host: str) -> str:
         return f"{host}  {self.level:<7}  {self.what:<15}  {self.found}" + (f"; {self.todo}" if self.todo else "")
@@ -53,7 +53,7 @@ class Here:
 
 
 def find_here(environment: Mapping[str, str]) -> Here:
-    """Raises UserError where a launcher's words do not say it."""
+    """Raises UserError if a launcher's words do not say it."""
     on_gpus = environment.get("DS_ACCELERATOR", "cuda") == "cuda" and torch.cuda.is_available()
     if "RANK" in environment:
         world = int(environment["WORLD_SIZE"])

@@ -79,7 +79,7 @@ def _test(recipe: Recipe, collators: list[Collator]) -> Finding:
 
 
 def _texts(what: str, text: str, manifests: Sequence[Manifest], collators: list[Collator]) -> Finding:
-    """Their longest texts, where there is a tokenizer to look at them with."""
+    """Their longest texts, if there is a tokenizer to look at them with."""
     check_files(*manifests)
     if not collators:
         return ok(what, text)

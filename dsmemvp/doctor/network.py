@@ -37,7 +37,7 @@ def links_of(topology: str) -> list[Finding]:
     if all(link.startswith("NV") for link in links):
         return [ok("GPU links", f"NVLink: {text}")]
     if links & set(SLOW):
-        todo = "ZeRO-3 gathers the base over it twice per micro-step; replicate the base where it fits"
+        todo = "ZeRO-3 gathers the base over it twice per micro-step; replicate the base if it fits"
         return [warning("GPU links", f"{text}, through the CPU", todo)]
     return [ok("GPU links", text)]
 

@@ -10,9 +10,9 @@ from dsmemvp.doctor import machine, needs, network, software, storage
 from dsmemvp.doctor.finding import Finding, Here, find_here, ok, warning
 
 
-def examine(recipe: Recipe | None) -> list[str]:
+def check_node(recipe: Recipe | None) -> list[str]:
     """Prints what is found here, a line each; returns the names of what would make a run fail. One rank of each node
-    looks, the others leave it to that one. Raises UserError where a launcher does not say who is who."""
+    looks, the others leave it to that one. Raises UserError if a launcher does not say who is who."""
     here = find_here(os.environ)
     if here.local_rank:
         return []

@@ -23,7 +23,7 @@ class Problem(NamedTuple):
 
     message: str
     needed: int = 0
-    """The data.max_length with which it can; 0 where it is not too long."""
+    """The data.max_length with which it can; 0 if it is not too long."""
 
 
 def longest_texts(manifest: Manifest, collator: Collator) -> tuple[str, list[Problem]]:

@@ -1,7 +1,7 @@
 """Scores of captions as the COCO evaluation counts them: CIDEr(-D), BLEU-4, METEOR and ROUGE-L.
 
 CIDEr, BLEU and ROUGE-L are those of pycocoevalcap, the official scorers (`pip install 'dsmemvp[captions]'`), on texts
-split by ptb.py. METEOR (meteor.py) also needs Java, and is left out where there is none. Nothing of the package is
+split by ptb.py. METEOR (meteor.py) also needs Java, and is left out if there is none. Nothing of the package is
 copied here: it names no licence, and its file that counts BLEU forbids commercial use. SPICE is left out: it needs Java
 and parsers that are downloaded at run time, and the libraries that count it without Java count something else.
 
@@ -28,7 +28,7 @@ SMALL, TINY = 1e-9, 1e-15
 
 
 def missing() -> list[str]:
-    """What scores of captions cannot be counted here, and what to install; nothing where all can."""
+    """What scores of captions cannot be counted here, and what to install; nothing if all can."""
     if importlib.util.find_spec("pycocoevalcap") is None:
         return [
             f"captions: {', '.join(CAPTION_COLUMNS)} need the package pycocoevalcap: pip install 'dsmemvp[captions]'; "
@@ -45,7 +45,7 @@ def missing() -> list[str]:
 def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
     """One caption and its references per image, in CIDEr's and per cent's usual units (times 100). All images are
     scored together: CIDEr weighs words by how many images' references have them. Without the package, nothing;
-    without Java, or where it fails (a warning says how), all but METEOR."""
+    without Java, or if it fails (a warning says how), all but METEOR."""
     if importlib.util.find_spec("pycocoevalcap") is None:
         return {}
     texts = [split_caption(text) for text in predicted]
@@ -97,7 +97,7 @@ def _bleu_sums(texts: list[str], references: list[list[str]]) -> np.ndarray:
 
 def bleu_formula(sums: np.ndarray) -> np.ndarray:
     """BLEU-4 in per cent [...] from sums of _bleu_sums's rows [..., 10]: the geometric mean of the four precisions,
-    times exp(1 - references' length / captions' length) where captions are shorter (Papineni et al., 2002)."""
+    times exp(1 - references' length / captions' length) if captions are shorter (Papineni et al., 2002)."""
     length, closest = sums[..., 0], sums[..., 1]
     guessed, correct = sums[..., 2 : 2 + ORDER], sums[..., 2 + ORDER :]
     mean = np.prod((correct + TINY) / (guessed + SMALL), axis=-1) ** (1 / ORDER)

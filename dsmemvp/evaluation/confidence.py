@@ -45,7 +45,7 @@ def mean_score(values: np.ndarray, scale: float = 100.0) -> Score:
 
 def score_of_sums(rows: np.ndarray, formula: Callable[[np.ndarray, int], np.ndarray]) -> Score:
     """A score that follows from sums over the samples. `rows`: what each sample adds, [N, S]; `formula(sums, N)`: the
-    scores [...] of sums [..., S]. Raises UserError where there is no sample."""
+    scores [...] of sums [..., S]. Raises UserError if there is no sample."""
     if not len(rows):
         raise UserError("no sample to count a score on")
     rows = np.asarray(rows, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Evaluation of a run on its test or validation shards, for captions on and off, the work dealt over all ranks.
+"""Evaluation of a run on its test or validation shards, for captions on and off, the work spread over all ranks.
 
     RUN/evaluation.json, RUN/predictions.jsonl     scores, and a JSON line for every answer
     RUN/evaluation/NAME.jsonl                      answers of one that is under way (partial.py)
@@ -35,6 +35,7 @@ from dsmemvp.evaluation.scores import main_score, scored
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
 from dsmemvp.inputs import open_inputs
+from dsmemvp.log import log
 from dsmemvp.prompts import method_class
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
@@ -101,7 +102,7 @@ def evaluate(
 
 def look_and_score(context: RunContext, opened: Inference, data: Manifest, step: int) -> dict[str, float]:
     """Inside training, after `step` steps (training/validation.py's Evaluator): the memory of a few samples in
-    TensorBoard; and if training.best_by wants them scores, with the first of evaluation.captions, the main one
+    TensorBoard; and if training.best_by asks for them, scores, with the first of evaluation.captions, the main one
     first. Raises UserError."""
     recipe, ranks = context.recipe, context.ranks
     answering = _answering(recipe, ranks, opened)
@@ -118,7 +119,7 @@ def look_and_score(context: RunContext, opened: Inference, data: Manifest, step:
             return []
         scores = scored(predicted.predictions)
         for remark in remarks(name, predicted.predictions):
-            print(remark, flush=True)
+            log.info(remark)
         main = main_score(scores)
         ordered = sorted(scores.items(), key=lambda item: item[1] is not main)
         return [json.dumps([[column, score.value] for column, score in ordered])]
@@ -151,15 +152,16 @@ def _open_data(recipe: Recipe, split: str) -> Manifest:
 
 
 def _chosen(recipe: Recipe, ranks: Ranks, run: Path, best: bool) -> Checkpoint | None:
-    """The newest or the best checkpoint; None where there is nothing trained to look for."""
+    """The newest or the best checkpoint; None if there is nothing trained to look for."""
     by = recipe.training.best_by
     find = (bound(best_checkpoint, best_by=by),) if best else ()
     found, complaints = agreed_checkpoint(run, ranks, *find)
     if ranks.first:
-        print(*complaints, sep="\n", end="\n" if complaints else "", flush=True)
+        for complaint in complaints:
+            log.info(complaint)
     if found is None and best:
         raise UserError(
-            f"{run / 'checkpoints'} holds no checkpoint with a {by} on data.validation, by which training.best_by tells"
+            f"{run / 'checkpoints'} holds no checkpoint with a {by} on data.validation, which training.best_by compares"
             " the best; evaluate without --best, or give --checkpoint"
         )
     if found is None and method_class(recipe.method.name).trainable:

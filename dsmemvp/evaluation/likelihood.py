@@ -3,7 +3,7 @@
 A choice's target is, as in training, "The answer is B." behind the prompt. What is summed are the natural logarithms of
 the probabilities of the tokens that come after those of "The answer is", up to the one that completes the letter: for
 LLaMA's tokenizers the one token " B", with others all tokens of the letter (data/letters.py). Full stop and end do not
-count, and nothing is normalised: a sum tells how probable it is that the letter is written. The letter with the highest
+count, and nothing is normalised: a sum says how probable it is that the letter is written. The letter with the highest
 sum is the answer, the first one of equal sums.
 
 Letters whose tokens but the last are the same are read from one row of the batch, so with LLaMA's tokenizers a question

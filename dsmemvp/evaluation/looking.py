@@ -14,6 +14,7 @@ from dsmemvp.data.stream import Reader
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.inspection.board import BoardReport, board_report
+from dsmemvp.log import log
 from dsmemvp.model import VisualLanguageModel
 from dsmemvp.training.event_file import EventFile
 
@@ -92,4 +93,4 @@ def _write(report: BoardReport, run: Path, step: int) -> None:
         with EventFile(run) as board:
             report.write(board, step)
     except OSError as error:
-        print(f"TensorBoard's pictures of the memory cannot be written: {error}", flush=True)
+        log.warning(f"TensorBoard's pictures of the memory cannot be written: {error}")

@@ -79,5 +79,5 @@ def meteor_formula(sums: np.ndarray) -> np.ndarray:
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Zero where nothing is divided."""
+    """Zero if nothing is divided."""
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0)

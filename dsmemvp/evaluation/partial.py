@@ -1,4 +1,4 @@
-"""Answers of an evaluation that is under way, so that one that was interrupted goes on.
+"""Answers of an evaluation that is under way, so that an interrupted one resumes.
 
 A file of JSON lines: the first one says what the answers belong to, each other one is a whole batch. It is written by
 the first rank, as the batches come.

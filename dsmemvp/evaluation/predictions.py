@@ -1,4 +1,4 @@
-"""Predictions for all samples of a data set, the work dealt over all ranks in whole batches.
+"""Predictions for all samples of a data set, the work spread over all ranks in whole batches.
 
 A batch is the same samples for any number of ranks, so a sample is computed in the same shapes, and predictions do not
 depend on that number, not even by rounding. Batches that a run before has answered are not computed again.
@@ -23,8 +23,9 @@ from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.distributed.stopping import Stopped
 from dsmemvp.evaluation.answering import Answer, Answering
 from dsmemvp.evaluation.partial import Partial
-from dsmemvp.evaluation.progress import Progress
 from dsmemvp.evaluation.scores import Prediction, predict
+from dsmemvp.log import log
+from dsmemvp.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def predict_all(
     todo = np.delete(np.arange(len(whole)), done) if done else whole
     before = sum(_samples(number, data, share) for number in done)
     if ranks.first and before:
-        print(f"{name}: going on after {before} of {data.samples} samples", flush=True)
-    progress = Progress(name, data.samples, before, ranks.first)
+        log.info(f"{name}: resuming after {before} of {data.samples} samples")
+    progress = Progress(name, data.samples, "sample", active=ranks.first, done=before)
     source = evaluation_steps(data, collator, share, recipe.data.workers, todo)
     try:
         with torch.no_grad():
@@ -86,7 +87,7 @@ def predict_all(
     except Stopped:
         if partial:
             kept = sum(_samples(json.loads(line)["batch"], data, share) for line in lines)
-            print(f"{name}: {kept} of {data.samples} samples are kept; the same command goes on there", flush=True)
+            log.info(f"{name}: {kept} of {data.samples} samples are kept; the same command resumes there")
         raise
     finally:
         progress.close()

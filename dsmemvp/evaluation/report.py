@@ -36,7 +36,7 @@ class Report:
     protocol: str
 
     def write(self, predicted: dict[str, Predicted]) -> None:
-        """`predicted` by the evaluation's name. Raises OSError, and UserError where no sample could be used."""
+        """`predicted` by the evaluation's name. Raises OSError, and UserError if no sample could be used."""
         if not any(found.rows for found in predicted.values()):
             raise UserError(f"no sample of {self.data.location} could be used; see data.on_bad_sample")
         predictions = {name: found.predictions for name, found in predicted.items()}

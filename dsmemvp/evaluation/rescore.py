@@ -41,7 +41,7 @@ def read_predictions(path: Path) -> dict[str, list[Prediction]]:
             if not line.endswith("\n"):
                 raise UserError(
                     f"{where}: is not whole, as an evaluation leaves it that was cut off; run the evaluation again, "
-                    "it goes on from there, or delete the line"
+                    "it resumes there, or delete the line"
                 )
             evaluation, prediction = _prediction(line, where)
             same = first.setdefault((evaluation, prediction.index), number)

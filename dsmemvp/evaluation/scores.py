@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from dsmemvp import markdown
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.tasks import is_scienceqa
 from dsmemvp.data.text import chosen, letter
@@ -58,7 +59,7 @@ class Prediction:
     text: str
     """What the model wrote, as decoded; for a choice by likelihood, the letter."""
     predicted: str
-    """What was read out of it; empty where nothing could be."""
+    """What was read out of it; empty if nothing could be."""
     answers: tuple[str, ...]
     """The right letter, the ten answers of VQAv2, the one answer, or the references of a caption."""
     classes: tuple[str, ...]
@@ -165,7 +166,7 @@ def _of_all(kind: str) -> str:
 
 
 def main_score(scores: dict[str, Score]) -> Score:
-    """The one by which two checkpoints are compared: more is better. Raises UserError where there is none."""
+    """The one by which two checkpoints are compared: more is better. Raises UserError if there is none."""
     for name in MAIN:
         if name in scores:
             return scores[name]
@@ -195,24 +196,12 @@ def table(rows: dict[str, dict[str, Score]]) -> str:
     """Several evaluations, one line each, as Markdown; +- half of the 95 % confidence interval beside the scores of all
     samples."""
     present = {name for scores in rows.values() for name in scores}
-    columns = [*sorted(present - set(COLUMNS)), *(name for name in COLUMNS if name in present)]
-    lines = [["", *columns]]
-    for row, scores in rows.items():
-        lines.append([row, *(_cell(name, scores.get(name)) for name in columns)])
-    widths = [max(6 if i else 0, *(len(line[i]) for line in lines)) for i in range(len(columns) + 1)]
-    text = ["| " + " | ".join(_aligned(line, widths)) + " |" for line in lines]
-    text.insert(1, "|" + "-" * (widths[0] + 2) + "|" + "|".join("-" * (width + 1) + ":" for width in widths[1:]) + "|")
-    return "\n".join(text)
+    names = [*sorted(present - set(COLUMNS)), *(name for name in COLUMNS if name in present)]
+    columns = [[name.rjust(6), *(_cell(name, scores.get(name)) for scores in rows.values())] for name in names]
+    return "\n".join(markdown.table([["", *rows], *columns], left=1))
 
 
 def _cell(name: str, score: Score | None) -> str:
     if score is None:
         return "-"
     return f"{score.value:.2f} ±{score.margin:.2f}" if name in MAIN else f"{score.value:.2f}"
-
-
-def _aligned(line: list[str], widths: list[int]) -> list[str]:
-    return [
-        f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
-        for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-    ]

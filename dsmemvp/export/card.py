@@ -13,7 +13,7 @@ DIGESTED = "SHA-256 of settings, names, shapes and a sample of the values; of th
 
 
 def model_card(content: dict[str, Any], recipe: Recipe, run: Path | None, digest: str) -> str:
-    """`content` is adapter.json's; scores are taken from `run` where they are of the checkpoint of this digest."""
+    """`content` is adapter.json's; scores are taken from `run` if they are of the checkpoint of this digest."""
     parts = [
         f"---\nlibrary_name: dsmemvp\ntags: [visual-prompting, {recipe.method.name}, llama, clip]\n---",
         f"# {recipe.name}",

@@ -17,12 +17,12 @@ from dsmemvp.checkpoints.adapter import TRAINED, write_adapter
 from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, State, check_sums, newest_checkpoint, read_checkpoint
 from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.config.recipe import Recipe
+from dsmemvp.dtypes import NAMED
 from dsmemvp.errors import UserError
 from dsmemvp.export.card import model_card
 from dsmemvp.model import trainable_shapes
 from dsmemvp.prompts import method_class
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LANGUAGE_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -46,8 +46,8 @@ def export(
     run: Path, out: Path | None, published: Path | None = None, checkpoint: Path | None = None, dtype: str = "fp32"
 ) -> list[str]:
     """Write the newest intact checkpoint of a run's folder, or the given one, and return a line about each thing
-    written. `dtype` (one of DTYPES) is that of the folder's tensors. Raises UserError for what
-    cannot be exported, OSError where it cannot be written."""
+    written. `dtype` (one of NAMED) is that of the folder's tensors. Raises UserError for what
+    cannot be exported, OSError if it cannot be written."""
     if out is None and published is None:
         raise UserError("give --out, --published or both")
     found, said = _checkpoint(run, checkpoint)
@@ -56,7 +56,7 @@ def export(
     if published is not None:
         said.append(_write_published(published, found.state, recipe, trained))
     if out is not None:
-        tensors = {name: t.to(DTYPES[dtype]) for name, t in trained.items()}
+        tensors = {name: t.to(NAMED[dtype]) for name, t in trained.items()}
         said.append(_write_folder(out, found.state, recipe, tensors, run, found.digest()))
     return said
 
@@ -64,7 +64,7 @@ def export(
 def export_file(recipe: Recipe, trained: Path, out: Path, dtype: str = "fp32") -> str:
     """Write a folder as `export` does, for a file of trained tensors from elsewhere, such as `dsmemvp convert` makes of
     a published checkpoint; it is taken to belong to the recipe's base and method. Returns a line about it. Raises
-    UserError where the file does not fit the recipe, OSError."""
+    UserError if the file does not fit the recipe, OSError."""
     if not trained.is_file():
         raise UserError(f"--checkpoint: {trained} is no file of trained tensors")
     found = read_checkpoint(trained)
@@ -72,7 +72,7 @@ def export_file(recipe: Recipe, trained: Path, out: Path, dtype: str = "fp32") -
     base = Base(recipe)
     values = found.values(trainable_shapes(recipe, base.configs))
     state = State(recipe=as_dict(recipe), base=fingerprint(base))
-    return _write_folder(out, state, recipe, {name: t.to(DTYPES[dtype]) for name, t in values.items()})
+    return _write_folder(out, state, recipe, {name: t.to(NAMED[dtype]) for name, t in values.items()})
 
 
 def _checkpoint(run: Path, given: Path | None) -> tuple[Checkpoint, list[str]]:
@@ -142,7 +142,7 @@ def _needs(recipe: Recipe) -> dict[str, Any]:
 
 def _write_published(path: Path, state: State, recipe: Recipe, trained: dict[str, torch.Tensor]) -> str:
     """The file that the published code's evaluation reads: "model" and "epoch", counted from 0. The optimizer's state
-    is not in it. Raises UserError where that code would compute something else from it."""
+    is not in it. Raises UserError if that code would compute something else from it."""
     layout = method_class(recipe.method.name).published
     if layout is None:
         raise UserError(f"method.name: {recipe.method.name!r} has no published layout; only --out can be written")

@@ -1,13 +1,13 @@
-"""Watching over ranks: one that dies, hangs or loses its network ends the run soon, with a message that names it.
+"""Detect failed ranks: one that dies, hangs or loses its network ends the run soon, with a message that names it.
 
-A thread of every rank tells the first rank once a second where its main thread is; a thread of the first rank listens.
-It passes a verdict when a connection breaks, when nothing is heard from a rank, or when a rank's main thread does not
-move on. Then every process prints the verdict with the place it was waiting in, and ends with UNEXPECTED, so that a
-batch script starts the run again. A rank that hears nothing from the first one ends in the same way. A rank that is
-asked to end before there is anything to save has all ranks end with REQUEUE.
+A thread of every rank reports to the first rank once a second where its main thread is; a thread of the first rank
+listens. It passes a verdict when a connection breaks, when nothing is heard from a rank, or when a rank's main thread
+does not move on. Then every process prints the verdict with the place it was waiting in, and ends with UNEXPECTED, so
+that a batch script starts the run again. A rank that hears nothing from the first one ends in the same way. A rank that
+is asked to end before there is anything to save has all ranks end with REQUEUE.
 
-Both ends of a connection prove that they know a token of this run (heartbeat.py): no other process on the network can
-end it.
+Both ends of a connection prove that they know a token of this run (heartbeat_protocol.py): no other process on the
+network can end it.
 
 This is apart from the collectives, which only say that somebody is missing (gloo) or nothing at all (nccl), and late.
 """
@@ -67,7 +67,7 @@ class Heartbeat:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        """An error of this rank is told to the others; one that follows from theirs ends this process here, with what
+        """An error of this rank is sent to the others; one that follows from theirs ends this process here, with what
         the first rank says of it."""
         if error is not None and not isinstance(error, Stopped):
             code, follows = exit_code(error), _from_collective(error)
@@ -138,7 +138,7 @@ class Heartbeat:
                 sys.stderr.write(f"dsmemvp: {verdict}\n" + ("" if code == USER_ERROR else f"  ending {own}\n"))
             sys.stderr.flush()
             sys.stdout.flush()
-        if code == USER_ERROR:  # where srun ends the rank that met it before it can
+        if code == USER_ERROR:  # if srun ends the rank that met it before it can
             leave_word(verdict.removeprefix("error: "))
         os._exit(code)
 

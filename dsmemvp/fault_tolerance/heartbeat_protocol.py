@@ -1,4 +1,4 @@
-"""What a rank tells rank 0 once a second, and how both sides prove that they belong to the same run.
+"""The messages that a rank sends to rank 0 once a second, and how both sides prove that they belong to the same run.
 
 A connection begins with a handshake in lines of text. The token, which ranks got over the process group, is not sent:
 
@@ -88,7 +88,7 @@ def challenge() -> str:
 
 
 def proof(token: bytes, side: str, rank: int, asked: str, own: str) -> str:
-    """Of knowing the token: `side` is "rank" or "hub", `asked` the other side's challenge, `own` this one's."""
+    """Of knowing the token: `side` is "rank" or "server", `asked` the other side's challenge, `own` this one's."""
     return hmac.new(token, f"{side} {rank} {asked} {own}".encode(), "sha256").hexdigest()
 
 
@@ -125,7 +125,7 @@ def connect(address: str, port: int, rank: int, token: bytes, seconds: float) ->
 def _introduce(connection: socket.socket, rank: int, token: bytes) -> None:
     asked, own = _read(connection, 32), challenge()
     connection.sendall(f"{rank} {own} {proof(token, 'rank', rank, asked, own)}\n".encode())
-    if not hmac.compare_digest(_read(connection, 64), proof(token, "hub", rank, own, asked)):
+    if not hmac.compare_digest(_read(connection, 64), proof(token, "server", rank, own, asked)):
         raise ConnectionError("what answers there is not rank 0 of this run")
 
 

@@ -83,8 +83,8 @@ class HeartbeatServer:
             self._selector.register(listener, selectors.EVENT_READ)
 
     def listen(self) -> None:
-        """To the end of the run, or to a verdict, which is told to all ranks."""
-        before = told = time.monotonic()
+        """To the end of the run, or to a verdict, which is sent to all ranks."""
+        before = sent = time.monotonic()
         while not self._detector.done:
             for key, _ in self._selector.select(timeout=LOOK):
                 ready = key.fileobj
@@ -105,9 +105,9 @@ class HeartbeatServer:
             if found := self._detector.verdict(now):
                 self._tell_verdict(*found)
                 return  # connections stay open: one that is closed early may lose what was sent last
-            if now - told > BEAT:
+            if now - sent > BEAT:
                 self._beat()
-                told = now
+                sent = now
         self._let_nobody_in()
         for connection in list(self._connections):
             self._close(connection)
@@ -158,7 +158,7 @@ class HeartbeatServer:
         if old is not None:  # it missed the answer, and tries again
             self._close(old)
         state.rank, self._of_rank[rank] = rank, connection
-        self._send(connection, proof(self._token, "hub", rank, own, state.asked).encode() + b"\n")
+        self._send(connection, proof(self._token, "server", rank, own, state.asked).encode() + b"\n")
 
     def _close(self, connection: socket.socket) -> None:
         state = self._connections.pop(connection)

@@ -1,4 +1,4 @@
-"""Which process trains a run, and whether it still lives: told among all processes of a host, and not on others."""
+"""Identify the process that trains a run, and whether it is alive: known on its own host, not on others."""
 
 import os
 import socket
@@ -42,7 +42,7 @@ class Holder:
 
 
 def own_holder(environment: Mapping[str, str]) -> Holder:
-    """This process. Raises OSError where there is no /proc."""
+    """This process. Raises OSError if there is no /proc."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return Holder(
         token=uuid.uuid4().hex,
@@ -63,7 +63,7 @@ def _started(process: int) -> int:
     return -1 if fields[0] in "ZX" else int(fields[19])
 
 
-def lives(holder: Holder) -> bool:
+def is_alive(holder: Holder) -> bool:
     """Whether its process is there, of a holder whose `processes` are this process's own."""
     others = False
     try:

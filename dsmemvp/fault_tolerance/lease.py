@@ -1,7 +1,7 @@
 """The lease on a run's folder: of all trainings of a run, one writes there.
 
 RUN/lease.json names the process that holds it, which changes a number in it every BEAT seconds. A start that finds
-the file looks whether that process lives: at once if it can see the process, otherwise by whether the file changes
+the file looks whether that process is alive: at once if it can see the process, otherwise by whether the file changes
 within EXPIRY seconds of looking. Clocks of two nodes are never compared. A holder that was suspended or
 cut off from the file system for too long finds another's name in the file, and ends before it writes anything else.
 
@@ -23,7 +23,8 @@ from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.distributed.stopping import USER_ERROR, Stop, Stopped, leave_word
 from dsmemvp.errors import UserError
 from dsmemvp.fault_tolerance.heartbeat import Heartbeat
-from dsmemvp.fault_tolerance.holder import Holder, lives, own_holder, read_holder
+from dsmemvp.fault_tolerance.holder import Holder, is_alive, own_holder, read_holder
+from dsmemvp.log import log
 
 FILE = "lease.json"
 SIZE = 1024
@@ -36,7 +37,7 @@ EXPIRY = 60
 """Attempts without a change after which a holder that cannot be seen is taken for dead. Attempts and not seconds: a
 file system that hangs for both holds up the count as well."""
 PATIENCE = 300
-"""Attempts to wait for a holder that lives and is about to end."""
+"""Attempts to wait for a holder that is alive and is about to end."""
 
 
 def end_process(why: str) -> None:
@@ -49,7 +50,7 @@ def end_process(why: str) -> None:
 
 
 class Lease:
-    """The first rank's. `lost` is called with the reason by `beat` and `check` where another holds the lease."""
+    """The first rank's. `lost` is called with the reason by `beat` and `check` if another holds the lease."""
 
     def __init__(self, run: Path, own: Holder, lost: Callable[[str], object] = end_process):
         self._run, self._path, self._own, self._lost = run, run / FILE, own, lost
@@ -61,7 +62,7 @@ class Lease:
 
     def attempt(self) -> bool:
         """Try to get it, once; whether this process has it now. Where another may live, or has been given up, the next
-        attempt tells: call again POLL seconds later. Raises UserError naming a holder that lives, and OSError."""
+        attempt tells: call again POLL seconds later. Raises UserError naming a holder that is alive, and OSError."""
         self._run.mkdir(parents=True, exist_ok=True)
         self._own = replace(self._own, folder=self._run.stat().st_ino)
         if self._create():
@@ -98,14 +99,14 @@ class Lease:
     def _alive(self, found: Holder | None, content: bytes) -> bool | None:
         """None while it is not known."""
         if found and found.processes == self._own.processes:
-            return found.folder == self._own.folder and lives(found)
+            return found.folder == self._own.folder and is_alive(found)
         self._moved = self._moved or self._seen not in (None, content)
         self._unchanged = self._unchanged + 1 if self._seen == content else 0
         self._seen = content
         return False if self._unchanged >= EXPIRY else self._moved or None
 
     def _wait(self, found: Holder | None, alive: bool | None) -> None:
-        """Count an attempt for nothing; say once what is waited for. Raises UserError where that is in vain."""
+        """Count an attempt for nothing; say once what is waited for. Raises UserError if that is in vain."""
         self._attempts += 1
         who = str(found) if found else f"somebody who left no name in {FILE}"
         if alive and not (found and self._ends_soon(found) and self._attempts < PATIENCE):
@@ -113,8 +114,8 @@ class Lease:
                 f"{self._run} is being trained by {who}; end that first, or take another name for this run (name=...)"
             )
         if not self._told:
-            what = f"up to {EXPIRY * POLL:g} s, to see whether that lives" if alive is None else "for that to end"
-            print(f"{self._run} is held by {who}: waiting {what}", flush=True)
+            what = f"up to {EXPIRY * POLL:g} s, to see whether that is alive" if alive is None else "for that to end"
+            log.info(f"{self._run} is held by {who}: waiting {what}")
         self._told = True
 
     def _ends_soon(self, found: Holder) -> bool:
@@ -150,7 +151,7 @@ class Lease:
             new.unlink(missing_ok=True)
 
     def beat(self, ending: bool = False) -> None:
-        """Show that this process lives. What the file system does not take now, it may the next time."""
+        """Show that this process is alive. What the file system does not take now, it may the next time."""
         with suppress(OSError):
             self._look(ending, write=True)
 

@@ -20,7 +20,7 @@ LOOKED_AT = 1 << 20
 
 
 def count_start(run: Path, step: int, environment: Mapping[str, str], most_fruitless: int) -> None:
-    """Called by one rank, when it is known where the run goes on. Raises UserError where a requeued Slurm job has
+    """Called by one rank when the step is known at which the run resumes. Raises UserError if a requeued Slurm job has
     started from this step `most_fruitless` times already, and OSError."""
     job, restart = environment.get("SLURM_JOB_ID", ""), int(environment.get("SLURM_RESTART_COUNT") or 0)
     run.mkdir(parents=True, exist_ok=True)

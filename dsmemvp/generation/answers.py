@@ -80,7 +80,7 @@ class Answerer:
 
         The prompt is that of training. An answer follows "The answer is", which is left out with the full stop at its
         end; with `free` it stands by itself, as captions and conversations were trained. With `choices` it is one of
-        these, or empty where the model names none of their letters. Raises UserError."""
+        these, or empty if the model names none of their letters. Raises UserError."""
         if isinstance(questions, str):
             return self.answer([questions], picture, choices=choices, context=context, free=free, **sampling)[0]
         samples, settings = check_asked(questions, choices, context, free, **sampling)

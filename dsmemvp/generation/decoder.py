@@ -1,4 +1,4 @@
-"""Our model as transformers' `generate` wants one: from its loop come new tokens, which become a batch of one token per
+"""The model as transformers' `generate` needs it: from its loop come new tokens, which become a batch of one token per
 sample. Keys, values and the method's state are kept in a `Decoding` of ours (model.py), not in transformers' cache.
 
 The adapter owns no parameter. It calls the model's forward, which under ZeRO-3 is the engine's, since DeepSpeed's

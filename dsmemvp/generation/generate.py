@@ -58,9 +58,9 @@ def generate(
     samples, batch = len(prompts.indices), prompts.batch.to(decoder.device)
     # the last tokens are supervised already, but for the lone token of a batch without samples
     batch = replace(batch, supervised=batch.cu_seqlens[1:].long() - 1)
-    # `generate` wants a prompt to append to: a column that nobody reads
+    # `generate` needs a prompt to append to: a column that nobody reads
     ids = torch.zeros(batch.size, 1, dtype=torch.long, device=decoder.device)
-    writer: Any = decoder  # transformers' own declaration wants more methods than it calls
+    writer: Any = decoder  # transformers' own declaration has more methods than it calls
     with torch.random.fork_rng(devices=[decoder.device] if decoder.device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
         whole = writer.generate(

@@ -55,7 +55,7 @@ def board_report(
     texts: Mapping[str, str] | None = None,
 ) -> BoardReport:
     """Of samples with pictures (others are passed over), encoded for their answers. Heat maps show the change against
-    these samples' mean memory, or against no picture where there is one sample. `texts`, such as predictions, are
+    these samples' mean memory, or against no picture if there is one sample. `texts`, such as predictions, are
     passed on. For a method without feed-forward memory, and without pictures, nothing but the texts is reported;
     dropout must be off."""
     report = BoardReport(texts=dict(texts or {}))

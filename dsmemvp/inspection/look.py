@@ -41,7 +41,7 @@ from dsmemvp.training.inference import open_for_inference
 REFERENCES, SEARCHED = 64, 1000
 """Pictures whose mean memory is what a change is measured against, and samples among which they are looked for."""
 LAYERS = 5
-"""Shown where none are asked for, spread over the depth."""
+"""Shown if none are asked for, spread over the depth."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Look:
     answer: str
     """The token that the model answers with, and the option that it names."""
     right: str
-    """The right answer, in the same way; empty where nobody knows it."""
+    """The right answer, in the same way; empty if nobody knows it."""
     other: str
     """What changes are measured against, in words."""
 
@@ -134,16 +134,16 @@ class Opened:
     tokenizer: Tokenizer
 
     def item(self, sample: Sample) -> Item:
-        """For reading the answer. Raises SampleError, also where the sample has no picture."""
+        """For reading the answer. Raises SampleError, also if the sample has no picture."""
         if sample.image is None:
             raise SampleError(sample.where, "has no picture to look at")
         return self.collator.item(self.tokenizer, sample)
 
     def average(self) -> Memory:
-        """The mean memory of the first pictures of data.test, or of data.train where there is no test data."""
+        """The mean memory of the first pictures of data.test, or of data.train if there is no test data."""
         data = self.recipe.data
         if not (data.test or data.train):
-            raise UserError("--against: the mean wants pictures; name some with --set data.test=SHARDS, or take none")
+            raise UserError("--against: the mean needs pictures; name some with --set data.test=SHARDS, or take none")
         first = islice(self._samples(bool(data.test)), SEARCHED)
         pictures = list(islice((sample for sample in first if sample.image is not None), REFERENCES))
         if not pictures:

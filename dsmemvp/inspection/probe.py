@@ -60,7 +60,7 @@ class Probe:
     contribution: torch.Tensor
     """[Y, T, N]"""
     change: torch.Tensor | None
-    """[Y, T, N]; None where no other memory was given"""
+    """[Y, T, N]; None if no other memory was given"""
     branch_norm: torch.Tensor
     """[Y, T] |o|"""
     feed_forward_norm: torch.Tensor
@@ -86,7 +86,7 @@ class Probe:
             return self.contribution[:, rows].sum(1) / _square(self.branch_norm[:, rows])
         measured = self.change if what == "change" else self.activation
         if measured is None:
-            raise UserError("a change wants another memory to compare with: give it to probe()")
+            raise UserError("a change needs another memory to compare with: give it to probe()")
         return measured[:, rows].mean(1)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dsmemvp.inspection.probe import Probe
+from dsmemvp.markdown import table
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class LayerShares:
     """Mean norm of the frozen feed-forward's output."""
     visual_output: float
     """Share of the branch's output that the visual slots carry: their part of sum |o|^2, which may be negative or over
-    1 where visual and learned slots work against each other. The learned slots carry the rest."""
+    1 if visual and learned slots work against each other. The learned slots carry the rest."""
     visual_activation: float
     """The visual slots' share of sum |a|."""
 
@@ -44,7 +45,7 @@ def shares(probe: Probe, sample: int = 0) -> list[LayerShares]:
 
 
 def memory_norms(probe: Probe, sample: int = 0) -> dict[str, float]:
-    """Mean norms of keys and values, which all layers share, of visual and learned slots (the latter only where there
+    """Mean norms of keys and values, which all layers share, of visual and learned slots (the latter only if there
     are any)."""
     norms = {}
     for name, norm in (("keys", probe.key_norm[sample]), ("values", probe.value_norm[sample])):
@@ -59,19 +60,22 @@ def lines(probe: Probe, sample: int = 0) -> list[str]:
     slots = probe.activation.shape[-1]
     norms = memory_norms(probe, sample)
     text = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in norms.items())
-    rows = [
+    found = shares(probe, sample)
+    columns = [
+        ["layer", *map(str, range(len(found)))],
+        ["feed-forward", *(f"{layer.feed_forward_norm:.3f}" for layer in found)],
+        ["memory", *(f"{layer.branch_norm:.3f}" for layer in found)],
+        ["ratio", *(f"{layer.ratio:.3f}" for layer in found)],
+        ["output: visual", *(f"{layer.visual_output:.1%}" for layer in found)],
+        ["learned", *(f"{1 - layer.visual_output:.1%}" for layer in found)],
+        ["activation: visual", *(f"{layer.visual_activation:.1%}" for layer in found)],
+        ["learned", *(f"{1 - layer.visual_activation:.1%}" for layer in found)],
+    ]
+    return [
         f"{probe.patches} visual and {slots - probe.patches} learned slots; mean norms, shared by all layers: {text}",
         "",
-        "| layer | feed-forward | memory | ratio | output: visual | learned | activation: visual | learned |",
-        "|------:|-------------:|-------:|------:|---------------:|--------:|-------------------:|--------:|",
+        *table(columns),
     ]
-    for n, layer in enumerate(shares(probe, sample)):
-        rows.append(
-            f"| {n:5} | {layer.feed_forward_norm:12.3f} | {layer.branch_norm:6.3f} | {layer.ratio:5.3f} "
-            f"| {layer.visual_output:13.1%} | {1 - layer.visual_output:6.1%} "
-            f"| {layer.visual_activation:17.1%} | {1 - layer.visual_activation:6.1%} |"
-        )
-    return rows
 
 
 def _share(part: float, whole: float) -> float:

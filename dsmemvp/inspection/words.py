@@ -17,7 +17,7 @@ ANSWER = "(answer)"
 QUESTION = "(question)"
 """Name of all words of the question together."""
 MOST = 8
-"""Words of a question that are chosen one by one where none are asked for; a longer question is taken together."""
+"""Words of a question that are chosen one by one if none are asked for; a longer question is taken together."""
 
 
 @dataclass(frozen=True)

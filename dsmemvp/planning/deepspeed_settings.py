@@ -16,7 +16,7 @@ from dsmemvp.planning.deepspeed_file import HPZ, read_settings
 def deepspeed_settings(recipe: Recipe, world: int, training: bool = True) -> dict[str, Any]:
     """The DeepSpeed configuration with every "auto" that the recipe decides filled in; without `training` the batch is
     whatever the ranks make it. Micro-steps are accumulated by the training loop, so that their number may differ from
-    step to step; DeepSpeed is told of one. Raises UserError naming the key."""
+    step to step; DeepSpeed gets one. Raises UserError naming the key."""
     path = Path(recipe.training.deepspeed)
     settings = read_settings(path)
     _cut_inside_nodes(settings["zero_optimization"], path, world)

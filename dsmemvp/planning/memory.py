@@ -54,7 +54,7 @@ def memory(trace: Trace, sharding: Sharding, cluster: Cluster, gathers: Gathers)
 
 
 def _replicated(trace: Trace, cluster: Cluster) -> Memory:
-    """ZeRO stage 1 with bf16 and float32 gradients: whole weights and gradients, masters and moments in n parts."""
+    """ZeRO stage 1, bf16, float32 gradients: whole weights and gradients; master weights and moments in n parts."""
     flat = optimizer_groups(trace.parameters, cluster.gpus)
     frozen = sum(p.numel for p in trace.parameters if not p.trained)
     return Memory(

@@ -48,7 +48,7 @@ class Plan:
     recipe: Recipe
     """With the batch sizes that were planned with."""
     choices: tuple[Choice, ...]
-    """One per sharding: the recipe's recompute policy where it fits, else `full`."""
+    """One per sharding: the recipe's recompute policy if it fits, else `full`."""
     activations: dict[Policy, int]
     """Bytes by recompute policy."""
     best: Choice | None
@@ -134,7 +134,7 @@ def weigh(found: Trace, sharding: Sharding, recompute: Policy, cluster: Cluster,
 
 def shardings_beside(recipe: Recipe) -> tuple[list[Sharding], list[str]]:
     """Those of all DeepSpeed files in the folder of the recipe's own, and what is wrong with those left out. Raises
-    UserError where the recipe's own cannot be planned."""
+    UserError if the recipe's own cannot be planned."""
     own = Path(recipe.training.deepspeed)
     found, problems = [read_sharding(own)], []
     for path in own.parent.glob("*.json"):
@@ -156,7 +156,7 @@ def with_batch_for(recipe: Recipe, gpus: int, tokens: int) -> tuple[Recipe, list
         rate = training.learning_rate * global_batch / training.global_batch
         notes.append(
             f"{counted(gpus, 'GPU')} cannot share a global batch of {training.global_batch}; planned with"
-            f" training.global_batch={global_batch}, which wants training.learning_rate={rate:g} if the rate goes with"
+            f" training.global_batch={global_batch}, which needs training.learning_rate={rate:g} if the rate goes with"
             " the batch"
         )
     micro_batch = -(-global_batch // (micro_steps * gpus))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dsmemvp.counting import counted
+from dsmemvp.markdown import table
 from dsmemvp.planning.duration import EFFICIENCY, HOST, LINK_SHARE
 from dsmemvp.planning.plan import RESERVE, SAME, SAME_SECONDS, Choice, Plan
 from dsmemvp.planning.trace import SUPERVISED
@@ -38,7 +39,7 @@ def lines(plans: list[Plan], tokens: int) -> list[str]:
         ["recompute", *(c.recompute if c.fits(plan.cluster) else "does not fit" for plan, c in rows)],
         *(_column(column, rows) for column in SUM_COLUMNS),
     ]
-    text = _aligned(columns)
+    text = table(columns)
     for plan in plans:
         text += ["", *plan.notes, recommendation(plan)]
     return [*text, "", *assumptions(plans[0], tokens)]
@@ -106,12 +107,3 @@ def assumptions(plan: Plan, tokens: int) -> list[str]:
         f" per GPU inside a node and {cluster.interconnect * 8 / 1e9:.0f} Gb/s per node between them;"
         f" {HOST / 1e9:.0f} GB/s from host memory.",
     ]
-
-
-def _aligned(columns: list[list[str]]) -> list[str]:
-    """A Markdown table of columns; the first cell of each is its head."""
-    widths = [max(map(len, column)) for column in columns]
-    rows = zip(*columns, strict=True)
-    made = ["| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    rule = "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|"
-    return [made[0], rule, *made[1:]]

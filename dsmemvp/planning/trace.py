@@ -21,9 +21,9 @@ from dsmemvp.backbones.configs import Configs
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
+from dsmemvp.dtypes import NAMED
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum
 
-TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Policy = Literal["none", "full"]
 SUPERVISED = 8
 """Tokens of a sample's target: "The answer is B." and the end of text."""
@@ -68,7 +68,7 @@ class Trace:
 def trace(recipe: Recipe, configs: Configs, tokens: int, recompute: Policy) -> Trace:
     """One micro-step of `recipe.training.micro_batch` samples with an image and `tokens` text tokens each."""
     recipe = replace(recipe, training=replace(recipe.training, recompute=recompute))
-    dtype = TYPES[recipe.model.dtype]
+    dtype = NAMED[recipe.model.dtype]
     with FakeTensorMode():
         model = _build(recipe, configs, dtype)
         batch = example_batch(recipe, configs, model.method.reserved(), tokens)

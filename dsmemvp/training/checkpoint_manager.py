@@ -1,4 +1,4 @@
-"""Checkpoints among ranks: which one all go on from, and saving while training goes on.
+"""Checkpoints among ranks: from which one all resume, and saving while training continues.
 
 Ranks wait only until values and moments are in the first rank's memory; a thread of that rank writes them.
 """
@@ -32,7 +32,7 @@ Guard = Callable[[], object]
 
 def agreed_checkpoint(run: Path, ranks: Ranks, find: Find = newest_checkpoint) -> tuple[Checkpoint | None, list[str]]:
     """The newest intact checkpoint, or the one that `find` chooses, by the first rank's word, and what is wrong with
-    those before it. Raises UserError, also where another rank does not see that folder."""
+    those before it. Raises UserError, also if another rank does not see that folder."""
     found, complaints = ranks.together(lambda: find(run) if ranks.first else (None, []))
     names = ranks.gather([found.trained.parent.name] if found else [])
     if not names:
@@ -77,17 +77,19 @@ class CheckpointManager:
         return True
 
     def begin(self, state: State, weights: Saved) -> None:
-        """A checkpoint that training goes on beside. One that cannot be written is reported, and the next one may."""
+        """Write a checkpoint while training continues. One that cannot be written is reported, and the next tried."""
         began = time.monotonic()
         self.wait()
         if self._error is not None:
-            self._monitor.say(f"going on without the last checkpoint: {self._error}")
+            self._monitor.say(f"continuing without the last checkpoint: {self._error}")
             self._error = None
         values, moments = weights.values(), weights.moments()
         self.saved = state.step
         if self._ranks.first:
             waited = time.monotonic() - began
-            self._thread = threading.Thread(target=self._write, args=(state, values, moments, waited), name="saver")
+            self._thread = threading.Thread(
+                target=self._write, args=(state, values, moments, waited), name="checkpoint writer"
+            )
             self._thread.start()
 
     def finish(self) -> None:

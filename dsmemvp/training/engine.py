@@ -16,6 +16,7 @@ from dsmemvp.checkpoints.checkpoint import Checkpoint, Tensors
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
 from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.dtypes import NAMED
 from dsmemvp.errors import UserError
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_empty, loss_sum
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
@@ -31,7 +32,6 @@ LANGUAGE = "language"
 """The language model's loss, among a method's own."""
 WHOLE: dict[str, Any] = {"zero_optimization": {"stage": 0}}
 """Settings of a model that DeepSpeed has no part in."""
-TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Trainer:
@@ -149,7 +149,7 @@ class Trainer:
         return {name: value.item() for name, value in sums.items()}
 
     def update(self, learning_rate: float) -> float:
-        """The optimizer step of the last micro-step; returns the norm of the global gradient: infinity where it is not
+        """The optimizer step of the last micro-step; returns the norm of the global gradient: infinity if it is not
         finite, and then DeepSpeed has updated nothing."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -173,7 +173,7 @@ def build_model(
     ever holds more of the frozen part than its partitions and one tensor that has no values yet. Nothing is sent
     between ranks but whether all have loaded; errors are raised on all."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(TYPES[recipe.model.dtype])
+    torch.set_default_dtype(NAMED[recipe.model.dtype])
     try:
         model = build_empty(recipe, configs, ranks.device)
     finally:
@@ -213,9 +213,9 @@ def build_trainer(
     trainables = model.trainables()
     if not trainables:
         raise UserError(f"method.name: {recipe.method.name!r} has no trainable parameters; it can only be evaluated")
-    # the masters start from these unrounded values; the module computes in the recipe's type
+    # the master weights start from these unrounded values; the module computes in the recipe's type
     initial = {name: p.detach().clone() for name, p in trainables.items()}
-    cast(trainables, ranks.device, TYPES[recipe.model.dtype])
+    cast(trainables, ranks.device, NAMED[recipe.model.dtype])
     return Trainer(recipe, ranks, model, trainables, initial, trains)
 
 

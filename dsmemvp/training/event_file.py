@@ -1,6 +1,6 @@
 """TensorBoard's events of a run, in RUN/events.out.tfevents.*, so that TensorBoard calls the run by its folder's name.
 
-torch's SummaryWriter writes in a thread: a full disk ends it with a traceback, once for every attempt to go on, and
+torch's SummaryWriter writes in a thread: a full disk ends it with a traceback, once for every further attempt, and
 what it had taken is lost. Here torch makes the events and TensorBoard frames them, but the caller's thread writes them;
 what a disk does not take waits in memory, and goes first as soon as there is room.
 """

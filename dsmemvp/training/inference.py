@@ -10,10 +10,11 @@ from dsmemvp.checkpoints.checkpoint import Checkpoint
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.collator import Collator
 from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.dtypes import NAMED
 from dsmemvp.inputs import Inputs, open_inputs
 from dsmemvp.model import VisualLanguageModel
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
-from dsmemvp.training.engine import TYPES, WHOLE, build_model, cast, load_base
+from dsmemvp.training.engine import WHOLE, build_model, cast, load_base
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def open_for_inference(
         values = checkpoint.values({name: tuple(p.shape) for name, p in trainables.items()})
         for name, parameter in trainables.items():
             parameter.data.copy_(values[name])
-    cast(trainables, ranks.device, TYPES[recipe.model.dtype])
+    cast(trainables, ranks.device, NAMED[recipe.model.dtype])
     run: Any = model.eval()
     if partitioned(settings):
         run, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)

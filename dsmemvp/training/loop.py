@@ -15,6 +15,7 @@ from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.loader import Balancing, Share, training_steps
 from dsmemvp.distributed.stopping import Stopped
 from dsmemvp.fault_tolerance.lease import held_lease
+from dsmemvp.log import log
 from dsmemvp.prompts.interface import Callback
 from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
@@ -40,7 +41,7 @@ def train(context: RunContext, evaluator: Evaluator | None = None) -> Path:
         if not prepared.is_over:
             _train(context, prepared, evaluator, guard)
         elif context.ranks.first:
-            print(f"{context.recipe.name}: trained to step {prepared.until} already", flush=True)
+            log.info(f"{context.recipe.name}: trained to step {prepared.until} already")
     return context.folder
 
 
@@ -85,7 +86,7 @@ def _introduce(context: RunContext, prepared: Prepared, trainer: Trainer, monito
     order = prepared.spans[0].data.order
     epoch = f"{counted(order.samples, 'sample')} and {counted(order.steps, 'step')} per epoch"
     whole = f"{counted(recipe.training.epochs, 'epoch')}, {counted(ranks.world, 'rank')} on {ranks.device.type}"
-    after = f", going on after step {first}" if first else ""
+    after = f", resuming after step {first}" if first else ""
     monitor.say(f"{recipe.name}: {trained:,} trained parameters, {epoch}, {whole}{after}")
     if order.repeats:
         monitor.say(f"the last batch of every epoch is completed with its first {counted(order.repeats, 'sample')}")
@@ -140,17 +141,17 @@ class _Loop:
         if len(self.prepared.spans) > 1:
             self.monitor.say(f"stage {span.stage.name}: steps {span.first + 1} to {span.last}")
         training = self.context.recipe.training
-        window = Throughput()
+        throughput = Throughput()
         self.context.at("reading", self.step)
         balancing = self._balancing(span)
         for batches in self.context.ranks.in_step(self._batches(span, until, balancing)):
-            self._train_step(span, batches, window, balancing.costs)
+            self._train_step(span, batches, throughput, balancing.costs)
             self.step += 1
             for callback in self.callbacks:
                 callback.after_step(self.step, self.trainer.model.method)
-            if self.step % training.log_every == 0 and window.steps:
-                self._log(span, window)
-                window = Throughput()
+            if self.step % training.log_every == 0 and throughput.steps:
+                self._log(span, throughput)
+                throughput = Throughput()
             self.monitor.advance()
             if self.saving.is_due(self.step):
                 self.saving.save(self.step)
@@ -170,7 +171,7 @@ class _Loop:
         data, workers = span.data, recipe.data.workers
         return training_steps(data.manifests, data.order, collator, share, steps, workers, balancing)
 
-    def _train_step(self, span: Span, batches: Sequence[MicroBatch], window: Throughput, costs: CostModel) -> None:
+    def _train_step(self, span: Span, batches: Sequence[MicroBatch], throughput: Throughput, costs: CostModel) -> None:
         totals = exchange(self.context, self.trainer, span, batches, costs, self.saving.requested())
         if totals.asked:
             raise Stopped(f"after step {self.step}")
@@ -180,13 +181,13 @@ class _Loop:
         result = take_step(self.context, self.trainer, span, self.step, batches, totals)
         if self.health.check(self.step + 1, result.loss, result.norm):
             parts = result.losses if len(result.losses) > 1 else {}
-            window.add(result.loss, totals.samples, totals.tokens, totals.imbalance, parts)
-            window.rate, window.norm = result.rate, result.norm
+            throughput.add(result.loss, totals.samples, totals.tokens, totals.imbalance, parts)
+            throughput.rate, throughput.norm = result.rate, result.norm
 
     def _save_and_end(self) -> None:
         self.saving.begin_if_new(self.step)
         self.saving.finish(self.step)
-        self.monitor.say(f"step {self.step}: ended as asked; the same command goes on from here")
+        self.monitor.say(f"step {self.step}: ended as asked; the same command resumes here")
         raise Stopped(f"after step {self.step}")
 
     def _note(self, batches: Sequence[MicroBatch], totals: Totals) -> None:
@@ -197,22 +198,23 @@ class _Loop:
         else:
             self.skips.none()
         if self.context.recipe.data.record_order:
-            dealt = self.context.ranks.gather([json.dumps(pair) for micro in batches for pair in micro.dealt])
-            samples = [number for _, number in sorted(map(json.loads, dealt))]
+            assigned = self.context.ranks.gather([json.dumps(pair) for micro in batches for pair in micro.assigned])
+            samples = [number for _, number in sorted(map(json.loads, assigned))]
             self.monitor.write("order", {"step": self.step + 1, "samples": samples})
 
-    def _log(self, span: Span, window: Throughput) -> None:
-        numbers = window.numbers(self.language_parameters) | {
+    def _log(self, span: Span, throughput: Throughput) -> None:
+        numbers = throughput.numbers(self.language_parameters) | {
             "speed/peak_gib": peak_memory(self.context.ranks.device),
             "training/cut_contexts": float(self.cut),
             "training/skipped_samples": float(self.skips.total),
             "training/not_finite": float(self.health.not_finite),
             "training/spikes": float(self.health.spikes),
         }
-        own = "".join(f"  {name} {numbers[f'loss/{name}']:.4f}" for name in window.losses)
+        own = "".join(f"  {name} {numbers[f'loss/{name}']:.4f}" for name in throughput.losses)
+        rate, norm = throughput.rate, throughput.norm
         line = (
             f"step {self.step}  epoch {span.finished_epochs(self.step - 1) + 1}  loss {numbers['loss/train']:.4f}{own}"
-            f"  lr {window.rate:.2e}  grad {window.norm:.3f}  {numbers['speed/samples_per_second']:.1f} samples/s"
+            f"  lr {rate:.2e}  grad {norm:.3f}  {numbers['speed/samples_per_second']:.1f} samples/s"
             f"  {numbers['speed/tokens_per_second']:.0f} tokens/s  {numbers['speed/tflops']:.3g} TFLOP/s"
             f"  {numbers['speed/peak_gib']:.2f} GiB"
         )

@@ -3,7 +3,7 @@ in a log. Only the first rank speaks.
 
     metrics.jsonl   the numbers of TensorBoard      skipped.jsonl   samples left out      order.jsonl   samples seen
 
-Every line begins with its "step", so that a run that goes on from an earlier step drops what it is about to write again
+Every line begins with its "step", so that a run that resumes at an earlier step drops what it is about to write again
 (record.py). A full disk does not end a run: what could not be written is written as soon as there is room.
 """
 
@@ -122,14 +122,14 @@ class Monitor:
             yield
         except OSError as error:
             if name not in self._unwritable:
-                self.say(f"{name} cannot be written, and training goes on: {error}")
+                self.say(f"{name} cannot be written, and training continues: {error}")
             self._unwritable.add(name)
         else:
             self._unwritable.discard(name)
 
 
 def peak_memory(device: torch.device) -> float:
-    """GiB: the most this process held on its GPU, or in host memory where it has none."""
+    """GiB: the most this process held on its GPU, or in host memory if it has none."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

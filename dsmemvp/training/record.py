@@ -23,8 +23,8 @@ LONGEST = 16 << 20
 
 
 def wind_back(path: Path, last_step: int) -> None:
-    """Cut a file off, durably, where the lines of later steps than `last_step` begin; half a line that a killed run has
-    left goes too. Only what goes is read. Raises OSError, or UserError where it is no file of lines at all."""
+    """Remove the lines of later steps than `last_step` from a file's end, and half a line that a killed run has left;
+    flush. Only what goes is read. Raises OSError, or UserError if it is no file of lines at all."""
     if not path.exists():
         return
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Samples that were left out: counted, written down with file and key, and stopped where they do not stop."""
+"""Count the samples that were left out, record their file and key, and end the run if there are too many."""
 
 import json
 from collections import Counter
@@ -28,7 +28,7 @@ class Skips:
         self._in_a_row = 0
 
     def note(self, step: int, batches: Sequence[MicroBatch]) -> None:
-        """A step in which some rank did; called by all. Raises UserError, on all ranks, where too many samples came
+        """A step in which some rank did; called by all. Raises UserError, on all ranks, if too many samples came
         one after another in the order."""
         own = [json.dumps(skip) for batch in batches for skip in batch.skipped]
         skips = {skip.position: skip for skip in (Skip(*json.loads(text)) for text in self._ranks.gather(own))}

@@ -15,9 +15,9 @@ from dsmemvp.training.engine import Trainer
 from dsmemvp.training.inference import Inference
 
 Evaluator = Callable[[RunContext, Inference, Manifest, int], dict[str, float]]
-"""(context, the model as it is trained so far, data.validation, step) -> the scores that the recipe wants, by name, the
-main one first; the same on all ranks. It polls the context between batches. The later room `evaluation` has it, so the
-run is given it."""
+"""(context, the model as it is trained so far, data.validation, step) -> the scores that the recipe asks for, by name,
+the main one first; the same on all ranks. It polls the context between batches. The later room `evaluation` has
+it, so the run is given it."""
 
 
 def validation_loss(context: RunContext, trainer: Trainer, collator: Collator, data: Manifest, step: int) -> float:

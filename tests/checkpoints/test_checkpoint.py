@@ -96,7 +96,7 @@ def test_only_trained_tensors_and_text_are_in_it(tmp_path):
 
 def test_another_shape_missing_and_left_over_tensors_are_named(tmp_path):
     found = read_checkpoint(_save(tmp_path, 1))
-    with pytest.raises(UserError, match=r"trained\.safetensors.*a has shape \(2, 3\), the model wants \(3, 2\)"):
+    with pytest.raises(UserError, match=r"trained\.safetensors.*a has shape \(2, 3\), the model needs \(3, 2\)"):
         found.values({"a": (3, 2), "b": (4,)})
     with pytest.raises(UserError, match=r"c is missing; b is left over"):
         found.values({"a": (2, 3), "c": (4,)})
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_the_format_before_is_read(tmp_path):
     content["format"] = 3
     content["crc32"] = zlib.crc32(json.dumps(content, sort_keys=True).encode())
     (folder / "state.json").write_text(json.dumps(content))
-    with pytest.warns(UserWarning, match="whether its base is this one cannot be told"):
+    with pytest.warns(UserWarning, match="whether its base is this one cannot be checked"):
         state = _newest(tmp_path).state
     assert (state.step, state.validation_loss, state.validation_score, state.base) == (10, 0.25, None, {})
     assert best_checkpoint(tmp_path, "loss")[0].state.step == 10
@@ -200,7 +200,7 @@ def test_a_damaged_later_one_does_not_push_out_the_good_ones(tmp_path):
     for epoch in (1, 5):
         _save(tmp_path, epoch)
     (tmp_path / "checkpoints" / "step-00000050" / "state.json").write_text("")
-    _save(tmp_path, 2)  # gone on from step 10
+    _save(tmp_path, 2)  # resumed from step 10
     prune(tmp_path, 20, keep_last=1, keep_best=0)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000020"]
 

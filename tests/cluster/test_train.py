@@ -197,7 +197,7 @@ def test_a_dead_node_is_done_without(slurm, job, calm):
     slurm.run("scontrol", "update", f"JobId={job.number}", "NumNodes=1", "NumTasks=1", "NumCPUs=1")
     fields = job.until_done()
     assert fields["NumNodes"] == "1" and fields["NodeList"] == "node1"
-    assert "2 ranks on cpu" in job.text() and "1 rank on cpu, going on after step" in job.text()
+    assert "2 ranks on cpu" in job.text() and "1 rank on cpu, resuming after step" in job.text()
     _assert_nothing_lost(job, calm, same_ranks=False)
     first = job.starts()[-1]
     losses, expected = job.losses(), calm.losses()

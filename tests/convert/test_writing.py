@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tqdm import tqdm
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.convert.lazy import LazyTensor
 from dsmemvp.convert.writing import check_folder, write_model, write_safetensors
 from dsmemvp.errors import UserError
+from dsmemvp.progress import Progress
 
 
 def _lazy(tensor: torch.Tensor) -> LazyTensor:
@@ -38,7 +38,7 @@ def test_safetensors_own_reader_reads_every_type(tmp_path):
     )
     given = {str(dtype): torch.tensor([[0, 1, 1], [1, 0, 1]]).to(dtype) for dtype in types}
     given |= {"empty": torch.ones(0, 3), "one": torch.tensor(2.5), "turned": torch.arange(6.0).view(2, 3).t()}
-    write_safetensors(tmp_path / "x.safetensors", {n: _lazy(t) for n, t in given.items()}, tqdm(disable=True))
+    write_safetensors(tmp_path / "x.safetensors", {n: _lazy(t) for n, t in given.items()}, Progress("x", 1, "B"))
     found = load_file(tmp_path / "x.safetensors")
     assert found.keys() == given.keys()
     assert all(torch.equal(found[n], t) and found[n].dtype == t.dtype for n, t in given.items())

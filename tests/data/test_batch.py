@@ -39,7 +39,7 @@ def test_tokens_stand_one_sample_after_another_without_padding(items):
     assert batch.spans.tolist() == [[[1, 3], [3, 5]], [[6, 10], [10, 13]], [[14, 15], [15, 16]]]
     assert batch.places == {}
     assert (micro_batch.indices, micro_batch.cut) == ((10, 20, 30), 1)
-    assert micro_batch.skipped == micro_batch.dealt == micro_batch.samples == ()
+    assert micro_batch.skipped == micro_batch.assigned == micro_batch.samples == ()
 
 
 def test_places_at_the_front_stand_behind_bos_of_the_samples_with_an_image_only(items):
@@ -165,7 +165,7 @@ def test_a_pinned_batch_is_the_same(items):
 
 def test_what_the_model_never_reads_rides_along(items):
     known = replace(items[1], sample=sample())
-    notes = {"skipped": (Skip(3, "x"),), "dealt": ((0, 10), (3, 99))}
+    notes = {"skipped": (Skip(3, "x"),), "assigned": ((0, 10), (3, 99))}
     micro_batch = replace(make_batch([items[0], known], R), **notes)
     assert (micro_batch.samples, micro_batch.skipped) == ((sample(),), notes["skipped"])
-    assert micro_batch.dealt == notes["dealt"]
+    assert micro_batch.assigned == notes["assigned"]

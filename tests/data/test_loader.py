@@ -101,10 +101,10 @@ def test_a_bad_sample_is_left_out_and_told_and_the_others_keep_their_places(dama
     ranks = [training(damaged, replace(collator, skip_bad=True), world, rank) for rank in range(world)]
     batches = [batch for (step,) in ranks for batch in step]
     assert len(batches) == 4 and {len(step) for (step,) in ranks} == {4 // world}
-    # every place of the global batch is dealt once, to the sample that stands there
-    assert sorted(pair for batch in batches for pair in batch.dealt) == list(enumerate(numbers))
+    # every place of the global batch is assigned once, to the sample that stands there
+    assert sorted(pair for batch in batches for pair in batch.assigned) == list(enumerate(numbers))
     for batch in batches:
-        assert sorted(batch.indices) == sorted(i for _, i in batch.dealt if i not in (1, 6))
+        assert sorted(batch.indices) == sorted(i for _, i in batch.assigned if i not in (1, 6))
         for skip in batch.skipped:
             expected = {1: "0.tar, sample s1: json member cannot be read", 6: "1.tar, sample s6: image cannot"}
             assert expected[numbers[skip.position]] in skip.message
@@ -185,8 +185,8 @@ def test_evaluation_computes_every_sample_in_the_same_company_on_any_number_of_r
     collator = replace(collator, answers=True)
     shares = [Share(rank, world, 4) for rank in range(world)]
     ranks = [list(evaluation_steps(shards, collator, share, workers=0)) for share in shares]
-    dealt = [[i for _, i in batch.dealt] for step in zip(*ranks, strict=True) for (batch,) in step]
-    assert dealt[:6] == [
+    assigned = [[i for _, i in batch.assigned] for step in zip(*ranks, strict=True) for (batch,) in step]
+    assert assigned[:6] == [
         [*range(0, 4)],
         [*range(4, 8)],
         [*range(8, 12)],
@@ -194,7 +194,7 @@ def test_evaluation_computes_every_sample_in_the_same_company_on_any_number_of_r
         [*range(16, 20)],
         [20, 21, 22],
     ]
-    assert not any(dealt[6:]) and len(dealt) < 6 + world
+    assert not any(assigned[6:]) and len(assigned) < 6 + world
 
 
 @pytest.mark.parametrize("workers", [0, 2])

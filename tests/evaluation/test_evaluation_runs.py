@@ -121,13 +121,13 @@ def test_an_interrupted_one_goes_on_with_another_number_of_ranks(evaluate, alone
 
     folder, ended = evaluate("interrupted", fault="evaluation:USR2:4", on=1, ranks=2)
     assert ended.codes == [75, 75], ended.text
-    assert f"{NAMES[0]}: going on after 12 of 23 samples" in ended.said[0]
+    assert f"{NAMES[0]}: resuming after 12 of 23 samples" in ended.said[0]
     assert f"{NAMES[1]}: 4 of 23 samples are kept" in ended.said[0]
 
     folder, ended = evaluate("interrupted", ranks=1)
     assert ended.codes == [0], ended.text
-    assert f"{NAMES[0]}: going on after 23 of 23" in ended.said[0]
-    assert f"{NAMES[1]}: going on after 4 of 23" in ended.said[0]
+    assert f"{NAMES[0]}: resuming after 23 of 23" in ended.said[0]
+    assert f"{NAMES[1]}: resuming after 4 of 23" in ended.said[0]
     assert written(folder) == written(alone) and not (folder / "evaluation").exists()
 
 
@@ -138,7 +138,7 @@ def test_inside_training_the_best_by_score_is_kept_and_training_is_none_the_wise
     arguments = [*small_run, f"output={tmp_path}", f"data.validation={mixed}", "evaluation.batch=4"]
     arguments += ["evaluation.protocol=likelihood"]
     scored = [*arguments, "training.best_by=score", "training.keep_best=1", "training.keep_last=1"]
-    # 2 steps of the loss, then the second of the score, after the first epoch: it is owed when the run goes on
+    # 2 steps of the loss, then the second of the score, after the first epoch: it is owed when the run resumes
     ended = run(["train", *scored], tmp_path / "logs", "evaluation:TERM:2", 0)
     assert ended.codes == [75, 75] and "step 6: ended as asked" in ended.text, ended.text
     ended = run(["train", *scored], tmp_path / "logs")

@@ -22,7 +22,7 @@ def _check_whole(folder, uninterrupted):
 
 
 def _went_on_after(ended):
-    found = re.search(r"going on after step (\d+)", ended.said[0])
+    found = re.search(r"resuming after step (\d+)", ended.said[0])
     return int(found[1]) if found else 0
 
 

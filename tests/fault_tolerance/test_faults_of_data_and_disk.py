@@ -40,7 +40,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_no_line(small_ru
             os.kill(ranks.processes[1].pid, signal.SIGCONT)
             ended = ranks.ended()
         assert ended.codes == [0, 0], ended.text
-        assert "going on without the last checkpoint: " in ended.said[0] and "No space left" in ended.said[0]
+        assert "continuing without the last checkpoint: " in ended.said[0] and "No space left" in ended.said[0]
         run_folder = folder / "demo"
         assert steps(run_folder) == [4, 10, 12]
         assert numbers(run_folder) == numbers(uninterrupted)
@@ -62,7 +62,7 @@ def test_a_disk_that_stays_full_ends_the_run_which_goes_on_when_there_is_room(sm
         assert steps(folder / "demo") == [2, 4]
         filler.unlink()
         ended = run(arguments, tmp_path / "logs")
-        assert ended.codes == [0, 0] and "going on after step 4" in ended.said[0], ended.text
+        assert ended.codes == [0, 0] and "resuming after step 4" in ended.said[0], ended.text
         assert numbers(folder / "demo") == numbers(uninterrupted)
 
 
@@ -81,7 +81,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken_and_it_is_said(small_run, 
     _damaged(saved / "step-00000012" / "optimizer.safetensors", "flipped")
     _damaged(saved / "step-00000010" / "trained.safetensors", "cut")
     ended = run(["train", *small_run, f"output={tmp_path}"], tmp_path / "logs")
-    assert ended.codes == [0, 0] and "going on after step 8" in ended.said[0], ended.text
+    assert ended.codes == [0, 0] and "resuming after step 8" in ended.said[0], ended.text
     assert re.search(
         r"step-00000012/optimizer\.safetensors is damaged.*the checkpoint before it is taken", ended.said[0]
     )
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_left_out_by_all(small_run, tmp
     )
     assert ended.codes == [75, 75], ended.text
     ended = run(["train", *small_run, f"output={parts}"], parts / "logs")
-    assert ended.codes == [0, 0] and "going on after step 5" in ended.said[0], ended.text
+    assert ended.codes == [0, 0] and "resuming after step 5" in ended.said[0], ended.text
     assert numbers(parts / "demo") == losses
     assert numbers(parts / "demo", "training/not_finite")[12] == 1.0
 

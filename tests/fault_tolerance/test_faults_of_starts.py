@@ -42,7 +42,7 @@ def test_a_second_start_is_refused_and_harms_nothing_and_after_a_kill_of_all_the
         assert _content(folder) == before and (folder / LEASE).is_file()
         assert all(process.poll() is None for process in first.processes)
     third = run(arguments, tmp_path / "third")
-    assert third.codes == [0, 0] and "going on after step 8" in third.said[0], third.text
+    assert third.codes == [0, 0] and "resuming after step 8" in third.said[0], third.text
     assert "waiting" not in third.said[0]
     assert numbers(folder) == numbers(uninterrupted)
     assert not (folder / LEASE).exists()
@@ -122,6 +122,6 @@ def test_ranks_whose_launcher_was_killed_save_and_end(small_run, tmp_path, kille
         assert not (folder / LEASE).exists()
     (saved,) = steps(folder)
     done = run([*train, f"training.stop_at_step={saved + 1}"], tmp_path / "logs")
-    assert done.codes == [0, 0] and f"going on after step {saved}" in done.said[0], done.text
+    assert done.codes == [0, 0] and f"resuming after step {saved}" in done.said[0], done.text
     if killed != "mpirun":  # what it was to pass on is lost with it
         assert f"{killed} (process {victim.pid}), which started this process, has gone" in log.read_text()

@@ -63,7 +63,7 @@ def test_clusters_that_cannot_be_are_refused():
         (1, 32, 4, None),
         (16, 32, 2, None),
         (12, 32, 3, None),
-        (64, 64, 1, "training.global_batch=64, which wants training.learning_rate=0.00225"),
+        (64, 64, 1, "training.global_batch=64, which needs training.learning_rate=0.00225"),
     ],
 )
 def test_batches_are_made_to_fit_and_it_is_said(gpus, global_batch, micro_batch, note):

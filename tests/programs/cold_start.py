@@ -52,7 +52,7 @@ def main(given: str, out: str) -> None:
 
 
 def _of_two_nodes(ranks) -> list:
-    """As on two nodes with the ranks dealt to them in turn: [what this rank got, whether it did the task itself]."""
+    """As on two nodes with the ranks assigned to them in turn: [what this rank got, whether it did the task itself]."""
     node, local = ranks.rank % 2, ranks.rank // 2
     socket.gethostname = lambda: f"node{node}"
     os.environ["LOCAL_RANK"] = str(local)

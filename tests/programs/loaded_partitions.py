@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dsmemvp.backbones.weights import load_frozen, read_configs
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
+from dsmemvp.dtypes import NAMED
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
-from dsmemvp.training.engine import TYPES, build_model
+from dsmemvp.training.engine import build_model
 
 
 def main(given: str, out: str) -> None:
@@ -52,7 +53,7 @@ def _loaded(recipe, ranks) -> dict:
     for name, tensor in _stored(recipe.model.vision_tower).items():
         stored[f"vision.{name.removeprefix('vision_model.').removeprefix('encoder.')}"] = tensor
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
-    wrong = [name for name in frozen if not _equal(frozen[name], stored[name], TYPES[recipe.model.dtype])]
+    wrong = [name for name in frozen if not _equal(frozen[name], stored[name], NAMED[recipe.model.dtype])]
     buffers = {name: buffer.tolist() for name, buffer in model.named_buffers()}
     return {
         "wrong": wrong,

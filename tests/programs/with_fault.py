@@ -42,7 +42,7 @@ class Fault:
 def _act(action: str) -> None:
     """Savers have finished before: what is lost is then known."""
     for thread in threading.enumerate():
-        if thread.name == "saver" and thread is not threading.current_thread():
+        if thread.name == "checkpoint writer" and thread is not threading.current_thread():
             thread.join()
     print(f"fault: {action}", file=sys.stderr, flush=True)
     if action == "KILL":

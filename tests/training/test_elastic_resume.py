@@ -1,4 +1,4 @@
-"""A checkpoint of two ranks under ZeRO-3 goes on with another number of ranks, and under other ways of sharding."""
+"""A checkpoint of two ranks under ZeRO-3 resumes with another number of ranks, and under other ways of sharding."""
 
 import json
 import shutil

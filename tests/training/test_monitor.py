@@ -81,7 +81,7 @@ def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(tmp_path, c
             monitor.write("metrics", {"step": step, "text": text})
             monitor.write("order", {"step": step})  # a file that is not there yet
         said = capsys.readouterr().out
-        assert said.count("metrics cannot be written, and training goes on") == 1
+        assert said.count("metrics cannot be written, and training continues") == 1
         filler.unlink()
         monitor.record(500, {"a": 0.5}, "step 500")
         monitor.close()
@@ -100,7 +100,7 @@ def test_tensorboard_meets_a_full_disk_in_one_line_and_loses_nothing(tmp_path, c
         for step in range(2, 500):
             monitor.record(step, {f"loss/{n}": 0.5 for n in range(20)} | {"loss/train": 1.0 / step}, f"step {step}")
         said = capfd.readouterr()
-        assert said.out.count("tensorboard cannot be written, and training goes on: [Errno 28] No space left") == 1
+        assert said.out.count("tensorboard cannot be written, and training continues: [Errno 28] No space left") == 1
         assert said.err == ""
         filler.unlink()
         monitor.record(500, {"loss/train": 1 / 500}, "step 500")

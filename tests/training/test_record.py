@@ -19,7 +19,7 @@ def line(step: int, text: str = "") -> str:
 
 
 def wound(folder: Path, content: str | bytes, start: int, name: str = "metrics") -> str:
-    """What is left of a record where a run goes on after step `start`."""
+    """What is left of a record when a run resumes after step `start`."""
     path = folder / f"{name}.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     Monitor(folder, active=True, steps=99, start=start).close()

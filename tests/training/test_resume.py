@@ -1,4 +1,4 @@
-"""Real processes, stopped and killed in the middle of an epoch, go on with other ranks and workers."""
+"""Real processes, stopped and killed in the middle of an epoch, resume with other ranks and workers."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_a_run_that_was_stopped_and_killed_sees_the_batches_of_one_that_was_not(
     run_on_ranks(MODULE, 2, *demo, f"output={same}", "training.stop_at_step=10", "data.workers=0")
     _kill_after_step_13([*demo, f"output={parts}", "training.checkpoint_steps=13", "data.workers=0"])
     said = run_on_ranks(MODULE, 2, *demo, f"output={parts}", "training.stop_at_step=20", "data.workers=2")
-    assert "going on after step 13" in said or "going on after step 18" in said
+    assert "resuming after step 13" in said or "resuming after step 18" in said
 
     uninterrupted, seen = _order(whole), _order(parts)
     assert list(seen) == list(range(1, 21))

@@ -51,13 +51,13 @@ def test_one_and_two_ranks_agree_and_a_run_goes_on_from_a_checkpoint_on_either(r
     assert max(abs(alone[s] - together[s]) for s in alone) < 1e-4
     assert alone[24] < alone[1] - 0.1  # it learns, so the curves say something
 
-    # both runs go on from the end of epoch 2, each with the other number of ranks
+    # both runs resume from the end of epoch 2, each with the other number of ranks
     for output, ranks in ((one, 2), (two, 1)):
         whole = _trained(output, 24)
         shutil.rmtree(_checkpoint(output, 18))
         shutil.rmtree(_checkpoint(output, 24))
         said = _train(recipe_path, ranks, output, *CURVE)
-        assert "going on after step 12" in said
+        assert "resuming after step 12" in said
         again = _losses(output)
         assert list(again) == list(range(1, 25))
         assert max(abs(alone[s] - again[s]) for s in again) < 1e-4

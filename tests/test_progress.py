@@ -1,13 +1,13 @@
 """Lines in a log, by a clock that the test moves."""
 
-from dsmemvp.evaluation import progress
-from dsmemvp.evaluation.progress import Progress
+from dsmemvp import progress
+from dsmemvp.progress import Progress
 
 
 def test_a_line_every_half_minute_with_rate_and_time_left(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    shown = Progress("captions off", total=1000, done=400, active=True)
+    shown = Progress("captions off", total=1000, unit="sample", done=400)
     for seconds, samples in ((29, 58), (1, 2), (20, 40), (9, 10), (2, 10)):
         now[0] += seconds
         shown.advance(samples)
@@ -20,8 +20,8 @@ def test_a_line_every_half_minute_with_rate_and_time_left(monkeypatch, capsys):
 
 
 def test_other_ranks_say_nothing(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "EVERY", 0.0)
-    shown = Progress("captions off", total=10, done=0, active=False)
+    monkeypatch.setattr(Progress, "every", 0.0)
+    shown = Progress("captions off", total=10, unit="sample", active=False)
     shown.advance(5)
     shown.close()
     assert capsys.readouterr() == ("", "")

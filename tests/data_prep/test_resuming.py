@@ -1,4 +1,4 @@
-"""A preparation that was interrupted, changed or short of room: it goes on, or begins anew, and is never half done."""
+"""A preparation that was interrupted, changed or short of room: it resumes, or begins anew, and is never half done."""
 
 import itertools
 import json
@@ -131,7 +131,7 @@ def _interrupt(raw: Path, out: Path, prepare) -> Path:
     lost.unlink()
     code, _, err = prepare(*options(raw, out))
     assert (
-        code == 1 and f"line 5: image {lost} does not exist (finished shards are kept, the same command goes on)" in err
+        code == 1 and f"line 5: image {lost} does not exist (finished shards are kept, the same command resumes)" in err
     )
     assert [path.name for path in out.glob("preparing/done-*")] == ["done-000000.json"]
     lost.write_bytes(content)
@@ -216,7 +216,7 @@ def test_on_a_full_disk_it_ends_in_one_line_and_goes_on_when_there_is_room(tmp_p
     filler.write_bytes(bytes(1_600_000))
     code, told, err = run("folder", *options(raw, out, 8))
     assert (code, told) == (1, "")
-    why = "No space left on device (finished shards are kept, the same command goes on)"
+    why = "No space left on device (finished shards are kept, the same command resumes)"
     assert err == f"data_prep.folder: error: {out / '000002.tar'}: {why}\n"
     assert not list(out.glob("*.partial")) and len(list(out.glob("preparing/done-*"))) == 2
     filler.unlink()
