@@ -7,19 +7,19 @@ Building is in two phases, so that the frozen part can be partitioned and loaded
 T tokens in the pack, B samples, S supervised tokens, V vocabulary, I images.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dsmemvp.backbones.attention import KeyValueCache, Packing
+from dsmemvp.backbones.attention import Packing
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.decoder import DecoderTower, Rotary
 from dsmemvp.backbones.families import check_window
-from dsmemvp.backbones.recompute import run_block
+from dsmemvp.backbones.key_value_cache import KeyValueCache
+from dsmemvp.backbones.recompute import Policy, run_again
 from dsmemvp.backbones.vision import VisionTower
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
@@ -46,7 +46,8 @@ class VisualLanguageModel(nn.Module):
         self.vision = VisionTower(configs.vision, statistics) if sees_images else None
         self.language = DecoderTower(configs.language)
         self.method = VisualPrompt()
-        self.recompute = False
+        self.recompute: dict[Tower, Sequence[Policy]] = {}
+        self.set_recompute("none")
 
     def forward(self, batch: Batch, decoding: Decoding | None = None) -> tuple[torch.Tensor, Losses | State]:
         """-> float32 logits [S, V] at the batch's supervised tokens, and the method's auxiliary losses by name; in
@@ -56,6 +57,13 @@ class VisualLanguageModel(nn.Module):
         logits_SV, state = self._walk(batch, self.method.begin(batch), self._schedule())
         return logits_SV, self.method.losses(state, batch)
 
+    def set_recompute(self, decoder: Policy | Sequence[Policy], vision: Policy = "none") -> None:
+        """What the backward computes again: a policy for all blocks of the decoder or one for each, and one for the
+        vision tower, of which a block is either kept or computed again as a whole (`full`)."""
+        each = [decoder] * self.language.depth if isinstance(decoder, str) else list(decoder)
+        assert len(each) == self.language.depth
+        self.recompute = {"decoder": each, "vision": [vision] * self._depth("vision")}
+
     def look(self, batch: Batch) -> State | None:
         """What the method makes of the images alone, for `Decoding.state`; None if its schedule runs the decoder's
         blocks among those of the vision tower."""
@@ -64,6 +72,10 @@ class VisualLanguageModel(nn.Module):
         if sites[: len(seen)] != seen:
             return None
         return self._walk(batch, self.method.begin(batch), seen)[1]
+
+    def whole_blocks(self) -> list[nn.Module]:
+        """The decoder's blocks without anything trained: ZeRO-3 gathers each as one."""
+        return [block for block in self.language.layers if not any(p.requires_grad for p in block.parameters())]
 
     def trainables(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -97,9 +109,7 @@ class VisualLanguageModel(nn.Module):
                 hidden[site.tower] = self._start(site.tower, batch)
                 if site.tower == "decoder":
                     context.rotary = self.language.rotary(batch.positions, hidden["decoder"].dtype)
-            hidden[site.tower] = run_block(
-                partial(self._step, site, context), self.recompute, hidden[site.tower], state
-            )
+            hidden[site.tower] = self._step(site, context, hidden[site.tower], state)
             state = self.method.collect(site, hidden[site.tower], state, batch)
             if site == ("vision", self._depth("vision") - 1):
                 assert self.vision is not None
@@ -127,7 +137,7 @@ class VisualLanguageModel(nn.Module):
 
     def _step(self, site: Site, context: "_Context", hidden: torch.Tensor, state: State) -> torch.Tensor:
         """One block with what the method does around it."""
-        batch, method = context.batch, self.method
+        batch, method, policy = context.batch, self.method, self.recompute[site.tower][site.block]
         hidden = method.enter(site, hidden, state, batch)
 
         def branch(x: torch.Tensor) -> torch.Tensor | None:
@@ -135,10 +145,15 @@ class VisualLanguageModel(nn.Module):
 
         if site.tower == "vision":
             assert self.vision is not None
-            hidden = self.vision.layers[site.block](hidden, branch)
+            dropout = batch.image_dropout(hidden.shape[1]).at(site) if self.training else None
+            block = self.vision.layers[site.block]
+            given = (hidden, branch, dropout)
+            hidden = run_again(block, *given) if policy == "full" else block(*given)
         else:
+            dropout = batch.token_dropout if self.training else None
             packing = replace(context.packing, hidden=_hidden_places(method.visible(site), batch))
-            hidden = self.language.layers[site.block](hidden, context.rotary, packing, branch)
+            block = self.language.layers[site.block]
+            hidden = block(hidden, context.rotary, packing, branch, dropout, policy)
         return method.leave(site, hidden, state, batch)
 
 
@@ -199,7 +214,8 @@ def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs)
             model.vision.add_adapters(recipe.vision)
         model.language.replace_linears(model.method.replacement)
     check_window(configs.language, recipe.data.max_length, sum(place.count for place in model.method.reserved()))
-    model.recompute = recipe.training.recompute == "full"
+    policy = recipe.training.recompute
+    model.set_recompute(policy, "full" if policy == "full" else "none")
 
 
 def trainable_shapes(recipe: Recipe, configs: Configs) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ ORDER = [
     "counting",
     "atomic_files",
     "dtypes",
+    "dropout",
     "log",
     "markdown",
     "progress",

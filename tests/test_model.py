@@ -69,7 +69,7 @@ def test_a_method_interleaves_the_towers_and_recomputing_them_changes_nothing():
     logits, gradients = _gradients(model, batch)
     order = ["vision 0", "decoder 0", "vision 1", "decoder 1", "decoder 2"]
     assert [f"{tower} {block}" for tower, block in log] == order
-    model.recompute = True
+    model.set_recompute("full", "full")
     del log[:]
     again, recomputed = _gradients(model, batch)
     # blocks that a gradient passes through ran once more, in the backward; nothing is trained before the first of them
@@ -86,7 +86,7 @@ def test_what_an_interleaving_method_sees_cannot_be_looked_at_before():
 
 @pytest.mark.parametrize("method", ["memvp", "input_space"])
 def test_what_was_looked_at_before_serves_the_first_step_of_decoding(method):
-    from dsmemvp.backbones.attention import KeyValueCache
+    from dsmemvp.backbones.key_value_cache import KeyValueCache
     from dsmemvp.model import Decoding
 
     model = small.model(method)

@@ -1,26 +1,23 @@
-"""Attention over packed samples, registered with transformers under the name `packed`.
+"""Attention over packed samples: causal in each sample, and no sample sees another's tokens.
 
-Whatever transformers' attention module calls it gets queries, keys and values of all samples in one row, [1, heads, T,
-D], and a `Packing` that says where each sample lies; no sample sees another's tokens. On CUDA that is one call of a
-kernel for variable lengths; anywhere else transformers' own function is called sample by sample, so that a sample's
-numbers are exactly those it has alone.
+Queries, keys and values of all samples lie in one row, [1, heads, T, D], and a `Packing` says where each sample lies.
+On CUDA that is one call of flash attention for variable lengths; on CPUs flash attention is called sample by sample,
+so that a sample's numbers are exactly those it has alone. Both give the logarithms of the softmax's sums, with which
+the backward needs no second forward, so that either can be kept or computed again by itself (recompute.py).
 
-In decoding the same function keeps keys and values (`KeyValueCache`).
+T tokens in the pack, B samples, H heads, K key/value heads, D head width.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-NAME = "packed"
-GROW = 64
-"""Places by which a cache grows, so that few steps of decoding copy it."""
+from dsmemvp.backbones.key_value_cache import KeyValueCache
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Packing:
     """[B + 1] int32"""
     lengths: tuple[int, ...]
     """[B], on the host"""
-    cache: "KeyValueCache | None" = None
+    cache: KeyValueCache | None = None
     hidden: torch.Tensor | None = None
     """[T] bool: places that this block reads at their own place only, since a method hides them; None: none."""
 
@@ -39,135 +36,168 @@ class Packing:
     def longest(self) -> int:
         return max(self.lengths)
 
-
-@dataclass
-class KeyValueCache:
-    """Keys and values of every layer, [B, key/value heads, C, D], of which sample b has filled the first
-    `lengths[b]` places. Padding is in here and nowhere else."""
-
-    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
-    """[B, C] bool, of layers that do not read all places."""
-    lengths: list[int] = field(default_factory=list)
-    """Of the samples, as they were before this forward."""
-
-    def fill(self, layer: int, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> None:
-        """Keep the prompts' keys and values, [1, heads, T, D]."""
-        self.layers[layer] = (self._padded(key, packing), self._padded(value, packing))
-        if packing.hidden is not None:
-            self.hidden[layer] = self._padded(packing.hidden[None, None, :, None], packing)[:, 0, :, 0]
-
-    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add one token of every sample, [1, heads, B, D]; returns the layer's keys and values."""
-        kept = self.layers[layer]
-        if max(self.lengths) == kept[0].shape[2]:
-            kept = self.layers[layer] = (F.pad(kept[0], (0, 0, 0, GROW)), F.pad(kept[1], (0, 0, 0, GROW)))
-            if layer in self.hidden:
-                self.hidden[layer] = F.pad(self.hidden[layer], (0, GROW))
-        rows = torch.arange(len(self.lengths), device=key.device)
-        at = torch.tensor(self.lengths, device=key.device)
-        for whole, new in zip(kept, (key, value), strict=True):
-            whole[rows, :, at] = new[0].transpose(0, 1)
-        return kept
-
-    def seen(self, layer: int) -> torch.Tensor:
-        """[B, 1, 1, C] bool: the places that a new token of each sample sees, its own included."""
-        key = self.layers[layer][0]
-        filled = torch.tensor(self.lengths, device=key.device)[:, None] + 1
-        seen = torch.arange(key.shape[2], device=key.device) < filled
-        if layer in self.hidden:
-            seen &= ~self.hidden[layer]
-        return seen[:, None, None]
-
-    def _padded(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
-        _, heads, _, width = rows.shape
-        room = -(-(packing.longest + 1) // GROW) * GROW
-        padded = rows.new_zeros(len(packing.lengths), heads, room, width)
-        for b, part in enumerate(rows[0].split(packing.lengths, dim=1)):
-            padded[b, :, : part.shape[1]] = part
-        return padded
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        """[start, stop) of every sample in T."""
+        stops = list(accumulate(self.lengths))
+        return list(zip([0, *stops], stops, strict=False))
 
 
-def packed_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+def attend(
+    query_1HTD: torch.Tensor,
+    key_1KTD: torch.Tensor,
+    value_1KTD: torch.Tensor,
     packing: Packing,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **more: Any,
-) -> tuple[torch.Tensor, None]:
-    """query [1, heads, T, D], key and value [1, key/value heads, T, D] -> [1, T, heads, D]; causal in each sample."""
+    scale: float,
+    layer: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> mixed values [1, T, H, D], and the logarithms of the softmax's sums, which only the backward reads. In
+    decoding (`packing.cache`) the first forward fills the cache at `layer`, and a later one, which holds a new token of
+    each sample, reads it."""
     cache = packing.cache
     if cache is not None and cache.lengths:
-        keys, values = cache.append(module.layer_idx, key, value)
-        seen = cache.seen(module.layer_idx)
-        query_BH1D = query[0].transpose(0, 1)[:, :, None]
-        out, _ = sdpa_attention_forward(module, query_BH1D, keys, values, seen, scaling=scaling)
-        return out.transpose(0, 1), None
+        return _decode(query_1HTD, *cache.append(layer, key_1KTD, value_1KTD), cache.seen(layer), scale)
     if cache is not None:
-        cache.fill(module.layer_idx, key, value, packing)
-    kernel = _variable_lengths() if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else None
-    if kernel is not None and not dropout and packing.hidden is None:
-        rows = [t[0].transpose(0, 1) for t in (query, key, value)]
-        return kernel(rows[0], rows[1], rows[2], packing, scaling)[None], None
-    parts = (t.split(packing.lengths, dim=2) for t in (query, key, value))
-    masks = _masks(packing)
-    outs = [
-        sdpa_attention_forward(module, q, k, v, mask, dropout=dropout, scaling=scaling, is_causal=mask is None)[0]
-        for q, k, v, mask in zip(*parts, masks, strict=True)
-    ]
-    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1), None
+        cache.fill(layer, key_1KTD, value_1KTD, packing.lengths, packing.hidden)
+    return _Attended.apply(query_1HTD, key_1KTD, value_1KTD, packing, scale)
 
 
-def _masks(packing: Packing) -> list[torch.Tensor | None]:
-    """Of each sample None, or [1, 1, L, L] bool if places are hidden: a hidden one is read by itself alone."""
+def _decode(
+    query_1HBD: torch.Tensor, keys_BKCD: torch.Tensor, values_BKCD: torch.Tensor, seen_B11C: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # the queries of a group read the same keys: as rows of one head they need no copies of these
+    query_BKGD = query_1HBD[0].transpose(0, 1).unflatten(1, (keys_BKCD.shape[1], -1))
+    out_BKGD = F.scaled_dot_product_attention(query_BKGD, keys_BKCD, values_BKCD, attn_mask=seen_B11C, scale=scale)
+    return out_BKGD.flatten(1, 2)[None], query_1HBD.new_empty(0)
+
+
+class _Attended(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query, key, value, packing: Packing, scale: float):
+        ctx.packing, ctx.scale = packing, scale
+        mixed, log_sums = _kernel(query, packing).forward(query, key, value, packing, scale)
+        ctx.save_for_backward(query, key, value, mixed, log_sums)
+        ctx.mark_non_differentiable(log_sums)
+        return mixed, log_sums
+
+    @staticmethod
+    def backward(ctx: Any, gradient, _):
+        saved = ctx.saved_tensors  # once: what was not kept is computed at every access
+        backward = _kernel(saved[0], ctx.packing).backward
+        return *backward(gradient, *saved, ctx.packing, ctx.scale), None, None
+
+
+class _OnCpu:
+    """Flash attention for CPUs, sample by sample."""
+
+    @staticmethod
+    def forward(query, key, value, packing: Packing, scale: float):
+        mixed = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+        wide = torch.promote_types(query.dtype, torch.float32)
+        log_sums = query.new_empty(1, query.shape[2], query.shape[1], dtype=wide)
+        parts = zip(*_parts(packing, query, *_repeated(query, key, value)), _masks(packing, query), strict=True)
+        for (start, stop), (q, k, v, mask) in zip(packing.bounds, parts, strict=True):
+            out, sums = aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale
+            )
+            mixed[:, start:stop] = out.transpose(1, 2)
+            log_sums[:, start:stop] = sums.transpose(1, 2)
+        return mixed, log_sums
+
+    @staticmethod
+    def backward(gradient, query, key, value, mixed, log_sums, packing: Packing, scale: float):
+        rows = (gradient.transpose(1, 2), query, *_repeated(query, key, value), mixed.transpose(1, 2))
+        parts = zip(*_parts(packing, *rows, log_sums.transpose(1, 2)), _masks(packing, query), strict=True)
+        found = [
+            aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                g, q, k, v, out, sums, 0.0, mask is None, attn_mask=mask, scale=scale
+            )
+            for g, q, k, v, out, sums, mask in parts
+        ]
+        dq, dk, dv = (torch.cat(samples, dim=2) for samples in zip(*found, strict=True))
+        return dq, _summed(dk, key), _summed(dv, value)
+
+
+class _OnCuda:
+    """Flash attention for variable lengths, in 16 bits and without hidden places."""
+
+    @staticmethod
+    def forward(query, key, value, packing: Packing, scale: float):
+        q, k, v = (t[0].transpose(0, 1) for t in (query, *_repeated(query, key, value)))
+        ends, longest = packing.cu_seqlens, packing.longest
+        mixed, log_sums, *_ = aten._flash_attention_forward(
+            q, k, v, ends, ends, longest, longest, 0.0, True, False, scale=scale
+        )
+        return mixed[None], log_sums
+
+    @staticmethod
+    def backward(gradient, query, key, value, mixed, log_sums, packing: Packing, scale: float):
+        q, k, v = (t[0].transpose(0, 1) for t in (query, *_repeated(query, key, value)))
+        ends, longest = packing.cu_seqlens, packing.longest
+        none = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the generator's state: there is no dropout
+        found = aten._flash_attention_backward(
+            *(gradient[0].contiguous(), q, k, v, mixed[0], log_sums, ends, ends, longest, longest, 0.0, True),
+            *(none, none),
+            scale=scale,
+        )
+        dq, dk, dv = (t.transpose(0, 1)[None] for t in found)
+        return dq, _summed(dk, key), _summed(dv, value)
+
+
+class _Anywhere:
+    """torch's own choice of a kernel, sample by sample, whose backward runs the forward again: for float32 and hidden
+    places on a GPU."""
+
+    @staticmethod
+    def forward(query, key, value, packing: Packing, scale: float):
+        parts = zip(*_parts(packing, query, *_repeated(query, key, value)), _masks(packing, query), strict=True)
+        outs = [
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+            for q, k, v, mask in parts
+        ]
+        return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), query.new_empty(0)
+
+    @staticmethod
+    def backward(gradient, query, key, value, mixed, log_sums, packing: Packing, scale: float):
+        with torch.enable_grad():
+            query, key, value = (t.detach().requires_grad_() for t in (query, key, value))
+            again, _ = _Anywhere.forward(query, key, value, packing, scale)
+        return torch.autograd.grad(again, (query, key, value), gradient)
+
+
+def _kernel(query: torch.Tensor, packing: Packing) -> Any:
+    if query.device.type == "cpu":
+        return _OnCpu
+    low = query.dtype in (torch.bfloat16, torch.float16)
+    return _OnCuda if low and packing.hidden is None else _Anywhere
+
+
+def _parts(packing: Packing, *rows: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """[1, heads, T, ..] each -> [1, heads, L, ..] of every sample."""
+    return [t.split(packing.lengths, dim=2) for t in rows]
+
+
+def _repeated(query: torch.Tensor, *rows: torch.Tensor) -> list[torch.Tensor]:
+    """Keys and values for each query head."""
+    groups = query.shape[1] // rows[0].shape[1]
+    return [t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in rows]
+
+
+def _summed(gradient: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """The gradient of a key/value head: the sum over the query heads that read it."""
+    groups = gradient.shape[1] // of.shape[1]
+    return gradient.unflatten(1, (-1, groups)).sum(2) if groups > 1 else gradient
+
+
+def _masks(packing: Packing, like: torch.Tensor) -> list[torch.Tensor | None]:
+    """Of each sample None, or [1, 1, L, L], 0 or -infinity, if places are hidden: a hidden one is read by itself
+    alone."""
     if packing.hidden is None:
         return [None] * len(packing.lengths)
     masks: list[torch.Tensor | None] = []
     for hidden in packing.hidden.split(packing.lengths):
         own = torch.eye(len(hidden), dtype=torch.bool, device=hidden.device)
         causal = torch.ones_like(own).tril()
-        masks.append(((causal & ~hidden) | own)[None, None])
+        mask = torch.zeros(own.shape, dtype=like.dtype, device=like.device)
+        masks.append(mask.masked_fill_(~((causal & ~hidden) | own), -torch.inf)[None, None])
     return masks
-
-
-Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing, float | None], torch.Tensor]
-"""(query [T, heads, D], key and value [T, key/value heads, D], packing, scale) -> [T, heads, D]"""
-
-
-@cache  # Python looks for a missing package anew at every import, and this is asked in every layer
-def _variable_lengths() -> Kernel | None:
-    """flash-attn's kernel if it is installed, else torch's; None if there is neither."""
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        return _torch_kernel()
-
-    def flash(query, key, value, packing, scale):
-        ends, longest = packing.cu_seqlens, packing.longest
-        return flash_attn_varlen_func(query, key, value, ends, ends, longest, longest, softmax_scale=scale, causal=True)
-
-    return flash
-
-
-def _torch_kernel() -> Kernel | None:
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-
-    def attend(query, key, value, packing, scale):
-        # grouped heads are an argument from torch 2.12 on only; a repeated head costs memory traffic and no products
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-        ends, longest = packing.cu_seqlens, packing.longest
-        return varlen_attn(query, key, value, ends, ends, longest, longest, scale=scale, window_size=(-1, 0))
-
-    return attend
-
-
-AttentionInterface.register(NAME, packed_attention)

@@ -5,14 +5,20 @@ Parameter names are transformers' without the leading "model.". T tokens in the 
 V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from dsmemvp.backbones.attention import NAME, Packing
+from dsmemvp.backbones.attention import Packing, attend
 from dsmemvp.backbones.families import decoder_family
+from dsmemvp.backbones.fused import RmsNorm, rotate, rotated, silu_mul
+from dsmemvp.backbones.linear import Linear, with_own_linears
+from dsmemvp.backbones.recompute import KEPT, BlockValues, Policy, Rule, run_again
+from dsmemvp.dropout import Dropout
 
 Branch = Callable[[torch.Tensor], torch.Tensor | None]
 """The feed-forward's normed input [1, T, d] -> what is added to its output, or None."""
@@ -24,30 +30,112 @@ def no_branch(x: torch.Tensor) -> None:
 
 
 class DecoderBlock(nn.Module):
-    """A decoder layer of the family, whose parts it takes over, with a branch beside the feed-forward."""
+    """A decoder layer of the family, whose parts it takes over, with a branch beside the feed-forward.
+
+    It is a list of rules by which values follow from each other: hidden -> normed -> query, key, value -> mixed ->
+    middle -> normed_middle -> gate, up -> the block's output. A policy says which of them are kept for the backward;
+    by the same rules the others are computed again (recompute.py)."""
 
     def __init__(self, config: Any, index: int):
         super().__init__()
-        layer = decoder_family(config).block(config, index)
-        self.self_attn = layer.self_attn
-        self.mlp = layer.mlp
-        self.input_layernorm = layer.input_layernorm
-        self.post_attention_layernorm = layer.post_attention_layernorm
+        layer: Any = with_own_linears(decoder_family(config).block(config, index))
+        self.self_attn: Any = layer.self_attn
+        self.mlp: Any = layer.mlp
+        self.input_layernorm = RmsNorm(layer.input_layernorm)
+        self.post_attention_layernorm = RmsNorm(layer.post_attention_layernorm)
+        self.head_norms = hasattr(self.self_attn, "q_norm")
+        if self.head_norms:
+            self.self_attn.q_norm, self.self_attn.k_norm = (
+                RmsNorm(layer.self_attn.q_norm),
+                RmsNorm(layer.self_attn.k_norm),
+            )
+        self.index = index
+        self.replaced: set[str] = set()
+        """Names of the linear layers that a method has put its own in place of."""
 
     def forward(
-        self, hidden_1Td: torch.Tensor, rotary: Rotary, packing: Packing, branch: Branch = no_branch
+        self,
+        hidden_1Td: torch.Tensor,
+        rotary: Rotary,
+        packing: Packing,
+        branch: Branch = no_branch,
+        dropout: Dropout | None = None,
+        policy: Policy = "none",
     ) -> torch.Tensor:
-        """-> [1, T, d]"""
-        attended, _ = self.self_attn(
-            self.input_layernorm(hidden_1Td), position_embeddings=rotary, attention_mask=None, packing=packing
-        )
-        hidden_1Td = hidden_1Td + attended
-        x_1Td = self.post_attention_layernorm(hidden_1Td)
-        out_1Td = self.mlp(x_1Td)
-        added = branch(x_1Td)
+        """-> [1, T, d]. `dropout` is that of the replaced linear layers; None: without."""
+        plain = policy == "none" or not torch.is_grad_enabled()
+        rules = self._rules(rotary, packing, dropout, fused=not plain)
+        if plain:
+            return self._run(hidden_1Td, rules, branch, dropout)
+        with BlockValues(KEPT[policy], rules, hidden=hidden_1Td) as values:
+            return self._run(hidden_1Td, rules, partial(run_again, branch), dropout, values)
+
+    def _run(
+        self,
+        hidden_1Td: torch.Tensor,
+        rules: Sequence[Rule],
+        branch: Branch,
+        dropout: Dropout | None,
+        values: BlockValues | None = None,
+    ) -> torch.Tensor:
+        found = {"hidden": hidden_1Td}
+        for rule in rules:
+            made = rule(found)
+            if values is not None:
+                values.put(made)
+            found |= made
+        gated = silu_mul(found["gate"], found["up"]) if values is not None else F.silu(found["gate"]) * found["up"]
+        out_1Td = self._linear(self.mlp, "down_proj", gated, dropout)
+        added = branch(found["normed_middle"])
         if added is not None:
             out_1Td = out_1Td + added
-        return hidden_1Td + out_1Td
+        return found["middle"] + out_1Td
+
+    def _rules(self, rotary: Rotary, packing: Packing, dropout: Dropout | None, fused: bool) -> tuple[Rule, ...]:
+        """`fused`: in the form that keeps nothing but inputs; the values are the same."""
+        attention = self.self_attn
+        turn = rotate if fused else rotated
+
+        def norm(hidden):
+            return (self.input_layernorm(hidden, fused),)
+
+        def project(normed):
+            projected = (self._linear(attention, name, normed, dropout) for name in ("q_proj", "k_proj", "v_proj"))
+            query, key, value = (t.unflatten(-1, (-1, attention.head_dim)) for t in projected)
+            return query, key, value.transpose(1, 2)
+
+        def position(raw_query, raw_key):
+            if self.head_norms:
+                raw_query, raw_key = attention.q_norm(raw_query, fused), attention.k_norm(raw_key, fused)
+            return tuple(turn(t.transpose(1, 2), *rotary) for t in (raw_query, raw_key))
+
+        def attended(query, key, value):
+            return attend(query, key, value, packing, attention.scaling, self.index)
+
+        def add(hidden, mixed):
+            return (hidden + self._linear(attention, "o_proj", mixed.flatten(-2), dropout),)
+
+        def norm_middle(middle):
+            return (self.post_attention_layernorm(middle, fused),)
+
+        def widen(normed_middle):
+            return tuple(self._linear(self.mlp, name, normed_middle, dropout) for name in ("gate_proj", "up_proj"))
+
+        return (
+            Rule(("normed",), ("hidden",), norm),
+            Rule(("raw_query", "raw_key", "value"), ("normed",), project),
+            Rule(("query", "key"), ("raw_query", "raw_key"), position),
+            Rule(("mixed", "log_sums"), ("query", "key", "value"), attended),
+            Rule(("middle",), ("hidden", "mixed"), add),
+            Rule(("normed_middle",), ("middle",), norm_middle),
+            Rule(("gate", "up"), ("normed_middle",), widen),
+        )
+
+    def _linear(self, parent: Any, name: str, x: torch.Tensor, dropout: Dropout | None) -> torch.Tensor:
+        linear = getattr(parent, name)
+        if name not in self.replaced:
+            return linear(x)
+        return linear(x, dropout.at(self.index, name) if dropout is not None else None)
 
 
 class DecoderTower(nn.Module):
@@ -55,12 +143,11 @@ class DecoderTower(nn.Module):
         """`config` is of one of the families (families.py); raises UserError for another."""
         super().__init__()
         family = decoder_family(config)
-        config._attn_implementation = NAME
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers: Any = nn.ModuleList(DecoderBlock(config, i) for i in range(config.num_hidden_layers))
-        self.norm = family.norm(config.hidden_size, eps=config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.norm = RmsNorm(family.norm(config.hidden_size, eps=config.rms_norm_eps))
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -87,11 +174,12 @@ class DecoderTower(nn.Module):
         return self.lm_head(normed_Sd).float()
 
     def replace_linears(self, replacement: Callable[[str, nn.Linear], nn.Linear | None]) -> None:
-        """Put a method's own linear layers (LoRA) in place of a block's: `replacement(name, linear)` gives one, or
-        None to keep the old."""
+        """Put a method's own linear layers (LoRA) in place of a block's: `replacement(name, linear)` gives one, which
+        is called with its input and a Dropout or None, or None to keep the old."""
         for layer in self.layers:
             for parent in (layer.self_attn, layer.mlp):
                 for name, child in list(parent.named_children()):
                     new = replacement(name, child) if isinstance(child, nn.Linear) else None
                     if new is not None:
                         setattr(parent, name, new)
+                        layer.replaced.add(name)

@@ -13,9 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from dsmemvp.backbones.decoder import Branch, no_branch
+from dsmemvp.backbones.linear import Linear, with_own_linears
 from dsmemvp.backbones.vision_families import vision_family
 from dsmemvp.config.recipe import Vision
 from dsmemvp.data.images import STATISTICS
+from dsmemvp.dropout import Dropout
 
 
 class Adapter(nn.Module):
@@ -23,13 +25,15 @@ class Adapter(nn.Module):
 
     def __init__(self, width: int, dim: int, scale: float, dropout: float):
         super().__init__()
-        self.down = nn.Linear(width, dim, bias=False)
-        self.up = nn.Linear(dim, width, bias=False)
+        self.down = Linear(width, dim, bias=False)
+        self.up = Linear(dim, width, bias=False)
         nn.init.zeros_(self.up.weight)
         self.scale, self.dropout = scale, dropout
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = F.dropout(F.gelu(self.down(x)), self.dropout, self.training)
+    def forward(self, x: torch.Tensor, dropout: Dropout | None) -> torch.Tensor:
+        hidden = F.gelu(self.down(x))
+        if dropout is not None:
+            hidden = dropout(hidden, self.dropout)
         return self.scale * self.up(hidden)
 
 
@@ -37,15 +41,16 @@ class Block(nn.Module):
     def __init__(self, config: Any):
         super().__init__()
         family = vision_family(config)
-        layer: Any = family.block(config)
+        layer: Any = with_own_linears(family.block(config))
         for name in (family.attention, *family.norms, *family.scales):
             setattr(self, name, getattr(layer, name))
         self.mlp = layer.mlp
         self.family = family
         self.adapter: Adapter | None = None
 
-    def forward(self, hidden: torch.Tensor, branch: Branch = no_branch) -> torch.Tensor:
-        """[I, tokens, v] -> [I, tokens, v]. Adapter and branch are added behind a layer scale, not scaled by it."""
+    def forward(self, hidden: torch.Tensor, branch: Branch = no_branch, dropout: Dropout | None = None) -> torch.Tensor:
+        """[I, tokens, v] -> [I, tokens, v]. Adapter and branch are added behind a layer scale, not scaled by it.
+        `dropout` is the adapter's; None: without."""
         norm1, norm2, *scales = (getattr(self, name) for name in (*self.family.norms, *self.family.scales))
         attended = getattr(self, self.family.attention)(norm1(hidden), attention_mask=None)[0]
         hidden = hidden + (scales[0](attended) if scales else attended)
@@ -54,7 +59,7 @@ class Block(nn.Module):
         if scales:
             out = scales[1](out)
         if self.adapter is not None:
-            out = out + self.adapter(x)
+            out = out + self.adapter(x, dropout)
         added = branch(x)
         if added is not None:
             out = out + added

@@ -8,17 +8,19 @@ image is used by one run of tokens.
 Shapes: T tokens, B samples, S supervised tokens, I images, R resolution.
 """
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText
+from dsmemvp.dropout import Dropout, image_keys, token_keys
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class Batch:
     """Of the B samples; what cu_seqlens says, without a transfer from a GPU."""
     image_rows: tuple[int, ...]
     """What image_of says, without a transfer from a GPU."""
+    sample_ids: torch.Tensor
+    """[B] int64: running numbers in the data set, by which dropout tells samples apart"""
+    image_ids: torch.Tensor
+    """[I] int64: checksums of the images, for the same"""
+    dropout_seed: int = 0
+    """Of the run and the step."""
 
     @property
     def size(self) -> int:
@@ -101,17 +109,30 @@ class Batch:
         ]
         return [(row, len(run), sum(length for _, length in run)) for row, run in runs]
 
+    @cached_property
+    def token_dropout(self) -> Dropout:
+        """One key for each of the T tokens."""
+        return Dropout(token_keys(self.sample_ids, self.lengths, self.positions, self.dropout_seed))
+
+    def image_dropout(self, tokens: int) -> Dropout:
+        """One key for each of an image's `tokens` tokens, [I, tokens]; of the dummy row if there is no image."""
+        ids = self.image_ids if self.image_ids.shape[0] else self.image_ids.new_zeros(1)
+        return Dropout(image_keys(ids, tokens, self.dropout_seed))
+
     def to(self, device: torch.device) -> "Batch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in moved.items() if isinstance(v, torch.Tensor)}
-        places = {name: place.to(device, non_blocking=True) for name, place in self.places.items()}
-        return replace(self, **moved, places=places)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """In pinned memory, from which copies to a GPU run beside its work."""
-        pinned = {f.name: getattr(self, f.name) for f in fields(self)}
-        pinned = {k: v.pin_memory() for k, v in pinned.items() if isinstance(v, torch.Tensor)}
-        return replace(self, **pinned, places={name: place.pin_memory() for name, place in self.places.items()})
+        return self.map(torch.Tensor.pin_memory)
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """The same batch with every tensor changed so."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **changed, places={name: change(place) for name, place in self.places.items()})
 
 
 @dataclass(frozen=True)
@@ -159,6 +180,8 @@ def make_batch(
         image_of=torch.tensor(rows or [-1]),
         lengths=tuple(lengths),
         image_rows=tuple(rows or [-1]),
+        sample_ids=torch.tensor([item.index for item in items] or [-1]),
+        image_ids=_indices(_checksum(image) for image in images),
     )
     return MicroBatch(
         batch,
@@ -218,6 +241,11 @@ def _distinct_images(items: Sequence[Item]) -> tuple[list[torch.Tensor], list[in
             images.append(item.image)
         rows.append(-1 if item.image is None else row_of[id(item.image)])
     return images, rows
+
+
+def _checksum(image: torch.Tensor) -> int:
+    pixels: Any = image.contiguous().numpy()
+    return zlib.crc32(pixels)
 
 
 def _indices(numbers) -> torch.Tensor:

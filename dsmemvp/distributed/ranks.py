@@ -4,7 +4,6 @@ Which rank this is, and of how many, says the launcher (launchers.py).
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -189,13 +188,6 @@ def _error(text: str) -> UserError | OSError:
     error = OSError(message)
     error.errno = number  # given to the constructor, it would stand in the message a second time
     return error
-
-
-def seed_dropout(seed: int, rank: int, step: int) -> None:
-    """Dropout's masks follow from the recipe's seed, the rank and the step, so that a resumed run draws those of
-    one that was never interrupted."""
-    digest = hashlib.sha256(f"dsmemvp dropout {seed} {rank} {step}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
 def leave_ranks() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from dsmemvp.backbones.attention import KeyValueCache
+from dsmemvp.backbones.key_value_cache import KeyValueCache
 from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.errors import UserError

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
-from dsmemvp.backbones.attention import KeyValueCache
+from dsmemvp.backbones.key_value_cache import KeyValueCache
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError

@@ -54,7 +54,7 @@ ZERO: dict[str, Any] = {
     HPZ: _whole(1),
     "offload_param": {"device": _one_of("none", "cpu"), "pin_memory": AUTO_FLAG},
     **dict.fromkeys(("overlap_comm", "contiguous_gradients", "reduce_scatter", "allgather_partitions"), AUTO_FLAG),
-    **dict.fromkeys(("use_multi_rank_bucket_allreduce", "memory_efficient_linear"), AUTO_FLAG),
+    "use_multi_rank_bucket_allreduce": AUTO_FLAG,
     **dict.fromkeys(("log_trace_cache_warnings", "enable_sanity_checks"), AUTO_FLAG),
     **{key: _whole(1) for key in ("reduce_bucket_size", "allgather_bucket_size", "sub_group_size")},
     **{key: _whole(0) for key in ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")},

@@ -35,6 +35,10 @@ def deepspeed_settings(recipe: Recipe, world: int, training: bool = True) -> dic
         if not automatic and found != value:
             raise UserError(f"training.deepspeed: {path} sets {key} to {found}, the recipe decides {value}; write auto")
         settings[key] = value
+    # its linear layers keep every input, those of frozen weights included (backbones/linear.py does not)
+    settings["zero_optimization"]["memory_efficient_linear"] = False
+    # its timers wait for the GPU twice in every micro-step
+    settings["timers"] = {"throughput": {"enabled": False}}
     return settings | {"train_batch_size": micro_batch * world, "gradient_accumulation_steps": 1}
 
 

@@ -1,9 +1,11 @@
 """Recipe + cluster -> every sharding choice with its memory, traffic and time, and the one to take."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
+from dsmemvp.backbones.recompute import Policy
 from dsmemvp.backbones.weights import configs_of_shapes, read_configs
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
@@ -14,7 +16,7 @@ from dsmemvp.planning.duration import Duration, duration
 from dsmemvp.planning.gathers import simulate
 from dsmemvp.planning.memory import Memory, memory
 from dsmemvp.planning.sharding import Sharding, read_sharding
-from dsmemvp.planning.trace import SUPERVISED, Policy, Trace, trace
+from dsmemvp.planning.trace import SUPERVISED, Trace, trace
 from dsmemvp.planning.traffic import Traffic, traffic
 from dsmemvp.prompts import method_class
 
@@ -25,7 +27,8 @@ SAME, SAME_SECONDS = 0.05, 1e-3
 fast: starting the kernels and collectives of a step, which is not estimated, takes about as long."""
 MOST_PLACES, MOST_MICRO_STEPS = 2**22, 10_000
 """Text tokens of a micro-batch and micro-steps of a step that are planned for; both are gone through one by one."""
-POLICIES: tuple[Policy, ...] = ("none", "full")
+POLICIES: tuple[Policy, ...] = ("none", "elementwise", "qkv", "attention", "mlp", "qkv+mlp", "full")
+"""From the one that keeps most to the one that computes most again."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,7 @@ class Plan:
     recipe: Recipe
     """With the batch sizes that were planned with."""
     choices: tuple[Choice, ...]
-    """One per sharding: the recipe's recompute policy if it fits, else `full`."""
-    activations: dict[Policy, int]
-    """Bytes by recompute policy."""
+    """One per sharding: the recipe's recompute policy if it fits, else the first one that does and keeps less."""
     best: Choice | None
     """The simplest of the fastest that fit."""
     notes: tuple[str, ...]
@@ -69,15 +70,19 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
     shapes = recipe.model.language_shape and recipe.model.vision_shape
     configs = configs_of_shapes(recipe) if shapes else read_configs(recipe)
     shardings, problems = shardings_beside(recipe)
-    plans, traces = [], {}
+    plans = []
+
+    @cache
+    def traced(micro_batch: int, policy: Policy) -> Trace:
+        training = replace(recipe.training, micro_batch=micro_batch)
+        return trace(replace(recipe, training=training), configs, tokens, policy)
+
     for cluster in clusters:
         fitted, notes = with_batch_for(recipe, cluster.gpus, tokens)
         micro_batch = fitted.training.micro_batch
         _check_work(fitted, cluster.gpus, tokens)
         deepspeed_settings(fitted, cluster.gpus)  # what a run would refuse
-        if micro_batch not in traces:
-            traces[micro_batch] = {policy: trace(fitted, configs, tokens, policy) for policy in POLICIES}
-        plans.append(_plan(fitted, traces[micro_batch], cluster, shardings, (*notes, *problems)))
+        plans.append(_plan(fitted, partial(traced, micro_batch), cluster, shardings, (*notes, *problems)))
     return plans
 
 
@@ -97,25 +102,23 @@ def _check_work(recipe: Recipe, gpus: int, tokens: int) -> None:
 
 def _plan(
     recipe: Recipe,
-    traces: dict[Policy, Trace],
+    traced: Callable[[Policy], Trace],
     cluster: Cluster,
     shardings: Sequence[Sharding],
     notes: tuple[str, ...],
 ) -> Plan:
     training = recipe.training
     micro_steps = training.micro_steps(cluster.gpus)
+    policies = POLICIES[POLICIES.index(training.recompute) :]
     choices = []
     for sharding in shardings:
-        choice = weigh(traces[training.recompute], sharding, training.recompute, cluster, micro_steps)
-        if not choice.fits(cluster):
-            choice = weigh(traces["full"], sharding, "full", cluster, micro_steps)
-        choices.append(choice)
+        weighed = (weigh(traced(policy), sharding, policy, cluster, micro_steps) for policy in policies)
+        choices.append(next(c for c in weighed if c.fits(cluster) or c.recompute == policies[-1]))
     fitting = [c for c in choices if c.fits(cluster)]
     fastest = min((c.duration.step for c in fitting), default=0.0)
     enough = max(fastest * (1 + SAME), fastest + SAME_SECONDS)
     best = min((c for c in fitting if c.duration.step <= enough), key=_complexity, default=None)
-    activations = {policy: found.peak for policy, found in traces.items()}
-    return Plan(cluster, recipe, tuple(choices), activations, best, notes)
+    return Plan(cluster, recipe, tuple(choices), best, notes)
 
 
 def _complexity(choice: Choice) -> tuple[bool, bool, bool, float]:

@@ -19,7 +19,7 @@ HELD_COLUMNS: tuple[Column, ...] = (
     ("weights", HELD, lambda plan, c: (c.memory.weights,)),
     ("trained", HELD, lambda plan, c: (c.memory.trained,)),
     ("buffers", HELD, lambda plan, c: (c.memory.buffers,)),
-    ("activations", HELD, lambda plan, c: (plan.activations["none"], plan.activations["full"])),
+    ("activations", HELD, lambda plan, c: (c.memory.activations,)),
 )
 SUM_COLUMNS: tuple[Column, ...] = (
     ("GPU", HELD, lambda plan, c: (c.memory.gpu,)),
@@ -93,9 +93,8 @@ def recommendation(plan: Plan) -> str:
 def assumptions(plan: Plan, tokens: int) -> list[str]:
     cluster = plan.cluster
     return [
-        "Per GPU: weights, trained tensors with optimizer and gradients, buffers, activations without / with"
-        " recomputation, the policy it fits with, and the sum under that; pinned host memory per node; bytes sent per"
-        " step; time per step.",
+        "Per GPU: weights, trained tensors with optimizer and gradients, buffers, activations under the recompute"
+        " policy beside them, and the sum; pinned host memory per node; bytes sent per step; time per step.",
         "Weights, trained and bytes sent are exact; activations are what the model's operations hold; the times are"
         f" an estimate, and those within {SAME:.0%} or {amount(SAME_SECONDS, TIME)} of the fastest count as equal.",
         f"Assumed: {tokens} text tokens per sample, {SUPERVISED} of them supervised, every sample with an image;"

@@ -8,7 +8,7 @@ is a byte per element on a GPU and the type's size here.
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +18,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from dsmemvp.backbones.configs import Configs
+from dsmemvp.backbones.recompute import Policy
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dtypes import NAMED
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum
+from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum, sizes_of
+from dsmemvp.prompts import build_method
 
-Policy = Literal["none", "full"]
 SUPERVISED = 8
 """Tokens of a sample's target: "The answer is B." and the end of text."""
 
@@ -53,7 +54,8 @@ class Event:
 class Trace:
     parameters: tuple[Parameter, ...]
     own: tuple[tuple[int, ...], ...]
-    """Module -> its own parameters, without those of the modules inside it."""
+    """Module -> its own parameters, without those of the modules inside it; a block that is gathered as one has all,
+    and the modules inside it none."""
     events: tuple[Event, ...]
     held: int
     """Bytes alive between forward and backward, parameters not counted."""
@@ -69,9 +71,12 @@ def trace(recipe: Recipe, configs: Configs, tokens: int, recompute: Policy) -> T
     """One micro-step of `recipe.training.micro_batch` samples with an image and `tokens` text tokens each."""
     recipe = replace(recipe, training=replace(recipe.training, recompute=recompute))
     dtype = NAMED[recipe.model.dtype]
-    with FakeTensorMode():
+    with torch.device("meta"):
+        reserved = build_method(recipe.method, sizes_of(configs)).reserved()
+    example = example_batch(recipe, configs, reserved, tokens)
+    with FakeTensorMode() as mode:
         model = _build(recipe, configs, dtype)
-        batch = example_batch(recipe, configs, model.method.reserved(), tokens)
+        batch = example.map(mode.from_tensor)
         order = _Order(model)
         with _Meter() as meter:
             logits, losses = model(batch)
@@ -80,9 +85,12 @@ def trace(recipe: Recipe, configs: Configs, tokens: int, recompute: Policy) -> T
             held = meter.now
             loss.backward()
     places = {id(p): i for i, p in enumerate(model.parameters())}
+    whole = set(model.whole_blocks())
+    inside = _inside(model)
+    owned = [m.parameters(recurse=m in whole) if m not in inside else () for m in model.modules()]
     return Trace(
         parameters=tuple(Parameter(n, p.numel(), p.requires_grad, p.dim() > 1) for n, p in model.named_parameters()),
-        own=tuple(tuple(places[id(p)] for p in m.parameters(recurse=False)) for m in model.modules()),
+        own=tuple(tuple(places[id(p)] for p in own) for own in owned),
         events=tuple(order.events),
         held=held,
         peak=meter.peak,
@@ -146,10 +154,13 @@ class _Meter(TorchDispatchMode):
 class _Order:
     """Records modules where DeepSpeed's hooks would fetch and release their parameters (parameter_offload.py)."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: VisualLanguageModel):
         self.events: list[Event] = []
         self._left = [0] * len(list(model.modules()))
+        inside = _inside(model)
         for i, module in enumerate(model.modules()):
+            if module in inside:
+                continue
             module.register_forward_pre_hook(lambda _, args, i=i: self._before(i, args))
             module.register_forward_hook(lambda _, args, out, i=i: self._after(i, out))
 
@@ -166,6 +177,11 @@ class _Order:
         self._left[i] -= 1
         if self._left[i] == 0:
             self.events.append(Event(i, fetch=False, forward=False))
+
+
+def _inside(model: VisualLanguageModel) -> set[nn.Module]:
+    """The modules inside the blocks that are gathered as one."""
+    return {module for block in model.whole_blocks() for module in block.modules() if module is not block}
 
 
 class _Mark(torch.autograd.Function):

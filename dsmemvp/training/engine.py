@@ -7,6 +7,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.utils import set_z3_leaf_module
 from torch import nn
 
 from dsmemvp.backbones.configs import Configs
@@ -220,7 +221,7 @@ def build_trainer(
 
 
 def build_engine(
-    model: nn.Module, trained: dict[str, nn.Parameter], recipe: Recipe, ranks: Ranks, settings: dict[str, Any]
+    model: VisualLanguageModel, trained: dict[str, nn.Parameter], recipe: Recipe, ranks: Ranks, settings: dict[str, Any]
 ) -> deepspeed.DeepSpeedEngine:
     training = recipe.training
     optimizer = torch.optim.AdamW(
@@ -229,6 +230,8 @@ def build_engine(
         betas=(training.betas[0], training.betas[1]),
         fused=ranks.device.type == "cuda",
     )
+    for block in model.whole_blocks() if partitioned(settings) else ():
+        set_z3_leaf_module(block, True)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
 

@@ -4,12 +4,12 @@ that it depends on neither ranks nor micro-batches; a method's own losses are di
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from dsmemvp.data.balancing import CostModel, batch_cost, imbalance
 from dsmemvp.data.batch import MicroBatch
-from dsmemvp.distributed.ranks import seed_dropout
+from dsmemvp.dropout import step_seed
 from dsmemvp.errors import UserError
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.engine import LANGUAGE, Trainer
@@ -87,11 +87,14 @@ def take_step(
     scales = {name: weights[name] / count if count else 0.0 for name, count in totals.counts.items()}
     if not any(scales.values()):
         raise UserError(f"step {step + 1}: no sample of the global batch could be used; see data.on_bad_sample")
-    seed_dropout(context.recipe.seed, context.ranks.rank, step)
+    seed = step_seed(context.recipe.seed, step)
     context.at(PHASE, step)
     auxiliary = {name: scale for name, scale in scales.items() if name != LANGUAGE}
     sums = trainer.accumulate(
-        [micro.batch for micro in batches], scales[LANGUAGE], partial(context.poll, PHASE, step), auxiliary
+        [replace(micro.batch, dropout_seed=seed) for micro in batches],
+        scales[LANGUAGE],
+        partial(context.poll, PHASE, step),
+        auxiliary,
     )
     summed = dict(zip(sums, context.ranks.sums(*sums.values()), strict=True))
     losses = {name: summed[name] / max(totals.counts[name], 1) for name in sums}

@@ -1,13 +1,13 @@
 """Packed attention against a float64 attention written out, and the key/value cache against no cache."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from decoders import CASES, batch_of, pair, random_texts
 
-from dsmemvp.backbones.attention import GROW, KeyValueCache, Packing, packed_attention
+from dsmemvp.backbones.attention import Packing, attend
+from dsmemvp.backbones.key_value_cache import GROW, KeyValueCache
 from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import Decoding
@@ -42,9 +42,8 @@ def test_each_token_reads_its_own_samples_earlier_places_that_are_not_hidden(pla
     key, value = torch.randn(2, 1, 2, sum(LENGTHS), 8, dtype=torch.float64)
     hidden = torch.zeros(sum(LENGTHS), dtype=torch.bool)
     hidden[list(places)] = True
-    module = SimpleNamespace(num_key_value_groups=2, is_causal=True, training=False, layer_idx=0)
     packing = _packing(hidden if places else None)
-    found, _ = packed_attention(module, query, key, value, None, packing=packing, scaling=0.3)
+    found, _ = attend(query, key, value, packing, 0.3)
     torch.testing.assert_close(found[0], _by_hand(query, key, value, hidden, 0.3), rtol=1e-12, atol=1e-12)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from reference import Recording
 
+from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import load_frozen, read_configs
 from dsmemvp.model import add_trainables, build_frozen, loss_sum
 
@@ -48,9 +49,9 @@ def test_logits_and_loss_are_the_recorded_ones(model, recording):
     torch.testing.assert_close(loss, recording.tensors["out.loss"][0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_every_gradient_is_the_recorded_one(model, recording, recompute):
-    model.recompute = recompute
+@pytest.mark.parametrize("policy", ["none", *KEPT])
+def test_every_gradient_is_the_recorded_one(model, recording, policy):
+    model.set_recompute(policy, "full" if policy == "full" else "none")
     model.zero_grad(set_to_none=True)
     batch = recording.batch()
     (loss_sum(model(batch)[0], batch.targets) / batch.targets.numel()).backward()

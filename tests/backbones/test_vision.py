@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from dsmemvp.backbones.configs import Configs
-from dsmemvp.backbones.recompute import run_block
+from dsmemvp.backbones.recompute import run_again
 from dsmemvp.backbones.vision import VisionTower
 from dsmemvp.config.recipe import Vision
 from dsmemvp.data.images import STATISTICS
@@ -54,7 +54,8 @@ def _our_name(name: str) -> str:
 def _features(tower, images, recompute=False, branch=None):
     hidden = tower.start(images)
     for block in tower.layers:
-        hidden = run_block(block, recompute, hidden, *([branch] if branch else []))
+        given = (hidden, *([branch] if branch else []))
+        hidden = run_again(block, *given) if recompute else block(*given)
     return tower.finish(hidden)
 
 

@@ -151,7 +151,7 @@ def test_a_batch_moves_as_a_whole(items):
     moved = batch.to(torch.device("meta"))
     tensors = [getattr(moved, f.name) for f in fields(moved)]
     tensors = [t for t in tensors if isinstance(t, torch.Tensor)] + list(moved.places.values())
-    assert len(tensors) == 10 and {t.device.type for t in tensors} == {"meta"}
+    assert len(tensors) == 12 and {t.device.type for t in tensors} == {"meta"}
     assert (moved.lengths, moved.image_rows) == (batch.lengths, batch.image_rows)
 
 

@@ -1,4 +1,4 @@
-"""The seeds of dropout, how an error in the data reaches all ranks, and what a start needs."""
+"""How an error in the data reaches all ranks, and what a start needs."""
 
 import json
 from collections.abc import Iterator
@@ -8,20 +8,8 @@ import torch
 from faulty import run
 
 from dsmemvp.data.balancing import imbalance
-from dsmemvp.distributed.ranks import Ranks, seed_dropout
+from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.errors import UserError
-
-
-def _masks(seed: int, rank: int, step: int) -> torch.Tensor:
-    with torch.random.fork_rng(devices=[]):
-        seed_dropout(seed, rank, step)
-        return torch.rand(8)
-
-
-def test_dropout_is_the_same_for_the_same_step_and_another_on_every_rank_seed_and_step():
-    assert torch.equal(_masks(0, 0, 0), _masks(0, 0, 0))
-    different = [_masks(0, 0, 0), _masks(0, 1, 0), _masks(1, 0, 0), _masks(0, 0, 1)]
-    assert len({tuple(mask.tolist()) for mask in different}) == len(different)
 
 
 class Beside(Ranks):

@@ -1,4 +1,5 @@
-"""On every rank: gradients under ZeRO-3 of the recorded batch, of batches without any image, and with recomputation.
+"""On every rank: gradients under ZeRO-3 of the recorded batch, of batches without any image, and under every policy of
+gradient checkpointing.
 
 Arguments: folder of the converted recording, the shared folder, a DeepSpeed configuration, where to write the findings.
 """
@@ -11,10 +12,15 @@ from pathlib import Path
 import torch
 from deepspeed.utils import safe_get_full_grad
 from reference import Recording
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.training.engine import build_trainer
+
+POLICIES = ("none", *KEPT)
 
 
 def main(folder: str, shared: str, settings: str, out: str) -> None:
@@ -31,14 +37,16 @@ def main(folder: str, shared: str, settings: str, out: str) -> None:
     trained = recording.trained()
     trainer.master_weights.set(trained)
     kept = all(torch.equal(value, trained[name]) for name, value in trainer.master_weights.values().items())
-    findings = {"held": held, "whole": whole, "values_kept": kept, "norm": []}
+    findings = {"held": held, "whole": whole, "values_kept": kept, "norm": [], "gathered": []}
 
     # sample 1 has no image: rank 0 of 2 sees only text, rank 1 only images
     own = {1: [(0, 1, 2)], 2: [(1,), (0, 2)]}[ranks.world][ranks.rank]
     findings["features_error"], findings["logits_error"] = forward_errors(trainer, ranks, recording, own)
-    for name, recompute in (("first", False), ("recomputed", True)):
-        trainer.model.recompute = recompute
-        loss, gradients = step(trainer, ranks, recording.batch(own))
+    for name in POLICIES:
+        trainer.model.set_recompute(name, "full" if name == "full" else "none")
+        with Gathered() as gathered:
+            loss, gradients = step(trainer, ranks, recording.batch(own))
+        findings["gathered"].append(gathered.elements)
         findings[f"{name}_loss"] = loss
         findings[f"{name}_errors"] = {
             n: float((gradients[n] - g).norm() / g.norm()) for n, g in recording.gradients().items()
@@ -54,6 +62,17 @@ def main(folder: str, shared: str, settings: str, out: str) -> None:
         Path(out).write_text(json.dumps(findings))
     leave_ranks()
     os._exit(0)  # as dsmemvp/__main__.py does, and why
+
+
+class Gathered(TorchDispatchMode):
+    """Counts the elements that are gathered."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d" and "allgather" in func._opname:
+            self.elements += max(t.numel() for t in tree_leaves(args) if isinstance(t, torch.Tensor))
+        return func(*args, **(kwargs or {}))
 
 
 def forward_errors(trainer, ranks, recording, own: tuple[int, ...]) -> tuple[float, float]:

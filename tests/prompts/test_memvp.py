@@ -1,5 +1,7 @@
 """MemVP's branch against its formula in float64, and how its memory's gradient is summed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -107,10 +109,14 @@ def test_dropout_acts_on_slots_in_training_only():
     batch = _batch([True])
     state = method(torch.randn(1, PATCHES, 6), batch)
     x = torch.randn(1, 4, WIDTH)
+    plain = method.eval().mlp(SITE, x, state, batch)
     method.train()
-    assert not torch.equal(method.mlp(SITE, x, state, batch), method.mlp(SITE, x, state, batch))
-    method.eval()
-    assert torch.equal(method.mlp(SITE, x, state, batch), method.mlp(SITE, x, state, batch))
+    other_step, other_sample = replace(batch, dropout_seed=1), replace(batch, sample_ids=batch.sample_ids + 1)
+    other_place = Site("decoder", SITE.block + 1)
+    found = [method.mlp(SITE, x, state, each) for each in (batch, other_step, other_sample)]
+    found += [method.mlp(other_place, x, state, batch), plain]
+    assert torch.equal(method.mlp(SITE, x, state, batch), found[0])
+    assert len({tuple(each.flatten().tolist()) for each in found}) == len(found)
 
 
 def test_too_few_slots_for_the_image_tokens_are_refused():

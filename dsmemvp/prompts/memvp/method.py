@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.nn import functional as F
 
+from dsmemvp.backbones.fused import slot_activation
 from dsmemvp.config.fields import CONFIG, Factor, Fraction, Width
 from dsmemvp.config.methods import MethodSettings
 from dsmemvp.counting import counted
@@ -100,8 +101,9 @@ class Method(VisualPrompt):
         if "key_sum" in state:
             key_GNd, value_GNd = _SharedMemory.apply(state["key_sum"], state["value_sum"], key_GNd, value_GNd)
         sizes = [tokens for _, _, tokens in batch.image_runs]
-        active_1TN = slot_activations(x, key_GNd, sizes)
-        active_1TN = F.dropout(active_1TN, self.dropout, self.training)
+        scores_1TN = grouped_product(x, key_GNd.transpose(1, 2), sizes)
+        dropout = batch.token_dropout.at(site, "memory") if self.training else None
+        active_1TN = slot_activation(scores_1TN, dropout, self.dropout)
         return self.output_scale * grouped_product(active_1TN, value_GNd, sizes)
 
     def decoding(self, state: State, batch: Batch) -> State:
@@ -112,11 +114,6 @@ class Method(VisualPrompt):
     def memory(self, state: State) -> FeedForwardMemory:
         key, value = state["key"].float(), state["value"].float()
         return FeedForwardMemory(key, value, self.output_scale, self.image_tokens)
-
-
-def slot_activations(x_1Td: torch.Tensor, key_GNd: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """How strongly each slot fires: silu(x K^T), [1, T, N]; group g has `sizes[g]` of the tokens."""
-    return F.silu(grouped_product(x_1Td, key_GNd.transpose(1, 2), sizes))
 
 
 def grouped_product(x_1Ta: torch.Tensor, matrix_Gab: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:

@@ -3,14 +3,16 @@
 import torch
 from torch import nn
 
+from dsmemvp.backbones.linear import Linear
+
 
 class Projector(nn.Module):
     """Linear -> SiLU -> Linear; Xavier-uniform weights, zero biases. [.., v] -> [.., d]."""
 
     def __init__(self, vision_width: int, hidden: int, language_width: int):
         super().__init__()
-        self.fc1 = nn.Linear(vision_width, hidden)
-        self.fc2 = nn.Linear(hidden, language_width)
+        self.fc1 = Linear(vision_width, hidden)
+        self.fc2 = Linear(hidden, language_width)
         for linear in (self.fc1, self.fc2):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

@@ -1,0 +1,66 @@
+"""Keys and values of the tokens before, in decoding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional as F
+
+GROW = 64
+"""Places by which a cache grows, so that few steps of decoding copy it."""
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of every layer, [B, key/value heads, C, D], of which sample b has filled the first
+    `lengths[b]` places. Padding is in here and nowhere else."""
+
+    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    """[B, C] bool, of layers that do not read all places."""
+    lengths: list[int] = field(default_factory=list)
+    """Of the samples, as they were before this forward."""
+
+    def fill(
+        self,
+        layer: int,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        lengths: Sequence[int],
+        hidden: torch.Tensor | None = None,
+    ) -> None:
+        """Keep the prompts' keys and values, [1, heads, T, D]; `hidden` [T] if the layer does not read all places."""
+        self.layers[layer] = (_padded(key, lengths), _padded(value, lengths))
+        if hidden is not None:
+            self.hidden[layer] = _padded(hidden[None, None, :, None], lengths)[:, 0, :, 0]
+
+    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add one token of every sample, [1, heads, B, D]; returns the layer's keys and values."""
+        kept = self.layers[layer]
+        if max(self.lengths) == kept[0].shape[2]:
+            kept = self.layers[layer] = (F.pad(kept[0], (0, 0, 0, GROW)), F.pad(kept[1], (0, 0, 0, GROW)))
+            if layer in self.hidden:
+                self.hidden[layer] = F.pad(self.hidden[layer], (0, GROW))
+        rows = torch.arange(len(self.lengths), device=key.device)
+        at = torch.tensor(self.lengths, device=key.device)
+        for whole, new in zip(kept, (key, value), strict=True):
+            whole[rows, :, at] = new[0].transpose(0, 1)
+        return kept
+
+    def seen(self, layer: int) -> torch.Tensor:
+        """[B, 1, 1, C] bool: the places that a new token of each sample sees, its own included."""
+        key = self.layers[layer][0]
+        filled = torch.tensor(self.lengths, device=key.device)[:, None] + 1
+        seen = torch.arange(key.shape[2], device=key.device) < filled
+        if layer in self.hidden:
+            seen &= ~self.hidden[layer]
+        return seen[:, None, None]
+
+
+def _padded(rows: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    _, heads, _, width = rows.shape
+    room = -(-(max(lengths) + 1) // GROW) * GROW
+    padded = rows.new_zeros(len(lengths), heads, room, width)
+    for b, part in enumerate(rows[0].split(list(lengths), dim=1)):
+        padded[b, :, : part.shape[1]] = part
+    return padded
