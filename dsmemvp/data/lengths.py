@@ -42,7 +42,7 @@ def estimate(characters: int, max_length: int) -> int:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token counts in a file, mapped into memory where they are asked for; what travels to workers is its name."""
+    """Token counts in a file, mapped into memory when they are asked for; what travels to workers is its name."""
 
     path: Path
 
