@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.checkpoints.checkpoint import newest_checkpoint, read_checkpoint
+from dsmemvp.checkpoints.checkpoint import read_checkpoint
+from dsmemvp.checkpoints.choosing import newest_checkpoint
 from dsmemvp.checkpoints.loading import load_run
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.data.datasets import open_training_data

@@ -25,7 +25,8 @@ from data_prep.tokenizer import train_tokenizer
 from dsmemvp.backbones.fingerprint import base_fingerprint
 from dsmemvp.backbones.weights import load_frozen, read_configs
 from dsmemvp.checkpoints.adapter import open_adapter
-from dsmemvp.checkpoints.checkpoint import State, newest_checkpoint, save_checkpoint
+from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
+from dsmemvp.checkpoints.choosing import newest_checkpoint
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.convert.convert import convert
