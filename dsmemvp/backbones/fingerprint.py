@@ -15,7 +15,6 @@ from dsmemvp.backbones.reading import sampled
 from dsmemvp.backbones.stored import Stored
 from dsmemvp.backbones.weights import LANGUAGE_KEY, VISION_KEY, Base
 from dsmemvp.config.methods import method_module
-from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
 
 LANGUAGE = (
@@ -33,11 +32,6 @@ ROTARY = (
     *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
 )
 """Of rope_parameters, what counts if it is given: another version of transformers may add keys of its own."""
-
-
-def base_fingerprint(recipe: Recipe) -> dict[str, str]:
-    """`fingerprint` of a base that nothing else is needed of."""
-    return fingerprint(Base(recipe))
 
 
 def fingerprint(base: Base) -> dict[str, str]:
