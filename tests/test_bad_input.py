@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.weights import read_configs
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import as_dict, read_recipe
@@ -89,7 +89,7 @@ def run(recipe_path) -> Path:
     add_trainables(model, recipe, configs)
     values = {name: p.detach() for name, p in model.trainables().items()}
     folder = Path(recipe.output) / recipe.name
-    save_checkpoint(folder, State(step=3, recipe=as_dict(recipe), base=base_fingerprint(recipe)), values, {})
+    save_checkpoint(folder, State(step=3, recipe=as_dict(recipe), base=fingerprint(Base(recipe))), values, {})
     (folder / "recipe.json").write_text(json.dumps(as_dict(recipe)))
     return folder
 

@@ -12,6 +12,7 @@ from dsmemvp.backbones.decoder import DecoderTower
 from dsmemvp.backbones.families import DECODERS
 from dsmemvp.backbones.vision import VisionTower
 from dsmemvp.backbones.vision_families import TOWERS, square
+from dsmemvp.config.paths import model_config_file
 from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
 
@@ -61,10 +62,7 @@ def folder_config(folder: str, key: str, kinds: Mapping[str, Any]) -> Any:
     Raises UserError naming the key."""
     if not folder:
         return None
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        missing = path if path.parent.is_dir() else f"folder {folder}"
-        raise UserError(f"{key}: {missing} does not exist{'' if path.is_absolute() else f' in {Path.cwd()}'}")
+    path = model_config_file(Path(folder), key)
     try:
         content = read_json(path)
     except ValueError as error:

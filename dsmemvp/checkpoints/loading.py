@@ -8,7 +8,8 @@ from typing import NamedTuple
 from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.backbones.weights import Base
 from dsmemvp.checkpoints.adapter import open_adapter
-from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, newest_checkpoint, read_checkpoint
+from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, read_checkpoint
+from dsmemvp.checkpoints.choosing import newest_checkpoint
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.distributed.ranks import Ranks

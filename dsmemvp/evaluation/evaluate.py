@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dsmemvp.backbones.fingerprint import fingerprint
-from dsmemvp.checkpoints.checkpoint import Checkpoint, State, best_checkpoint, read_checkpoint
+from dsmemvp.checkpoints.checkpoint import Checkpoint, State, read_checkpoint
+from dsmemvp.checkpoints.choosing import best_checkpoint
 from dsmemvp.config.reading import as_dict
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import MicroBatch

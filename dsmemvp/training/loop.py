@@ -21,9 +21,8 @@ from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.engine import Trainer, build_trainer, load_base
 from dsmemvp.training.health import Health
-from dsmemvp.training.lengths import training_lengths
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
-from dsmemvp.training.preparation import Prepared, count_this_start, prepare
+from dsmemvp.training.preparation import Prepared, count_this_start, prepare, training_token_counts
 from dsmemvp.training.saving import Saving
 from dsmemvp.training.skips import Skips
 from dsmemvp.training.stages import Span, span_after
@@ -160,7 +159,7 @@ class _Loop:
     def _balancing(self, span: Span) -> Balancing:
         inputs, ranks = self.prepared.inputs, self.context.ranks
         costs = cost_model(inputs.configs.language, inputs.configs.vision, inputs.method.sees_images)
-        return Balancing(costs, training_lengths(ranks, self.context.folder, span.data, inputs.collator))
+        return Balancing(costs, training_token_counts(ranks, self.context.folder, span.data, inputs.collator))
 
     def _batches(self, span: Span, until: int, balancing: Balancing) -> Iterator[list[MicroBatch]]:
         """This rank's, of the steps to come."""

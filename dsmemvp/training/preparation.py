@@ -2,12 +2,17 @@
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.checkpoints.checkpoint import Checkpoint, State
 from dsmemvp.config.reading import as_dict
-from dsmemvp.data.datasets import open_training_data, open_validation_data
+from dsmemvp.data.collator import Collator
+from dsmemvp.data.datasets import TrainingData, open_training_data, open_validation_data
 from dsmemvp.data.manifest import Manifest, check_files
+from dsmemvp.data.token_counts import TokenCounts, count_tokens, countable, counts_path
+from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.errors import UserError
 from dsmemvp.fault_tolerance.restart_limit import count_start
 from dsmemvp.inputs import Inputs, open_inputs
 from dsmemvp.prompts.interface import Stage
@@ -83,3 +88,20 @@ def _owes_validation(state: State, context: RunContext, spans: list[Span]) -> bo
     owed = state.validation_loss is None or (training.best_by == "score" and state.validation_score is None)
     ended = span_before(spans, state.step).ends_epochs(state.step, training.checkpoint_epochs)
     return bool(state.step) and ended and owed
+
+
+def training_token_counts(ranks: Ranks, run: Path, data: TrainingData, collator: Collator) -> TokenCounts | None:
+    """The token counts by which a run balances its work: counted by the first rank, the same on all. None if the data
+    is too large to be counted, or remote: then they are estimated. Raises UserError or OSError, the same on all
+    ranks."""
+    if not countable(data.manifests):
+        return None
+    ranks.together(lambda: count_tokens(run, data.manifests, collator) if ranks.first else None)
+    token_counts = TokenCounts(counts_path(run, data.manifests, collator))
+    samples = sum(manifest.samples for manifest in data.manifests)
+    found = ranks.gather([ranks.together(lambda: token_counts.check(samples))])
+    if len(set(found)) > 1:  # they would not agree on who computes what
+        raise UserError(
+            f"{token_counts.path} is not the same file on all nodes; `output` must lie on a shared file system"
+        )
+    return token_counts

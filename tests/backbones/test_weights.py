@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, LlamaConfig, L
 from dsmemvp.backbones.partitioned import element_range, fill
 from dsmemvp.backbones.reading import Reader
 from dsmemvp.backbones.safetensors_file import folder_tensors
-from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
 from dsmemvp.model import build_frozen
@@ -34,7 +34,7 @@ def recipe(tmp_path) -> Recipe:
 
 def _load(recipe: Recipe):
     model = build_frozen(recipe, read_configs(recipe))
-    load_frozen(model, recipe)
+    Base(recipe).load(model)
     return model
 
 

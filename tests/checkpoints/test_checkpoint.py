@@ -6,14 +6,8 @@ import zlib
 import pytest
 import torch
 
-from dsmemvp.checkpoints.checkpoint import (
-    State,
-    best_checkpoint,
-    newest_checkpoint,
-    prune,
-    read_checkpoint,
-    save_checkpoint,
-)
+from dsmemvp.checkpoints.checkpoint import State, read_checkpoint, save_checkpoint
+from dsmemvp.checkpoints.choosing import best_checkpoint, newest_checkpoint, prune
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.reading import as_dict
 from dsmemvp.config.recipe import Recipe, Vision

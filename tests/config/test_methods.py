@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dsmemvp.config.methods import FLAT, method_names, method_settings, setting_names
+from dsmemvp.config.methods import method_names, method_settings, setting_names
 from dsmemvp.config.reading import as_dict, check_overrides, read_recipe, recipe_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
@@ -90,7 +90,6 @@ def test_an_override_that_chooses_another_method_leaves_out_what_that_one_has_no
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_stored_recipe_of_all_methods_keys_is_read_by_those_of_its_method(name):
-    assert set(FLAT) == FORMER.keys() - {"name"}
     recipe = recipe_of({"name": "x", "method": {**FORMER, "name": name}}, "checkpoint")
     wanted = {key: value for key, value in FORMER.items() if key in OWN[name]}
     assert as_dict(recipe)["method"] == {"name": name, **wanted}

@@ -41,8 +41,8 @@ def estimate(characters: int, max_length: int) -> int:
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Token counts in a file, mapped into memory where they are asked for; what travels to workers is its name."""
+class TokenCounts:
+    """Token counts in a file, mapped into memory when they are asked for; what travels to workers is its name."""
 
     path: Path
 
@@ -73,7 +73,7 @@ def countable(manifests: Sequence[Manifest]) -> bool:
     return not any(manifest.remote for manifest in manifests) and sum(m.samples for m in manifests) <= MOST
 
 
-def lengths_path(folder: Path, manifests: Sequence[Manifest], collator: Collator) -> Path:
+def counts_path(folder: Path, manifests: Sequence[Manifest], collator: Collator) -> Path:
     """Where the counts of these data sets are kept."""
     tokenizer = hashlib.sha256(Path(collator.tokenizer_path).read_bytes()).hexdigest()
     settings = [PROMPT_FORMAT, collator.captions, collator.max_length, collator.answers]
@@ -81,10 +81,10 @@ def lengths_path(folder: Path, manifests: Sequence[Manifest], collator: Collator
     return folder / f"token_counts-{hashlib.sha256(follows_from.encode()).hexdigest()[:16]}.npy"
 
 
-def count_lengths(folder: Path, manifests: Sequence[Manifest], collator: Collator, processes: int = 0) -> Lengths:
+def count_tokens(folder: Path, manifests: Sequence[Manifest], collator: Collator, processes: int = 0) -> TokenCounts:
     """The counts, read from `folder` or counted and written there. `processes` 0: one per core. A sample that cannot be
     used counts as one token. Raises UserError or OSError."""
-    path = lengths_path(folder, manifests, collator)
+    path = counts_path(folder, manifests, collator)
     if not path.exists():
         counts = [
             part
@@ -96,7 +96,7 @@ def count_lengths(folder: Path, manifests: Sequence[Manifest], collator: Collato
         content = io.BytesIO()
         np.save(content, np.concatenate(counts).astype(np.uint32), allow_pickle=False)
         replace_file(path, content.getvalue())
-    return Lengths(path)
+    return TokenCounts(path)
 
 
 def _shard(manifest: Manifest, collator: Collator, shard: int) -> np.ndarray:

@@ -9,9 +9,9 @@ from making import good_rows
 from data_prep.shards import write_shards
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import ImageTransform
-from dsmemvp.data.lengths import count_lengths, countable, lengths_path
 from dsmemvp.data.sample import read_sample
 from dsmemvp.data.stream import read_all
+from dsmemvp.data.token_counts import count_tokens, countable, counts_path
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.errors import UserError
 
@@ -24,18 +24,18 @@ def collator(tokenizer_path):
 def test_counts_are_those_of_the_encoded_samples_of_all_data_sets(tmp_path, collator, tokenizer_path):
     data = [write_shards(good_rows(7), tmp_path / name, "train", per_shard=3) for name in ("one", "two")]
     assert countable(data)
-    lengths, tokenizer = count_lengths(tmp_path, data, collator, processes=1), Tokenizer(tokenizer_path)
+    counts, tokenizer = count_tokens(tmp_path, data, collator, processes=1), Tokenizer(tokenizer_path)
     samples = [read_sample(entry) for manifest in data for entry in read_all(manifest)]
-    assert [lengths[i] for i in range(14)] == [len(collator.text(tokenizer, sample).tokens) for sample in samples]
-    assert len(lengths.check(14)) == 64
+    assert [counts[i] for i in range(14)] == [len(collator.text(tokenizer, sample).tokens) for sample in samples]
+    assert len(counts.check(14)) == 64
     with pytest.raises(UserError, match="does not hold token counts of 15 samples; delete it"):
-        lengths.check(15)
+        counts.check(15)
 
 
 def test_counts_are_kept_and_others_are_made_for_other_settings(tmp_path, collator):
     data = [write_shards(good_rows(3), tmp_path / "data", "train")]
-    path = count_lengths(tmp_path, data, collator, processes=1).path
+    path = count_tokens(tmp_path, data, collator, processes=1).path
     np.save(path, np.array([7, 7, 7], dtype=np.uint32))
-    assert count_lengths(tmp_path, data, collator, processes=1)[1] == 7  # not counted again
+    assert count_tokens(tmp_path, data, collator, processes=1)[1] == 7  # not counted again
     others = [replace(collator, captions=True), replace(collator, max_length=61), replace(collator, answers=True)]
-    assert len({path, *(lengths_path(tmp_path, data, other) for other in others)}) == 4
+    assert len({path, *(counts_path(tmp_path, data, other) for other in others)}) == 4
