@@ -94,6 +94,15 @@ def run(recipe_path) -> Path:
     return folder
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(train, run):
+    """Its record, and what may be saved of the checkpoints, would be overwritten."""
+    path = run / "checkpoints" / "step-00000003" / "trained.safetensors"
+    os.truncate(path, 100)
+    said = train()
+    assert said.startswith(f"{path} is damaged") and "no other checkpoint of the run is left" in said
+    assert path.stat().st_size == 100
+
+
 def test_an_exported_folder_on_another_base(refused, run, language, recipe_path, tmp_path):
     export(run, tmp_path / "out")
     tensors = load_file(language / "model.safetensors")

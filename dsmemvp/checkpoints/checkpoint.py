@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save
 
 from dsmemvp.atomic_files import flush
 from dsmemvp.backbones.safetensors_file import read_header, read_metadata
-from dsmemvp.checkpoints.state_file import own_sum, read_fields, sum_of
+from dsmemvp.checkpoints.state_file import OtherVersion, own_sum, read_fields, sum_of
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Vision
 from dsmemvp.data.text import PROMPT_FORMAT
@@ -167,7 +167,8 @@ def save_checkpoint(run: Path, state: State, values: Tensors, moments: Tensors) 
 
 
 def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The intact checkpoint of the latest step in a run's folder, and what is wrong with later ones. Raises OSError."""
+    """The intact checkpoint of the latest step in a run's folder, and what is wrong with later ones. Raises OSError, or
+    UserError for one that another version has written."""
     found, complaints = _first_intact(_folders(run)[::-1])
     return found, [f"{complaint}{'; the checkpoint before it is taken' * bool(found)}" for complaint in complaints]
 
@@ -190,6 +191,8 @@ def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
     for folder in folders:
         try:
             found = read_checkpoint(folder, whole=True)
+        except OtherVersion:
+            raise
         except (ValueError, FileNotFoundError) as error:
             complaints.append(str(error))
         else:
@@ -205,7 +208,7 @@ def read_checkpoint(folder: Path, whole: bool = False) -> Checkpoint:
         return Checkpoint(folder, stated=_stated(folder))
     content = read_state(folder)
     if content.get("prompt_format", PROMPT_FORMAT) != PROMPT_FORMAT:
-        raise UserError(
+        raise OtherVersion(
             f"{folder} was trained on prompts of format {content['prompt_format']}, this version writes"
             f" {PROMPT_FORMAT}; use dsmemvp {content.get('dsmemvp', 'of another version')}"
         )

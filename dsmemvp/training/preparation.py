@@ -8,6 +8,7 @@ from dsmemvp.checkpoints.checkpoint import Checkpoint, State
 from dsmemvp.config.reading import as_dict
 from dsmemvp.data.datasets import open_training_data, open_validation_data
 from dsmemvp.data.manifest import Manifest, check_files
+from dsmemvp.errors import UserError
 from dsmemvp.fault_tolerance.restart_limit import count_start
 from dsmemvp.inputs import Inputs, open_inputs
 from dsmemvp.prompts.interface import Stage
@@ -53,6 +54,7 @@ def prepare(context: RunContext) -> Prepared:
     spans = spans_of(stages, recipe, data)
     order = data.identity | _identity(stages)
     checkpoint, complaints = agreed_checkpoint(context.folder, ranks)
+    ranks.together(lambda: _check_one_is_left(checkpoint, complaints))
     base = ranks.once_per_node(lambda: fingerprint(inputs.base))
     if checkpoint is not None:
         checkpoint.check_method(as_dict(recipe))
@@ -63,6 +65,15 @@ def prepare(context: RunContext) -> Prepared:
     owes = validation is not None and _owes_validation(state, context, spans)
     start = replace(state, order=order, recipe=as_dict(recipe), base=base)
     return Prepared(inputs, spans, validation, checkpoint, complaints, start, until, owes)
+
+
+def _check_one_is_left(checkpoint: Checkpoint | None, complaints: list[str]) -> None:
+    """Raises UserError on the first rank, which alone knows the complaints."""
+    if checkpoint is None and complaints:
+        raise UserError(
+            f"{complaints[0]}; no other checkpoint of the run is left, and to begin anew would remove its record: take"
+            " another name for the run, or remove its folder"
+        )
 
 
 def count_this_start(context: RunContext, step: int) -> None:
