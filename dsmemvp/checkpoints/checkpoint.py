@@ -237,6 +237,15 @@ def _stated(path: Path) -> dict[str, str]:
     return {key: text for key, text in about.items() if key.startswith("method.")}
 
 
+def named_checkpoint(place: Path) -> Checkpoint:
+    """One that a user has named, as `read_checkpoint` takes it; a folder's trained tensors are compared with their
+    checksum. Raises UserError."""
+    found = read_checkpoint(place)
+    if not place.is_file():
+        _check_sums(place, {found.trained.name: read_state(place)["files"][found.trained.name]})
+    return found
+
+
 def check_sums(folder: Path) -> None:
     """Read a checkpoint's files and compare their checksums. Raises UserError."""
     _check_sums(folder, read_state(folder)["files"])
