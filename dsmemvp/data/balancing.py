@@ -52,7 +52,7 @@ def balance(
     there are fewer samples than micro-batches."""
     prices = [costs(weight) for weight in weights]
     if micro_tokens:
-        steps = max(1, -(-sum(min(weight.tokens, micro_tokens) for weight in weights) // (micro_tokens * ranks)))
+        steps = max(1, -(-fewest_parts(weights, micro_tokens) // ranks))
         while (parts := _packed(weights, prices, steps * ranks, micro_tokens)) is None:
             steps += 1
     else:
@@ -61,6 +61,14 @@ def balance(
         assert packed is not None
         parts = packed
     return _spread(parts, prices, ranks) if weights else [[] for _ in range(ranks)]
+
+
+def fewest_parts(weights: Sequence[Weight], most: int) -> int:
+    """No fewer micro-batches than these hold `most` tokens each: by the sum, and since of samples above a k-th of it
+    each holds fewer than k. From the sum alone, batches of samples just above a half would be tried for minutes."""
+    tokens = [min(weight.tokens, most) for weight in weights]
+    by_size = (-(-sum(n * k > most for n in tokens) // (k - 1)) for k in range(2, 10))
+    return max(-(-sum(tokens) // most), *by_size)
 
 
 def _packed(weights: Sequence[Weight], prices: Sequence[float], number: int, most: int) -> list[list[int]] | None:
