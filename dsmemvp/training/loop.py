@@ -158,8 +158,9 @@ class _Loop:
             self.context.at("reading", self.step)
 
     def _balancing(self, span: Span) -> Balancing:
-        inputs, ranks = self.prepared.inputs, self.context.ranks
-        costs = cost_model(inputs.configs.language, inputs.configs.vision, inputs.method.sees_images)
+        inputs, ranks, configs = self.prepared.inputs, self.context.ranks, self.prepared.inputs.configs
+        sees, adapters = inputs.method.sees_images, self.context.recipe.vision.adapter_dim > 0
+        costs = cost_model(configs.language, configs.vision, sees, configs.resolution if sees else 0, adapters)
         return Balancing(costs, training_lengths(ranks, self.context.folder, span.data, inputs.collator))
 
     def _batches(self, span: Span, until: int, balancing: Balancing) -> Iterator[list[MicroBatch]]:
