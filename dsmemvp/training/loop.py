@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsmemvp.backbones.costs import cost_model
-from dsmemvp.backbones.partitioned import whole_shape
 from dsmemvp.config.reading import as_dict, as_yaml
 from dsmemvp.counting import counted
 from dsmemvp.data.balancing import CostModel
@@ -28,7 +27,7 @@ from dsmemvp.training.saving import Saving
 from dsmemvp.training.skips import Skips
 from dsmemvp.training.stages import Span, span_after
 from dsmemvp.training.step import Totals, exchange, take_step
-from dsmemvp.training.throughput import Throughput
+from dsmemvp.training.throughput import Throughput, multiplied
 from dsmemvp.training.validation import Evaluator
 
 
@@ -112,8 +111,7 @@ class _Loop:
         """Steps made."""
         self.trained = span_after(self.prepared.spans, self.step)
         """The stage that the trainer is made for."""
-        language = self.trainer.model.language.parameters()
-        self.language_parameters = sum(math.prod(whole_shape(p)) for p in language)
+        self.language_parameters = multiplied(self.trainer.model.language)
 
     def run(self) -> None:
         try:
@@ -154,7 +152,8 @@ class _Loop:
                 throughput = Throughput()
             self.monitor.advance()
             if self.saving.is_due(self.step):
-                self.saving.save(self.step)
+                with throughput.paused():
+                    self.saving.save(self.step)
             self.context.at("reading", self.step)
 
     def _balancing(self, span: Span) -> Balancing:
