@@ -24,6 +24,8 @@ SIZES |= {"num_attention_heads": 4, "attn_implementation": "sdpa"}
 LLAMA_31 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
 LLAMA_31 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+BY_LENGTH = "llama, rotary scaling by the text's length"
+"""A cached key keeps the rotation of the length at which it was made, in transformers as here."""
 GROUPED = {"num_key_value_heads": 2}
 CASES = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
@@ -33,7 +35,7 @@ CASES = {
         GROUPED | {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
     ),
     "llama, rotary scaling of 3.1": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": LLAMA_31}),
-    "llama, rotary scaling by the text's length": (
+    BY_LENGTH: (
         LlamaConfig,
         LlamaForCausalLM,
         {"rope_parameters": DYNAMIC, "max_position_embeddings": 8},
