@@ -136,8 +136,7 @@ def _forward(model: DecoderTower, batch: Batch) -> tuple[torch.Tensor, torch.Ten
     """-> logits at the supervised tokens, and the hidden states of all tokens half-way up the layers, [T, d]."""
     hidden = model.start(batch.tokens)
     half_way = hidden
-    rotary = model.rotary(batch.positions, batch.lengths, hidden.dtype)
-    packing = Packing(batch.cu_seqlens, batch.lengths)
+    rotary, packing = model.rotary(batch.positions, hidden.dtype), Packing(batch.cu_seqlens, batch.lengths)
     for i, layer in enumerate(model.layers):
         half_way = hidden if i == model.depth // 2 else half_way
         hidden = layer(hidden, rotary, packing)

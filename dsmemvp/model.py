@@ -96,8 +96,7 @@ class VisualLanguageModel(nn.Module):
             if site.tower not in hidden:
                 hidden[site.tower] = self._start(site.tower, batch)
                 if site.tower == "decoder":
-                    dtype = hidden["decoder"].dtype
-                    context.rotary = self.language.rotary(batch.positions, batch.lengths, dtype)
+                    context.rotary = self.language.rotary(batch.positions, hidden["decoder"].dtype)
             hidden[site.tower] = run_block(
                 partial(self._step, site, context), self.recompute, hidden[site.tower], state
             )

@@ -96,7 +96,7 @@ def check_config(config: Any) -> None:
     with torch.device("meta"):
         if small.model_type in LANGUAGE_CONFIGS:
             small.num_hidden_layers = 1
-            DecoderTower(small).rotary(torch.zeros(1), (1,), torch.float32)
+            DecoderTower(small).rotary(torch.zeros(1), torch.float32)
         else:
             small.num_hidden_layers = 2
             check_patches(square(small.image_size), small)

@@ -5,7 +5,7 @@ Parameter names are transformers' without the leading "model.". T tokens in the 
 V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +17,6 @@ from dsmemvp.backbones.families import decoder_family
 Branch = Callable[[torch.Tensor], torch.Tensor | None]
 """The feed-forward's normed input [1, T, d] -> what is added to its output, or None."""
 Rotary = tuple[torch.Tensor, torch.Tensor]
-BY_LENGTH = ("dynamic", "longrope")
-"""Kinds of rotary embedding whose frequencies follow from the longest position that they are asked for."""
 
 
 def no_branch(x: torch.Tensor) -> None:
@@ -74,16 +72,9 @@ class DecoderTower(nn.Module):
         """-> [1, T, d]"""
         return self.embed_tokens(tokens_T)[None]
 
-    def rotary(self, positions_T: torch.Tensor, lengths: Sequence[int], dtype: torch.dtype) -> Rotary:
-        """cos and sin, [1, T, head width] each, for samples of these lengths. Made anew each time (a few thousand
-        numbers), since a module's buffer would be cast to 16 bits with the model."""
-        if self.config.rope_parameters["rope_type"] not in BY_LENGTH or len(lengths) == 1:
-            return self._rotary(positions_T, dtype)
-        parts = [self._rotary(positions, dtype) for positions in positions_T.split(list(lengths))]
-        cos, sin = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-        return cos, sin
-
-    def _rotary(self, positions_T: torch.Tensor, dtype: torch.dtype) -> Rotary:
+    def rotary(self, positions_T: torch.Tensor, dtype: torch.dtype) -> Rotary:
+        """cos and sin, [1, T, head width] each. Made anew each time (a few thousand numbers), since a module's buffer
+        would be cast to 16 bits with the model."""
         with torch.device(positions_T.device):
             embedding = decoder_family(self.config).rotary(self.config)
             return embedding(torch.empty(0, dtype=dtype), positions_T[None])

@@ -23,9 +23,6 @@ SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidd
 SIZES |= {"num_attention_heads": 4, "attn_implementation": "sdpa"}
 LLAMA_31 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
 LLAMA_31 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
-DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
-BY_LENGTH = "llama, rotary scaling by the text's length"
-"""A cached key keeps the rotation of the length at which it was made, in transformers as here."""
 GROUPED = {"num_key_value_heads": 2}
 CASES = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
@@ -35,11 +32,6 @@ CASES = {
         GROUPED | {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
     ),
     "llama, rotary scaling of 3.1": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": LLAMA_31}),
-    BY_LENGTH: (
-        LlamaConfig,
-        LlamaForCausalLM,
-        {"rope_parameters": DYNAMIC, "max_position_embeddings": 8},
-    ),
     "llama, tied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
     "mistral": (MistralConfig, MistralForCausalLM, GROUPED | {"sliding_window": None}),
     "mistral, window longer than the text": (MistralConfig, MistralForCausalLM, GROUPED | {"sliding_window": 64}),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from decoders import BY_LENGTH, CASES, batch_of, pair, random_texts
+from decoders import CASES, batch_of, pair, random_texts
 
 from dsmemvp.backbones.attention import GROW, KeyValueCache, Packing, packed_attention
 from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
@@ -72,7 +72,7 @@ def _decoded_both_ways(model, prompts: Batch, whole, steps: int) -> None:
     assert cache.lengths == [length + steps for length in prompts.lengths]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != BY_LENGTH])
+@pytest.mark.parametrize("case", CASES)
 def test_decoding_with_the_cache_is_the_full_forward(case):
     model, stock = pair(case)
     texts = random_texts(9, 2, 5)

@@ -6,7 +6,6 @@ import pytest
 import small
 import torch
 from transformers import (
-    LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
@@ -95,14 +94,6 @@ FAMILIES = {
     "qwen2, beyond the window of some layers": (Qwen2Config, Qwen2ForCausalLM, SOME_LAYERS),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
     "qwen3, beyond the window of some layers": (Qwen3Config, Qwen3ForCausalLM, SOME_LAYERS),
-    "llama, rotary scaling by the text's length": (
-        LlamaConfig,
-        LlamaForCausalLM,
-        {
-            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
-            "max_position_embeddings": 6,
-        },
-    ),
 }
 
 
