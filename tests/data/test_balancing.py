@@ -95,6 +95,9 @@ def test_the_cost_of_a_batch_is_that_of_its_samples():
     items = [Item(0, EncodedText([1, 2, 3], 2, False), image), Item(1, EncodedText([1] * 9, 2, False), None)]
     batch = make_batch(items, 4, (Reserved("image", 5),)).batch
     assert batch_cost(batch, COSTS) == COSTS(Weight(8, True)) + COSTS(Weight(9, False))
+    # without an image the vision tower runs all the same, on a dummy row
+    assert batch_cost(make_batch(items[1:], 4).batch, COSTS) == COSTS(Weight(9, True))
+    assert batch_cost(make_batch([], 4).batch, COSTS) == COSTS(Weight(1, True))
 
 
 def test_imbalance_is_what_waiting_adds():
