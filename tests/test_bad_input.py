@@ -94,6 +94,26 @@ def run(recipe_path) -> Path:
     return folder
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(train, run):
+    """Its record, and what may be saved of the checkpoints, would be overwritten."""
+    path = run / "checkpoints" / "step-00000003" / "trained.safetensors"
+    os.truncate(path, 100)
+    said = train()
+    assert said.startswith(f"{path} is damaged") and "no other checkpoint of the run is left" in said
+    assert path.stat().st_size == 100
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+def test_a_damaged_checkpoint_that_is_named_is_not_used(refused, run, recipe_path, tmp_path, command):
+    export(run, tmp_path / "out")
+    for folder in (run / "checkpoints" / "step-00000003", tmp_path / "out"):
+        path = folder / "trained.safetensors"
+        content = path.read_bytes()
+        path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        what = [recipe_path] if command == "evaluate" else ["--run", run, "What is it?"]
+        assert refused(command, *what, "--checkpoint", folder).startswith(f"{path} is damaged: ")
+
+
 def test_an_exported_folder_on_another_base(refused, run, language, recipe_path, tmp_path):
     export(run, tmp_path / "out")
     tensors = load_file(language / "model.safetensors")

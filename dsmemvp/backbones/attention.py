@@ -50,13 +50,17 @@ def attend(
     packing: Packing,
     scale: float,
     layer: int = 0,
+    window: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """-> mixed values [1, T, H, D], and the logarithms of the softmax's sums, which only the backward reads. In
     decoding (`packing.cache`) the first forward fills the cache at `layer`, and a later one, which holds a new token of
-    each sample, reads it."""
+    each sample, reads it.
+
+    No prompt and no training sample is longer than a sliding window (families.check_window), but a text that is being
+    written may become so: then a new token sees the last `window` tokens."""
     cache = packing.cache
     if cache is not None and cache.lengths:
-        return _decode(query_1HTD, *cache.append(layer, key_1KTD, value_1KTD), cache.seen(layer), scale)
+        return _decode(query_1HTD, *cache.append(layer, key_1KTD, value_1KTD), cache.seen(layer, window), scale)
     if cache is not None:
         cache.fill(layer, key_1KTD, value_1KTD, packing.lengths, packing.hidden)
     return _Attended.apply(query_1HTD, key_1KTD, value_1KTD, packing, scale)

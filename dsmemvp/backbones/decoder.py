@@ -50,6 +50,8 @@ class DecoderBlock(nn.Module):
                 RmsNorm(layer.self_attn.k_norm),
             )
         self.index = index
+        # transformers keeps it in the layer if layers differ in it, else in the configuration
+        self.window: int | None = getattr(self.self_attn, "sliding_window", getattr(config, "sliding_window", None))
         self.replaced: set[str] = set()
         """Names of the linear layers that a method has put its own in place of."""
 
@@ -110,7 +112,7 @@ class DecoderBlock(nn.Module):
             return tuple(turn(t.transpose(1, 2), *rotary) for t in (raw_query, raw_key))
 
         def attended(query, key, value):
-            return attend(query, key, value, packing, attention.scaling, self.index)
+            return attend(query, key, value, packing, attention.scaling, self.index, self.window)
 
         def add(hidden, mixed):
             return (hidden + self._linear(attention, "o_proj", mixed.flatten(-2), dropout),)

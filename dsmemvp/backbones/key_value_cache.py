@@ -47,11 +47,15 @@ class KeyValueCache:
             whole[rows, :, at] = new[0].transpose(0, 1)
         return kept
 
-    def seen(self, layer: int) -> torch.Tensor:
-        """[B, 1, 1, C] bool: the places that a new token of each sample sees, its own included."""
+    def seen(self, layer: int, window: int | None = None) -> torch.Tensor:
+        """[B, 1, 1, C] bool: the places that a new token of each sample sees, its own included; the last `window` of
+        them if the layer's attention slides."""
         key = self.layers[layer][0]
         filled = torch.tensor(self.lengths, device=key.device)[:, None] + 1
-        seen = torch.arange(key.shape[2], device=key.device) < filled
+        places = torch.arange(key.shape[2], device=key.device)
+        seen = places < filled
+        if window is not None:
+            seen &= places >= filled - window
         if layer in self.hidden:
             seen &= ~self.hidden[layer]
         return seen[:, None, None]

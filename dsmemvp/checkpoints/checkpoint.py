@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save
 
 from dsmemvp.atomic_files import flush
 from dsmemvp.backbones.safetensors_file import read_header, read_metadata
-from dsmemvp.checkpoints.state_file import own_sum, read_fields, sum_of
+from dsmemvp.checkpoints.state_file import OtherVersion, own_sum, read_fields, sum_of
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Vision
 from dsmemvp.data.text import PROMPT_FORMAT
@@ -174,7 +174,7 @@ def read_checkpoint(folder: Path, whole: bool = False) -> Checkpoint:
         return Checkpoint(folder, stated=_stated(folder))
     content = read_state(folder)
     if content.get("prompt_format", PROMPT_FORMAT) != PROMPT_FORMAT:
-        raise UserError(
+        raise OtherVersion(
             f"{folder} was trained on prompts of format {content['prompt_format']}, this version writes"
             f" {PROMPT_FORMAT}; use dsmemvp {content.get('dsmemvp', 'of another version')}"
         )
@@ -201,6 +201,15 @@ def _is_number(text: str) -> bool:
 def _stated(path: Path) -> dict[str, str]:
     about = read_metadata(path, "checkpoint")
     return {key: text for key, text in about.items() if key.startswith("method.")}
+
+
+def named_checkpoint(place: Path) -> Checkpoint:
+    """One that a user has named, as `read_checkpoint` takes it; a folder's trained tensors are compared with their
+    checksum. Raises UserError."""
+    found = read_checkpoint(place)
+    if not place.is_file():
+        _check_sums(place, {found.trained.name: read_state(place)["files"][found.trained.name]})
+    return found
 
 
 def check_sums(folder: Path) -> None:

@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 
 from dsmemvp.checkpoints.checkpoint import Checkpoint, out_of_the_way, read_checkpoint, read_state
+from dsmemvp.checkpoints.state_file import OtherVersion
 
 
 def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The intact checkpoint of the latest step in a run's folder, and what is wrong with later ones. Raises OSError."""
+    """The intact checkpoint of the latest step in a run's folder, and what is wrong with later ones. Raises OSError, or
+    UserError for one that another version has written."""
     found, complaints = _first_intact(_folders(run)[::-1])
     return found, [f"{complaint}{'; the checkpoint before it is taken' * bool(found)}" for complaint in complaints]
 
@@ -31,6 +33,8 @@ def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
     for folder in folders:
         try:
             found = read_checkpoint(folder, whole=True)
+        except OtherVersion:
+            raise
         except (ValueError, FileNotFoundError) as error:
             complaints.append(str(error))
         else:

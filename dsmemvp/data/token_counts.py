@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -52,7 +53,9 @@ class TokenCounts:
 
     @cached_property
     def _counts(self) -> np.ndarray:
-        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        if self.path.exists() and not self.path.is_file():
+            raise ValueError("it is not a regular file")
+        return np.lib.format.open_memmap(self.path, mode="r")
 
     def __getstate__(self) -> dict[str, Path]:
         return {"path": self.path}
@@ -61,7 +64,7 @@ class TokenCounts:
         """The checksum of the counts, for ranks to compare. Raises UserError or OSError."""
         try:
             counts = self._counts
-        except ValueError as error:
+        except (ValueError, EOFError, SyntaxError, TokenError) as error:  # numpy reads the header as Python
             raise UserError(f"{self.path} does not hold token counts ({error}); delete it") from None
         if counts.shape != (samples,) or counts.dtype != np.uint32:
             raise UserError(f"{self.path} does not hold token counts of {samples} samples; delete it")

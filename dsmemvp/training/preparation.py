@@ -58,6 +58,7 @@ def prepare(context: RunContext) -> Prepared:
     spans = spans_of(stages, recipe, data)
     order = data.identity | _identity(stages)
     checkpoint, complaints = agreed_checkpoint(context.folder, ranks)
+    ranks.together(lambda: _check_one_is_left(checkpoint, complaints))
     base = ranks.once_per_node(lambda: fingerprint(inputs.base))
     if checkpoint is not None:
         checkpoint.check_method(as_dict(recipe))
@@ -68,6 +69,15 @@ def prepare(context: RunContext) -> Prepared:
     owes = validation is not None and _owes_validation(state, context, spans)
     start = replace(state, order=order, recipe=as_dict(recipe), base=base)
     return Prepared(inputs, spans, validation, checkpoint, complaints, start, until, owes)
+
+
+def _check_one_is_left(checkpoint: Checkpoint | None, complaints: list[str]) -> None:
+    """Raises UserError on the first rank, which alone knows the complaints."""
+    if checkpoint is None and complaints:
+        raise UserError(
+            f"{complaints[0]}; no other checkpoint of the run is left, and to begin anew would remove its record: take"
+            " another name for the run, or remove its folder"
+        )
 
 
 def count_this_start(context: RunContext, step: int) -> None:

@@ -190,6 +190,19 @@ def test_a_checkpoint_of_the_format_before_is_read(tmp_path):
     assert best_checkpoint(tmp_path, "loss")[0].state.step == 10
 
 
+@pytest.mark.parametrize("changed", [{"format": 99}, {"prompt_format": 99}])
+def test_one_that_another_version_has_written_is_not_passed_over(tmp_path, changed):
+    """A run that resumed from the one before would overwrite it."""
+    _save(tmp_path, 1)
+    path = _save(tmp_path, 2) / "state.json"
+    content = json.loads(path.read_text()) | changed
+    del content["crc32"]
+    content["crc32"] = zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"step-00000020.*; use "):
+        newest_checkpoint(tmp_path)
+
+
 def test_a_damaged_later_one_does_not_push_out_the_good_ones(tmp_path):
     for epoch in (1, 5):
         _save(tmp_path, epoch)

@@ -66,6 +66,10 @@ def test_a_copy_is_made_as_of_any_dataclass(read):
         ("method: {name: input_space, lora_rank: 0}", ["method.lora_rank: must be at least 1 and at most 65,536"]),
         ("method: {name: input_space, lora_alpha: -1}", ["method.lora_alpha: must be at least 0 and at most 65,536"]),
         ("method: {name: input_space, lora_targets: [7]}", ["method.lora_targets: must be text, not 7"]),
+        (
+            "method: {name: input_space, lora_targets: [q_proj, x]}",
+            ["must be of q_proj, k_proj", "not 'x'"],
+        ),
         ("dropout: 0.1", ["unknown key 'dropout'", "did you mean 'method.dropout'?"]),
     ],
 )

@@ -1,5 +1,7 @@
 """Token counts kept beside a run are those of the samples that the run then encodes."""
 
+import io
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,7 @@ from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.sample import read_sample
 from dsmemvp.data.stream import read_all
-from dsmemvp.data.token_counts import count_tokens, countable, counts_path
+from dsmemvp.data.token_counts import TokenCounts, count_tokens, countable, counts_path
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.errors import UserError
 
@@ -39,3 +41,32 @@ def test_counts_are_kept_and_others_are_made_for_other_settings(tmp_path, collat
     assert count_tokens(tmp_path, data, collator, processes=1)[1] == 7  # not counted again
     others = [replace(collator, captions=True), replace(collator, max_length=61), replace(collator, answers=True)]
     assert len({path, *(counts_path(tmp_path, data, other) for other in others)}) == 4
+
+
+def _saved(save) -> bytes:
+    out = io.BytesIO()
+    save(out, np.array([7, 7, 7], dtype=np.uint32))
+    return out.getvalue()
+
+
+COUNTS = _saved(np.save)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", COUNTS[:20], COUNTS[:-1], b"PK\x03\x04", _saved(np.savez), b"junk" * 50),
+        *(COUNTS.replace(b"{'descr'", b"(((((((("), COUNTS.replace(b"<u4", b"|O ")),
+    ],
+)
+def test_a_damaged_file_of_counts_is_named(tmp_path, content):
+    path = tmp_path / "token_counts-0.npy"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"token_counts-0\.npy does not hold token counts \(.+\); delete it"):
+        TokenCounts(path).check(3)
+
+
+def test_a_pipe_in_the_place_of_counts_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "token_counts-0.npy")
+    with pytest.raises(UserError, match="not a regular file"):
+        TokenCounts(tmp_path / "token_counts-0.npy").check(3)
