@@ -8,10 +8,11 @@ from torch.profiler import ProfilerActivity, profile
 
 def held_and_peak(function: Callable[[], object]) -> tuple[int, int]:
     """(what the call leaves allocated while its result lives, most at any moment), beyond what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        result = function()
-        profiled.stop()
+    profiled = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    profiled.start()
+    result = function()  # noqa: F841, what it refers to is to be alive when the records end
+    profiled.stop()
+    assert profiled.profiler is not None
     records = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     sums = list(accumulate(event.nbytes() for event in sorted(records, key=lambda event: event.start_ns())))
-    del result
     return sums[-1], max(sums)
