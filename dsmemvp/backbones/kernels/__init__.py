@@ -8,9 +8,9 @@ is decided outside. Ask `available()` first; the other files need triton.
     slots.py       dropout(silu(scores)), the mask computed from counters
     arithmetic.py  what they share
 
-Each is bound by memory, so each reads an input once, writes an output once and rounds once, from float32; each docstring
-counts the bytes. Block sizes follow from the shape by a rule; nothing is tuned at run time. bf16, fp16 and fp32; no
-float64. TRITON_INTERPRET=1, set before the first import, runs them on the CPU in Triton's interpreter.
+Each is bound by memory, so each reads an input once, computes in float32, and rounds and writes an output once; each
+docstring counts the bytes. Block sizes follow from the shape by a rule; nothing is tuned at run time. bf16, fp16 and
+fp32; no float64. TRITON_INTERPRET=1, set before the first import, runs them on the CPU in Triton's interpreter.
 """
 
 from importlib.util import find_spec
