@@ -11,7 +11,7 @@ import pytest
 import torch
 from programs.kernels_against_formulas import CHECKS, DTYPES
 
-from dsmemvp.backbones.kernels import available
+from dsmemvp.backbones.kernels import available, missing
 
 PROGRAMS = Path(__file__).parent.parent / "programs"
 CASES = [f"{check} {dtype}" for check in CHECKS for dtype in DTYPES]
@@ -78,5 +78,10 @@ def test_shifts_of_the_masks_are_logical_when_compiled(compiled):
     assert compiled["slot_activation"]["signed shifts"] == 0
 
 
-def test_kernels_are_not_for_a_machine_without_a_gpu():
-    assert available() == torch.cuda.is_available()
+def test_what_a_machine_lacks_is_told(monkeypatch, tmp_path):
+    assert missing() == "" and available() == torch.cuda.is_available()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "C compiler" in missing() and not available()
+    monkeypatch.setenv("CC", "cc")
+    assert missing() == ""

@@ -58,6 +58,10 @@ def norm(device: str, dtype: torch.dtype) -> None:
             dtype != torch.float32 and x.numel()
         ):  # the quotient is rounded before the product, or a quarter would differ
             assert (found.cpu() == golden(x)).double().mean() > 0.99
+    x, weight = randn(2, 3, 40, dtype=dtype), randn(40, dtype=torch.float32)
+    found = rms_norm(x.to(device), weight.to(device), EPS)
+    assert found.dtype == torch.float32
+    near(found, weight.double() * normed64(x.double(), torch.ones(40)).to(dtype).double())
 
 
 def norm_of_a_sum(device: str, dtype: torch.dtype) -> None:
