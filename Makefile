@@ -55,9 +55,9 @@ check: .venv/ready
 	ruff format --check .
 	mypy
 
-# after changing dependencies: resolve anew in a fresh environment and write the lock
+# after changing dependencies: resolve anew in a fresh environment and write the lock; triton as torch's CUDA wheel has it
 lock:
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet torch==2.13.0 -e '.[dev,captions]'
+	$(BIN)/python -m pip install --quiet torch==2.13.0 triton==3.7.1 -e '.[dev,captions]'
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
