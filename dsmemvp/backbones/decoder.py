@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dsmemvp.backbones import elementwise
 from dsmemvp.backbones.attention import Packing, attend
 from dsmemvp.backbones.families import decoder_family
-from dsmemvp.backbones.fused import RmsNorm, rotate, rotated, silu_mul
+from dsmemvp.backbones.fused import RmsNorm, rotate, silu_mul
 from dsmemvp.backbones.linear import Linear, with_own_linears
 from dsmemvp.backbones.recompute import KEPT, BlockValues, Policy, Rule, run_again
 from dsmemvp.dropout import Dropout
@@ -96,7 +97,7 @@ class DecoderBlock(nn.Module):
     def _rules(self, rotary: Rotary, packing: Packing, dropout: Dropout | None, fused: bool) -> tuple[Rule, ...]:
         """`fused`: in the form that keeps nothing but inputs; the values are the same."""
         attention = self.self_attn
-        turn = rotate if fused else rotated
+        turn = rotate if fused else elementwise.rotate
 
         def norm(hidden):
             return (self.input_layernorm(hidden, fused),)

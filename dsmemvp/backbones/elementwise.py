@@ -1,0 +1,56 @@
+"""The elementwise parts of a frozen decoder block and their backwards in torch's operations; no autograd.
+
+Forward values are those of transformers' operations, bit for bit. kernels/ holds the same functions for GPUs, under the
+same names; fused.py chooses.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from dsmemvp.dropout import dropped
+
+_silu_backward = torch.ops.aten.silu_backward
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """weight * x / sqrt(mean(x^2) + eps), the mean in float32."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def rms_norm_backward(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """To x. With n = x / rms(x) and g = gradient * weight: (g - n * mean(g * n)) / rms(x)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    normed = wide * scale
+    g = (gradient * weight).to(wide.dtype)
+    return ((g - normed * (g * normed).mean(-1, keepdim=True)) * scale).to(x.dtype)
+
+
+def rotate(x_1HTD: torch.Tensor, cos_1TD: torch.Tensor, sin_1TD: torch.Tensor, inverse: bool = False) -> torch.Tensor:
+    """Rotary positions (Su et al., arXiv 2104.09864), halves of a head paired as transformers pairs them; `inverse`
+    turns back, which is also the backward."""
+    first, second = x_1HTD.chunk(2, dim=-1)
+    turned = torch.cat((second, -first) if inverse else (-second, first), dim=-1).mul_(sin_1TD[:, None])
+    return (x_1HTD * cos_1TD[:, None]).add_(turned)
+
+
+def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return F.silu(gate).mul_(up)
+
+
+def silu_mul_backward(
+    gradient: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _silu_backward(gradient * up, gate), F.silu(gate).mul_(gradient)
+
+
+def slot_activation(scores: torch.Tensor, keys: torch.Tensor, p: float) -> torch.Tensor:
+    """dropout(silu(scores)) with the mask of the rows' keys (dropout.py)."""
+    return dropped(F.silu(scores), keys, p)
+
+
+def slot_activation_backward(
+    gradient: torch.Tensor, scores: torch.Tensor, keys: torch.Tensor, p: float
+) -> torch.Tensor:
+    return _silu_backward(dropped(gradient, keys, p), scores)
