@@ -116,7 +116,7 @@ class VisualLanguageModel(nn.Module):
                 features = self.vision.finish(hidden["vision"])
                 state = self.method.finish("vision", features, state, batch)
             elif site == ("decoder", self.language.depth - 1):
-                normed_Sd = self.language.finish(hidden["decoder"][0, batch.supervised])
+                normed_Sd = self.language.finish(hidden["decoder"][0])
                 state = self.method.finish("decoder", normed_Sd, state, batch)
                 logits_SV = self.language.head(normed_Sd)
         return logits_SV, state
@@ -150,10 +150,12 @@ class VisualLanguageModel(nn.Module):
             given = (hidden, branch, dropout)
             hidden = run_again(block, *given) if policy == "full" else block(*given)
         else:
-            dropout = batch.token_dropout if self.training else None
             packing = replace(context.packing, hidden=_hidden_places(method.visible(site), batch))
+            dropout, rows_S = batch.token_dropout if self.training else None, None
+            if site.block == self.language.depth - 1 and batch.supervised.shape[0] < batch.tokens.shape[0]:
+                rows_S, batch = batch.supervised, batch.at_supervised()
             block = self.language.layers[site.block]
-            hidden = block(hidden, context.rotary, packing, branch, dropout, policy)
+            hidden = block(hidden, context.rotary, packing, branch, dropout, policy, rows_S)
         return method.leave(site, hidden, state, batch)
 
 

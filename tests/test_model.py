@@ -75,7 +75,7 @@ def test_a_method_interleaves_the_towers_and_recomputing_them_changes_nothing():
     assert gradients.keys() == {"method.to_text.weight", "method.to_text.bias"}
     for name, gradient in gradients.items():
         assert gradient.abs().max() > 0, name
-        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-6)
+        assert (recomputed[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
 def test_what_an_interleaving_method_sees_cannot_be_looked_at_before():

@@ -64,14 +64,17 @@ class DecoderBlock(nn.Module):
         branch: Branch = no_branch,
         dropout: Dropout | None = None,
         policy: Policy = "none",
+        rows_S: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """-> [1, T, d]. `dropout` is that of the replaced linear layers; None: without."""
+        """-> [1, T, d]. `dropout` is that of the replaced linear layers; None: without. `rows_S`: indices into T of the
+        places whose result is wanted, [1, S, d]; keys and values are made of all, and the rest of these places alone
+        (the branch gets [1, S, d])."""
         plain = policy == "none" or not torch.is_grad_enabled()
-        rules = self._rules(rotary, packing, dropout, fused=not plain)
+        rules = self._rules(rotary, packing, dropout, rows_S, fused=not plain)
         if plain:
-            return self._run(hidden_1Td, rules, branch, dropout)
+            return self._run(hidden_1Td, rules, branch, _of_rows(dropout, rows_S))
         with BlockValues(KEPT[policy], rules, hidden=hidden_1Td) as values:
-            return self._run(hidden_1Td, rules, partial(run_again, branch), dropout, values)
+            return self._run(hidden_1Td, rules, partial(run_again, branch), _of_rows(dropout, rows_S), values)
 
     def _run(
         self,
@@ -94,10 +97,13 @@ class DecoderBlock(nn.Module):
             out_1Td = out_1Td + added
         return found["middle"] + out_1Td
 
-    def _rules(self, rotary: Rotary, packing: Packing, dropout: Dropout | None, fused: bool) -> tuple[Rule, ...]:
+    def _rules(
+        self, rotary: Rotary, packing: Packing, dropout: Dropout | None, rows_S: torch.Tensor | None, fused: bool
+    ) -> tuple[Rule, ...]:
         """`fused`: in the form that keeps nothing but inputs; the values are the same."""
         attention = self.self_attn
         turn = rotate if fused else elementwise.rotate
+        behind = _of_rows(dropout, rows_S)
 
         def norm(hidden):
             return (self.input_layernorm(hidden, fused),)
@@ -116,13 +122,16 @@ class DecoderBlock(nn.Module):
             return attend(query, key, value, packing, attention.scaling, self.index, self.window)
 
         def add(hidden, mixed):
-            return (hidden + self._linear(attention, "o_proj", mixed.flatten(-2), dropout),)
+            mixed = mixed.flatten(-2)
+            if rows_S is not None:
+                hidden, mixed = hidden[:, rows_S], mixed[:, rows_S]
+            return (hidden + self._linear(attention, "o_proj", mixed, behind),)
 
         def norm_middle(middle):
             return (self.post_attention_layernorm(middle, fused),)
 
         def widen(normed_middle):
-            return tuple(self._linear(self.mlp, name, normed_middle, dropout) for name in ("gate_proj", "up_proj"))
+            return tuple(self._linear(self.mlp, name, normed_middle, behind) for name in ("gate_proj", "up_proj"))
 
         return (
             Rule(("normed",), ("hidden",), norm),
@@ -139,6 +148,10 @@ class DecoderBlock(nn.Module):
         if name not in self.replaced:
             return linear(x)
         return linear(x, dropout.at(self.index, name) if dropout is not None else None)
+
+
+def _of_rows(dropout: Dropout | None, rows_S: torch.Tensor | None) -> Dropout | None:
+    return dropout if dropout is None or rows_S is None else Dropout(dropout.keys[rows_S])
 
 
 class DecoderTower(nn.Module):

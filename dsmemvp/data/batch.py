@@ -80,6 +80,8 @@ class Batch:
     """Of the B samples; what cu_seqlens says, without a transfer from a GPU."""
     image_rows: tuple[int, ...]
     """What image_of says, without a transfer from a GPU."""
+    supervised_counts: tuple[int, ...]
+    """How many supervised tokens each of the B samples has."""
     sample_ids: torch.Tensor
     """[B] int64: running numbers in the data set, by which dropout tells samples apart"""
     image_ids: torch.Tensor
@@ -108,6 +110,20 @@ class Batch:
             (row, list(run)) for row, run in groupby(zip(self.image_rows, self.lengths, strict=True), itemgetter(0))
         ]
         return [(row, len(run), sum(length for _, length in run)) for row, run in runs]
+
+    def at_supervised(self) -> "Batch":
+        """The supervised tokens alone, each at its old position and by its old dropout; without reserved places."""
+        counts = torch.tensor([0, *self.supervised_counts], dtype=torch.int32, device=self.cu_seqlens.device)
+        return replace(
+            self,
+            tokens=self.tokens[self.supervised],
+            positions=self.positions[self.supervised],
+            cu_seqlens=counts.cumsum(0, dtype=torch.int32),
+            lengths=self.supervised_counts,
+            places={name: place[:0] for name, place in self.places.items()},
+            spans=torch.zeros_like(self.spans),
+            supervised=torch.arange(self.supervised.shape[0], device=self.supervised.device),
+        )
 
     @cached_property
     def token_dropout(self) -> Dropout:
@@ -180,6 +196,7 @@ def make_batch(
         image_of=torch.tensor(rows or [-1]),
         lengths=tuple(lengths),
         image_rows=tuple(rows or [-1]),
+        supervised_counts=tuple(len(layout.supervised) for layout in packed),
         sample_ids=torch.tensor([item.index for item in items] or [-1]),
         image_ids=_indices(_checksum(image) for image in images),
     )

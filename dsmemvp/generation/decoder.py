@@ -82,6 +82,7 @@ def next_tokens(tokens_B: torch.Tensor, before: Batch, positions: list[int]) -> 
         image_of=each,
         lengths=(1,) * B,
         image_rows=tuple(range(B)),
+        supervised_counts=(1,) * B,
         sample_ids=before.sample_ids,
         image_ids=before.image_ids[:0],
     )

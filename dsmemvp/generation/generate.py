@@ -57,7 +57,7 @@ def generate(
     (`VisualLanguageModel.look`). A batch without samples decodes nothing, but keeps step with the other ranks."""
     samples, batch = len(prompts.indices), prompts.batch.to(decoder.device)
     # the last tokens are supervised already, but for the lone token of a batch without samples
-    batch = replace(batch, supervised=batch.cu_seqlens[1:].long() - 1)
+    batch = replace(batch, supervised=batch.cu_seqlens[1:].long() - 1, supervised_counts=(1,) * batch.size)
     # `generate` needs a prompt to append to: a column that nobody reads
     ids = torch.zeros(batch.size, 1, dtype=torch.long, device=decoder.device)
     writer: Any = decoder  # transformers' own declaration has more methods than it calls

@@ -16,7 +16,7 @@ batch. Y layers, B samples, L a sample's tokens, T tokens in the pack, N slots, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -102,20 +102,27 @@ def probe(model: VisualLanguageModel, forward: Forward, batch: Batch, other: Mem
     inputs: list[torch.Tensor] = []
     norms: list[torch.Tensor] = []
 
-    def keep(module: Any, given: tuple[torch.Tensor, ...], out_1Td: torch.Tensor) -> None:
+    def keep_input(module: Any, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
         inputs.append(given[0][0])
+
+    def keep_norm(module: Any, given: tuple[torch.Tensor, ...], out_1Td: torch.Tensor) -> None:
         norms.append(out_1Td[0].float().norm(dim=-1).cpu())
 
-    hooks = [layer.mlp.register_forward_hook(keep) for layer in model.language.layers]
+    feed_forwards = [layer.mlp for layer in model.language.layers]
+    hooks = [mlp.gate_proj.register_forward_hook(keep_input) for mlp in feed_forwards]
+    hooks += [mlp.down_proj.register_forward_hook(keep_norm) for mlp in feed_forwards]
+    # the last block computes supervised tokens alone
+    everywhere = torch.arange(batch.tokens.shape[0], device=batch.tokens.device)
+    whole = replace(batch, supervised=everywhere, supervised_counts=batch.lengths)
     try:
-        memory, logits = _remembered(model, forward, batch)
+        memory, logits_TV = _remembered(model, forward, whole)
     finally:
         for hook in hooks:
             hook.remove()
     layers = [_layer(x_Td, batch, memory, other) for x_Td in inputs]
     activation, contribution, branch, *change = (torch.stack(t) for t in zip(*layers, strict=True))
     return Probe(
-        logits=logits,
+        logits=logits_TV[batch.supervised.cpu()],
         activation=activation,
         contribution=contribution,
         change=change[0] if change else None,

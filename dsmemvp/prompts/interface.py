@@ -9,6 +9,9 @@ The model (model.py) walks `schedule` over the blocks of its towers and calls th
     for site in schedule:   enter -> block, with `mlp` beside its feed-forward -> leave;  state = collect(...)
     after a tower's last block:   state = finish(tower, output, state, batch)
 
+Of the decoder's last block only the supervised tokens are computed: there `mlp` and `leave` get their hidden states,
+[1, S, d], and a batch of these tokens alone, without reserved places; `collect` gets these hidden states.
+
 State is a dictionary of tensors that is passed on as an argument and never kept in a module. A module's own parameters
 are used in that module's forward only, since under ZeRO-3 they are whole just there: a method that owns parameters
 itself calls itself (`self(...)`) or keeps them in a module inside. Shapes follow from what the host knows (`lengths`,

@@ -68,4 +68,4 @@ def batch_of(texts: list[list[int]]) -> Batch:
     """The logits of every token are wanted."""
     batch = make_batch([Item(i, EncodedText(text, 1, False), None) for i, text in enumerate(texts)], resolution=8).batch
     everywhere = torch.arange(len(batch.tokens))
-    return replace(batch, supervised=everywhere, targets=torch.zeros_like(everywhere))
+    return replace(batch, supervised=everywhere, targets=torch.zeros_like(everywhere), supervised_counts=batch.lengths)

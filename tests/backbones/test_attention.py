@@ -82,7 +82,12 @@ def test_decoding_with_the_cache_is_the_full_forward(case):
         rows = [stock(input_ids=torch.tensor([t + w])).logits[0, -1] for t, w in zip(texts, written, strict=True)]
         return torch.stack(rows)
 
-    _decoded_both_ways(model, replace(batch, supervised=ends, targets=torch.zeros(3, dtype=torch.long)), whole, 4)
+    _decoded_both_ways(
+        model,
+        replace(batch, supervised=ends, targets=torch.zeros(3, dtype=torch.long), supervised_counts=(1,) * 3),
+        whole,
+        4,
+    )
 
 
 @pytest.mark.parametrize("longest", [GROW - 2, GROW - 1, GROW])
@@ -96,7 +101,12 @@ def test_a_cache_grows_when_it_is_full(longest):
         rows = [stock(input_ids=torch.tensor([t + w])).logits[0, -1] for t, w in zip(texts, written, strict=True)]
         return torch.stack(rows)
 
-    _decoded_both_ways(model, replace(batch, supervised=ends, targets=torch.zeros(2, dtype=torch.long)), whole, 5)
+    _decoded_both_ways(
+        model,
+        replace(batch, supervised=ends, targets=torch.zeros(2, dtype=torch.long), supervised_counts=(1,) * 2),
+        whole,
+        5,
+    )
 
 
 class _HidesInTheMiddle(VisualPrompt):

@@ -72,5 +72,5 @@ def test_logits_are_made_at_supervised_places_only():
     rows = []
     ours.language.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(output.shape))
     batch = batch_of(random_texts(20))
-    ours(replace(batch, supervised=batch.supervised[-3:]))
+    ours(replace(batch, supervised=batch.supervised[-3:], supervised_counts=(3,)))
     assert rows == [(3, 50)]

@@ -1,5 +1,7 @@
 """What a probe measures, against the formulas in float64 on the memory and inputs of the same forward."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -43,10 +45,11 @@ def _recorded(model, batch):
     states, inputs, outputs = [], [], []
     hooks = [model.method.register_forward_hook(lambda module, given, out: states.append(out))]
     for layer in model.language.layers:
-        hooks.append(layer.mlp.register_forward_hook(lambda module, given, out: inputs.append(given[0])))
-        hooks.append(layer.mlp.register_forward_hook(lambda module, given, out: outputs.append(out)))
+        hooks.append(layer.mlp.up_proj.register_forward_hook(lambda module, given, out: inputs.append(given[0])))
+        hooks.append(layer.mlp.down_proj.register_forward_hook(lambda module, given, out: outputs.append(out)))
+    everywhere = torch.arange(sum(batch.lengths))  # the last layer computes supervised tokens alone
     with torch.no_grad():
-        model(batch)
+        model(replace(batch, supervised=everywhere, supervised_counts=batch.lengths))
     for hook in hooks:
         hook.remove()
     # each of the three samples is a group of its own
@@ -102,13 +105,13 @@ def test_visual_and_learned_contributions_add_up_to_the_branchs_output(tiny):
 
 def test_nothing_changes_against_the_same_memory_and_the_forward_is_as_without_a_probe(tiny):
     model, batch = tiny
-    before = len(model.method._forward_hooks) + sum(len(layer.mlp._forward_hooks) for layer in model.language.layers)
+    before = sum(len(module._forward_hooks) for module in model.modules())
     same = memory_of(model, model, batch)
     found = probe(model, model, batch, same)
     assert found.change.abs().max() == 0
     with torch.no_grad():
-        assert torch.equal(found.logits, model(batch)[0])
-    after = len(model.method._forward_hooks) + sum(len(layer.mlp._forward_hooks) for layer in model.language.layers)
+        torch.testing.assert_close(found.logits, model(batch)[0])
+    after = sum(len(module._forward_hooks) for module in model.modules())
     assert before == after
     # the sample without picture has the learned positions alone
     torch.testing.assert_close(same.key[1], model.method.key_positions.detach())

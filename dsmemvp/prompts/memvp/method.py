@@ -119,8 +119,8 @@ class Method(VisualPrompt):
 def grouped_product(x_1Ta: torch.Tensor, matrix_Gab: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """[1, T, b]: the tokens of each group times its own matrix."""
     if len(set(sizes)) == 1:  # one group, or one new token of each sample
-        grouped = x_1Ta.view(len(sizes), sizes[0], -1)
-        return (grouped @ matrix_Gab).view(1, x_1Ta.shape[1], -1)
+        grouped = x_1Ta.view(len(sizes), sizes[0], x_1Ta.shape[-1])
+        return (grouped @ matrix_Gab).flatten(0, 1)[None]
     parts = zip(x_1Ta[0].split(list(sizes)), matrix_Gab.unbind(0), strict=True)
     return torch.cat([part @ matrix for part, matrix in parts])[None]
 
