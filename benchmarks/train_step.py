@@ -28,6 +28,7 @@ from train_step_against import compare
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import fill_randomly, whole_shape
+from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Model, Recipe, Training
@@ -58,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--micro-batch", type=int, help="samples per forward (default: by shape)")
-    parser.add_argument("--recompute", choices=("none", "full"), default="none")
+    parser.add_argument("--recompute", choices=("none", *KEPT), default="elementwise")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=METHODS, help=argparse.SUPPRESS)
     against = parser.add_argument_group("beside older code")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.cli.main import main
 from dsmemvp.config.reading import read_recipe
@@ -92,9 +93,13 @@ def test_the_fastest_that_fits_is_recommended_and_a_gpu_that_is_too_small_takes_
 def test_activations_that_do_not_fit_are_recomputed(shardings):
     recipe = read_recipe(RECIPE, [*TINY, f"training.deepspeed={shardings}/flat.json", "training.micro_batch=32"])
     plan = compare(recipe, [Cluster(1, 8)], 200)[0]
-    enough = plan.choices[0].memory.gpu - plan.activations["none"] + plan.activations["full"] + RESERVE
-    plan = compare(recipe, [Cluster(1, 8, gpu_memory=enough)], 200)[0]
-    assert plan.best.recompute == "full"
+    own = plan.choices[0]
+    assert own.recompute == recipe.training.recompute
+    activations = {policy: trace(recipe, configs_of_shapes(recipe), 200, policy).peak for policy in KEPT}
+    for policy in ("attention", "full"):
+        enough = own.memory.gpu - own.memory.activations + activations[policy] + RESERVE
+        plan = compare(recipe, [Cluster(1, 8, gpu_memory=enough)], 200)[0]
+        assert plan.best.recompute == policy
 
 
 def test_the_command_prints_a_row_per_cluster_and_sharding(shardings, capsys):
