@@ -10,9 +10,10 @@ of width 768, and a CLIP tower so small that an image costs about as many text t
 float32 values of what it trains; no DeepSpeed. What they are stands in rivals_contenders.py and rivals_published.py.
 
 They take single steps in turn, each on the same samples. A round is every step once, and the ratio of a round is a
-contender's seconds over this package's; printed is the median over the rounds, with the lowest and the highest. FLOPs
-are those that torch counts in forward and backward (causal attention in full); kept are the bytes that the graph holds
-at the end of a forward, weights left out; places are those of the language model's sequence, padding included.
+contender's seconds over this package's; printed is the median over the rounds, with the lowest and the highest. CPU
+seconds leave out what else a busy machine does, but hold the waiting of threads. FLOPs are those that torch counts in
+forward and backward (causal attention in full); kept are the bytes that the graph holds at the end of a forward,
+weights left out; places are those of the language model's sequence, padding included.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rivals_contenders import CONTENDERS, Loss, Shape, samples
+from rivals_contenders import RIVALS, Loss, Ours, Shape, samples
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -34,7 +35,7 @@ from dsmemvp.markdown import table
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=list(RIVALS))
     parser.add_argument("--vocabulary", type=int, default=2000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=8)
@@ -45,10 +46,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="different steps, taken once per round")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    if "llava" in given.contenders and importlib.util.find_spec("peft") is None:
-        raise SystemExit(
-            "peft is not installed: pip install 'dsmemvp[benchmarks]', or leave it out with --contenders ours published"
-        )
+    if "llava" in given.rivals and importlib.util.find_spec("peft") is None:
+        raise SystemExit("peft is not installed: pip install 'dsmemvp[benchmarks]', or run with --rivals published")
     compare(given)
 
 
@@ -56,10 +55,11 @@ def compare(given: argparse.Namespace) -> None:
     shape = Shape(given.vocabulary, given.width, given.layers, given.image, given.slots)
     drawn = samples(shape, given.batch * given.steps)
     steps = [drawn[start : start + given.batch] for start in range(0, len(drawn), given.batch)]
-    runs = {name: _Run(CONTENDERS[name](shape, NAMED[given.dtype]), steps) for name in given.contenders}
-    counts = {name: run.count() for name, run in runs.items()}
-    for run in runs.values():
-        run.seconds(0)  # allocates the optimizer's state
+    contenders = [kind(shape, NAMED[given.dtype]) for kind in (Ours, *(RIVALS[name] for name in given.rivals))]
+    runs = [_Run(contender, steps) for contender in contenders]
+    counts = [run.count() for run in runs]
+    for run in runs:
+        run.step(0)  # allocates the optimizer's state
     rounds = [_round(runs, given.steps) for _ in range(given.rounds)]
     tokens, images = (
         sum(each) / len(drawn) for each in zip(*((s.length.tokens, s.length.image) for s in drawn), strict=True)
@@ -69,47 +69,51 @@ def compare(given: argparse.Namespace) -> None:
         f" {given.slots} slots, vocabulary {given.vocabulary}, {given.dtype}, {torch.get_num_threads()} CPU threads,"
         f" {given.rounds} rounds of {given.steps} steps\n"
     )
-    rows = [_row(name, runs, counts, rounds, len(drawn)) for name in runs]
+    rows = [_row(index, runs[index].contender.name, counts, rounds, len(drawn)) for index in range(len(runs))]
     print("\n".join(table(list(zip(HEAD, *rows, strict=True)), left=1)))
 
 
 HEAD = (
-    *("contender", "samples/s", "ours is faster by", "of a round", "GFLOP/sample", "of ours", "head", "GFLOP/s"),
-    *("places/sample", "kept, MiB", "of ours", "loss"),
+    *("contender", "samples/s", "ours is faster by", "of a round", "of CPU seconds"),
+    *("GFLOP/sample", "of ours", "head", "GFLOP/s", "places/sample", "kept, MiB", "of ours", "loss"),
 )
 
 
-def _row(
-    name: str, runs: dict[str, "_Run"], counts: dict[str, "Counts"], rounds: Sequence[dict], size: int
-) -> list[str]:
-    first, own = next(iter(runs)), counts[name]
-    base = counts[first]
-    ratios = [r[name] / r[first] for r in rounds]
-    speed = size / statistics.median(r[name] for r in rounds)
-    gflop = own.flops / size / 1e9
+def _row(index: int, name: str, counts: Sequence["Counts"], rounds: Sequence["Round"], size: int) -> list[str]:
+    """A round has `size` samples."""
+    own, ours = counts[index], counts[0]
+    ratios, used = ([r[which][index] / r[which][0] for r in rounds] for which in (0, 1))
+    speed, gflop = size / statistics.median(seconds[index] for seconds, _ in rounds), own.flops / size / 1e9
     return [
-        runs[name].contender.name,
+        name,
         f"{speed:.2f}",
         f"{statistics.median(ratios):.2f}",
         f"{min(ratios):.2f} .. {max(ratios):.2f}",
+        f"{statistics.median(used):.2f}",
         f"{gflop:.1f}",
-        f"{own.flops / base.flops:.2f}",
+        f"{own.flops / ours.flops:.2f}",
         f"{100 * own.head_flops / own.flops:.1f} %",
         f"{gflop * speed:.0f}",
         f"{own.places / size:.0f}",
         f"{own.kept / 2**20:.0f}",
-        f"{own.kept / base.kept:.2f}",
+        f"{own.kept / ours.kept:.2f}",
         f"{own.loss:.3f}",
     ]
 
 
-def _round(runs: dict[str, "_Run"], steps: int) -> dict[str, float]:
-    """Seconds of all steps by contender."""
-    seconds = dict.fromkeys(runs, 0.0)
+Round = tuple[list[float], list[float]]
+"""Seconds and CPU seconds of each contender, the sums of all steps."""
+
+
+def _round(runs: Sequence["_Run"], steps: int) -> Round:
+    seconds, used = [0.0] * len(runs), [0.0] * len(runs)
     for step in range(steps):
-        for name, run in runs.items():
-            seconds[name] += run.seconds(step)
-    return seconds
+        for index, run in enumerate(runs):
+            start, start_used = time.perf_counter(), time.process_time()
+            run.step(step)
+            seconds[index] += time.perf_counter() - start
+            used[index] += time.process_time() - start_used
+    return seconds, used
 
 
 @dataclass
@@ -134,11 +138,9 @@ class _Run:
         self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.trained]
         self.optimizer = torch.optim.AdamW(self.masters, lr=1e-5, fused=True)
 
-    def seconds(self, step: int) -> float:
-        start = time.perf_counter()
+    def step(self, step: int) -> None:
         self.contender.loss(self.batches[step]).value.backward()
         self._update()
-        return time.perf_counter() - start
 
     def count(self) -> Counts:
         """Forward and backward of every step once, without updates."""

@@ -194,7 +194,7 @@ class LlavaLora:
         return sample._replace(length=longer, tokens=torch.cat([sample.tokens[:1], places, sample.tokens[1:]]))
 
 
-CONTENDERS: dict[str, Any] = {"ours": Ours, "published": PublishedStructure, "llava": LlavaLora}
+RIVALS: dict[str, Any] = {"published": PublishedStructure, "llava": LlavaLora}
 
 
 def _padded(some: Sequence[Sample], ignored: int) -> tuple[torch.Tensor, torch.Tensor]:
