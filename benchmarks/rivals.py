@@ -75,7 +75,7 @@ def compare(given: argparse.Namespace) -> None:
 
 HEAD = (
     *("contender", "samples/s", "ours is faster by", "of a round", "of CPU seconds"),
-    *("GFLOP/sample", "of ours", "head", "GFLOP/s", "places/sample", "kept, MiB", "of ours", "loss"),
+    *("GFLOP/sample", "of ours", "head", "GFLOP/s", "places/sample", "kept, MiB", "of ours"),
 )
 
 
@@ -97,7 +97,6 @@ def _row(index: int, name: str, counts: Sequence["Counts"], rounds: Sequence["Ro
         f"{own.places / size:.0f}",
         f"{own.kept / 2**20:.0f}",
         f"{own.kept / ours.kept:.2f}",
-        f"{own.loss:.3f}",
     ]
 
 
@@ -125,8 +124,6 @@ class Counts:
     places: int = 0
     kept: int = 0
     """Bytes, in the step that keeps most."""
-    loss: float = 0.0
-    """Of the first step, with the initial weights."""
 
 
 class _Run:
@@ -154,7 +151,6 @@ class _Run:
             self.optimizer.zero_grad()
             for parameter in self.trained:
                 parameter.grad = None
-            counts.loss = counts.loss or loss.value.item()
             counts.flops += counter.get_total_flops()
             counts.head_flops += 4 * loss.logits * self._head().weight.numel()  # forward, and backward to its input
             counts.places += loss.places
