@@ -3,6 +3,10 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
+
+import pytest
+import torch
 
 
 def test_the_loader_s_benchmark_compares_with_webdataset_and_checks_what_was_delivered(repository, tmp_path):
@@ -50,3 +54,44 @@ def test_the_slowest_rank_computes_little_more_than_its_share():
     for known in (lengths(), fitted()):
         for (ranks, batch, *found), most in zip(table(known), AT_MOST, strict=True):
             assert all(share <= most + 1e-9 for share in found), (ranks, batch, found)
+
+
+def test_the_published_structure_computes_the_same_loss_and_gradients(monkeypatch, repository):
+    """What rivals.py compares with is the same method: with the same weights, without dropout, in float32."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    from rivals_contenders import Ours, PublishedStructure, Shape, samples
+
+    shape = Shape(vocabulary=50, width=64, layers=2, image=28, slots=7, vision_width=64, vision_layers=3)
+    drawn = samples(shape, 5)
+    assert {sample.image is None for sample in drawn} == {True, False}
+    ours, published = Ours(shape, torch.float32), PublishedStructure(shape, torch.float32)
+    with torch.no_grad():
+        for parameter in ours.model.parameters():
+            parameter.normal_(std=0.3)
+    published.model.load_state_dict(ours.model.state_dict())
+    losses = []
+    for contender in (ours, published):
+        contender.model.eval()
+        losses.append(contender.loss(contender.lay_out(drawn)).value)
+        losses[-1].backward()
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    expected = {name: p.grad for name, p in ours.model.named_parameters() if p.requires_grad}
+    found = {name: p.grad for name, p in published.model.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=1e-3, atol=1e-5 * float(expected[name].abs().max())
+        )
+
+
+def test_the_benchmark_beside_rivals_trains_the_same_samples_with_all(repository):
+    pytest.importorskip("peft", reason="pip install 'dsmemvp[benchmarks]'")
+    command = [sys.executable, str(repository / "benchmarks" / "rivals.py"), "--vocabulary", "100", "--width", "64"]
+    command += ["--layers", "1", "--image", "28", "--slots", "4", "--batch", "4", "--steps", "1", "--rounds", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+    head, *rows = ([c.strip() for c in line.strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line)
+    found = [dict(zip(head, row, strict=True)) for row in rows[1:]]
+    assert [row["contender"] for row in found] == ["dsmemvp", "published structure", "Llava + peft"]
+    places = [int(row["places/sample"]) for row in found]
+    assert all(fewer < more for fewer, more in pairwise(places)), "packed, padded, padded with places for the image"
