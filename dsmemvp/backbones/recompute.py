@@ -44,14 +44,15 @@ class Rule:
         return dict(zip(self.names, self.compute(*(values[name] for name in self.needs)), strict=True))
 
 
-@dataclass(frozen=True)
-class _Note:
-    """In place of a saved tensor: a view of a value's storage."""
+@dataclass
+class _Saved:
+    """In place of a tensor that autograd saves: the tensor, or the name of the value whose storage it is a view of."""
 
-    name: str
+    tensor: torch.Tensor | None
     size: torch.Size
     stride: tuple[int, ...]
     offset: int
+    name: str = ""
 
 
 class BlockValues:
@@ -69,6 +70,7 @@ class BlockValues:
         self._names: dict[int, str] = {}
         self._alive: list[torch.Tensor] = []  # until the forward ends, so that no storage is taken twice
         self._open: dict[str, int] = {}
+        self._fresh: list[_Saved] = []
         self._hooks: saved_tensors_hooks | None = None
 
     def __enter__(self) -> "BlockValues":
@@ -82,6 +84,7 @@ class BlockValues:
         self._hooks = None  # they refer to this object: a cycle would keep its tensors until a garbage collection
         self._names.clear()
         self._alive.clear()
+        self._fresh.clear()
         needed = {need for name in self._open for need in self._needed(name)}
         self._values = {name: value for name, value in self._values.items() if name in needed}
 
@@ -93,6 +96,10 @@ class BlockValues:
             else:
                 self._names[_storage(value)] = name
                 self._alive.append(value)
+        # what the rule has saved of its own results
+        for saved in self._fresh:
+            self._name(saved)
+        self._fresh.clear()
 
     def _needed(self, name: str) -> set[str]:
         """The values at hand that one is computed from."""
@@ -100,25 +107,32 @@ class BlockValues:
             return {name}
         return set().union(*(self._needed(need) for need in self._rules[name].needs))
 
-    def _pack(self, tensor: torch.Tensor) -> Any:
-        name = self._names.get(_storage(tensor))
-        if name is None:
-            return tensor
-        self._open[name] = self._open.get(name, 0) + 1
-        return _Note(name, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+    def _pack(self, tensor: torch.Tensor) -> _Saved:
+        saved = _Saved(tensor, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+        self._name(saved)
+        if saved.tensor is not None:
+            self._fresh.append(saved)
+        return saved
 
-    def _unpack(self, packed: Any) -> torch.Tensor:
-        if not isinstance(packed, _Note):
-            return packed
+    def _name(self, saved: _Saved) -> None:
+        assert saved.tensor is not None
+        name = self._names.get(_storage(saved.tensor))
+        if name is not None:
+            saved.name, saved.tensor = name, None
+            self._open[name] = self._open.get(name, 0) + 1
+
+    def _unpack(self, saved: _Saved) -> torch.Tensor:
+        if saved.tensor is not None:
+            return saved.tensor
         with torch.no_grad():
-            value = self._get(packed.name)
-        self._open[packed.name] -= 1
+            value = self._get(saved.name)
+        self._open[saved.name] -= 1
         # a value that no further step of the backward reads is let go
         computed = [name for name in self._values if name in self._rules and name not in self._kept]
         for name in computed:
             if not self._open.get(name):
                 del self._values[name]
-        return value.as_strided(packed.size, packed.stride, packed.offset)
+        return value.as_strided(saved.size, saved.stride, saved.offset)
 
     def _get(self, name: str) -> torch.Tensor:
         if name not in self._values:

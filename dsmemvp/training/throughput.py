@@ -12,9 +12,12 @@ from dsmemvp.backbones.partitioned import whole_shape
 
 
 def multiplied(language: DecoderTower) -> int:
-    """Parameters by which every token is multiplied: the embedding is looked up, and the head sees supervised tokens
-    alone."""
-    return sum(math.prod(shape) for p in language.layers.parameters() if len(shape := whole_shape(p)) > 1)
+    """Parameters by which every token is multiplied: the embedding is looked up, and the head and the last layer behind
+    its queries, keys and values see supervised tokens alone."""
+    *layers, last = language.layers
+    projections = (last.self_attn.q_proj, last.self_attn.k_proj, last.self_attn.v_proj)
+    parameters = (p for part in (*layers, *projections) for p in part.parameters())
+    return sum(math.prod(shape) for p in parameters if len(shape := whole_shape(p)) > 1)
 
 
 @dataclass

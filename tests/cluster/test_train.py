@@ -202,9 +202,8 @@ def test_a_dead_node_is_done_without(slurm, job, calm):
     first = job.starts()[-1]
     losses, expected = job.losses(), calm.losses()
     assert first >= 8 and all(losses[step] == expected[step] for step in range(1, first + 1))
-    # one rank draws other dropout masks than two, which alone move a loss by up to 0.1, more the earlier it resumes;
-    # without dropout the two agree within 0.01 (tests/training/test_elastic_resume.py is exact about that)
-    assert max(abs(losses[step] - expected[step]) for step in losses) < 0.2
+    # one rank adds in another order than two (tests/training/test_elastic_resume.py is exact, in float32)
+    assert max(abs(losses[step] - expected[step]) for step in losses) < 0.02
 
 
 def test_submit_s_own_text_trains_and_evaluate_sbatch_scores_again(slurm, repository, demo, demo_shards, tmp_path):

@@ -1,4 +1,5 @@
-"""A checkpoint of two ranks under ZeRO-3 resumes with another number of ranks, and under other ways of sharding."""
+"""A checkpoint of two ranks under ZeRO-3 resumes with another number of ranks, and under other ways of sharding, with
+the same losses, dropout included."""
 
 import json
 import shutil
@@ -9,7 +10,7 @@ from launch import run_on_ranks
 
 MODULE = ["--module", "dsmemvp"]
 SETTINGS = ["name=run", "training.global_batch=12", "training.micro_batch=1", "training.log_every=1"]
-SETTINGS += ["method.dropout=0.0", "vision.adapter_dropout=0.0", "training.learning_rate=2e-3", "training.epochs=3"]
+SETTINGS += ["method.dropout=0.3", "vision.adapter_dropout=0.3", "training.learning_rate=2e-3", "training.epochs=3"]
 STOP, END = 5, 8
 
 
