@@ -44,8 +44,7 @@ class MasterWeights:
             self._places = {name: _place_in_pieces(p, own, ranks.world) for name, p in trainables.items()}
         else:
             own = [group["params"][0] for group in self._optimizer.param_groups]
-            of_module = engine.optimizer.bit16_groups_flat
-            self._places = {name: _place_in_one(p, of_module) for name, p in trainables.items()}
+            self._places = _places_in_one(trainables, own, ranks)
         self._keys: list[torch.Tensor] = own
         """This rank's partition of each group; the optimizer's state is found under them."""
         self._gathering = Gathering(ranks)
@@ -133,28 +132,40 @@ def _cut(partitions: torch.Tensor, place: Place) -> torch.Tensor:
     return (runs[0] if len(runs) == 1 else torch.cat(runs)).view(place.shape)
 
 
-def _place_in_one(parameter: nn.Parameter, of_module: Sequence[torch.Tensor]) -> Place:
+def _places_in_one(trainables: Mapping[str, Any], own: Sequence[torch.Tensor], ranks: Ranks) -> dict[str, Place]:
     """Under ZeRO-1 and 2 all tensors of a group are laid one after another, and that is cut into one partition per
-    rank. The module's own values lie in the same order in a tensor that is not cut, `of_module`."""
-    group, start = _position(parameter.data, of_module)
-    return Place(group, ((start, start + parameter.numel()),), tuple(parameter.shape))
+    rank. DeepSpeed notes at a parameter which part of it is this rank's, so the ranks tell each other where each begins
+    (one collective)."""
+    found: list[float] = []
+    for parameter in trainables.values():
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            found += [-1, -1]
+        else:
+            group, before = mapping.param_group_index, mapping.lp_fragment_address.start
+            start = ranks.rank * own[group].numel() + mapping.hp_fragment_address.start - before
+            found += [group, start]
+    known = [int(max(of_ranks)) for of_ranks in zip(*ranks.table(*found), strict=True)]
+    groups, starts = known[::2], known[1::2]
+    return {
+        name: Place(group, ((start, start + p.numel()),), tuple(p.shape))
+        for (name, p), group, start in zip(trainables.items(), groups, starts, strict=True)
+    }
 
 
 def _place_in_pieces(parameter: Any, own: Sequence[torch.Tensor], ranks: int) -> Place:
     """Under ZeRO-3 every rank has ceil(numel / ranks) elements of each tensor, the last ones padded; they begin at the
     same place in every partition."""
-    group, place = _position(safe_get_local_fp32_param(parameter), own)
-    size, of_one, whole = own[group].numel(), parameter.ds_tensor.ds_numel, parameter.ds_numel
-    runs = []
-    for rank in range(ranks):
-        start, held = rank * size + place, min(of_one, whole - rank * of_one)
-        if held > 0:
-            runs.append((start, start + held))
-    return Place(group, tuple(runs), whole_shape(parameter))
+    group, place = _position(safe_get_local_fp32_param(parameter), own)  # a view
+    size = own[group].numel()
+    of_one, whole = parameter.ds_tensor.ds_numel, parameter.ds_numel
+    starts = [rank * size + place for rank in range(-(-whole // of_one))]
+    ends = [start + min(of_one, whole - rank * of_one) for rank, start in enumerate(starts)]
+    return Place(group, tuple(zip(starts, ends, strict=True)), whole_shape(parameter))
 
 
 def _position(piece: torch.Tensor, flats: Sequence[torch.Tensor]) -> tuple[int, int]:
-    """(number of the flat tensor that `piece` is a part of, the element at which it begins there)"""
+    """(number of the flat tensor that `piece` is a view of, the element at which it begins there)"""
     for number, flat in enumerate(flats):
         offset = (piece.data_ptr() - flat.data_ptr()) // flat.element_size()
         if 0 <= offset < flat.numel():
