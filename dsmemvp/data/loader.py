@@ -62,7 +62,8 @@ def training_steps(
     pinned: bool = False,
 ) -> Iterator[list[MicroBatch]]:
     """This rank's micro-batches of the global batches `steps`, counted from the start of the run: one list per
-    optimizer step. `pinned`: in pinned memory, put there by a thread beside the steps. Raises SampleError, UserError or OSError (also out of a worker)."""
+    optimizer step. `pinned`: in pinned memory, put there by a thread beside the steps. Raises SampleError, UserError or
+    OSError (also out of a worker)."""
     own = _Balanced(order.batch, collator, share, balancing or Balancing())
     return _load(_Steps(manifests, collator, own, steps, order.near_shards), workers, pinned)
 

@@ -9,7 +9,9 @@ import torch
 
 from dsmemvp.data.batch import Batch, MicroBatch
 
-Item, Started, Finished = TypeVar("Item"), TypeVar("Started"), TypeVar("Finished")
+Item = TypeVar("Item")
+Started = TypeVar("Started")
+Finished = TypeVar("Finished")
 
 
 def on_device(steps: Iterator[list[MicroBatch]], device: torch.device) -> Iterator[list[MicroBatch]]:
@@ -43,7 +45,7 @@ def one_ahead(
         held = following
 
 
-class _Started(NamedTuple):
+class Moving(NamedTuple):
     step: list[MicroBatch]
     copied: torch.cuda.Event
 
@@ -54,13 +56,13 @@ class Copies:
     def __init__(self, device: torch.device):
         self._device, self._stream = device, torch.cuda.Stream(device)
 
-    def start(self, step: list[MicroBatch]) -> _Started:
+    def start(self, step: list[MicroBatch]) -> Moving:
         with torch.cuda.stream(self._stream):
             # pinned memory is not used anew before the copy from it has been made
             moved = [replace(micro, batch=micro.batch.to(self._device)) for micro in step]
-            return _Started(moved, self._stream.record_event())
+            return Moving(moved, self._stream.record_event())
 
-    def finish(self, started: _Started) -> list[MicroBatch]:
+    def finish(self, started: Moving) -> list[MicroBatch]:
         """What computes from here on waits for the copies; the host does not."""
         computing = torch.cuda.current_stream(self._device)
         computing.wait_event(started.copied)
