@@ -69,7 +69,7 @@ class MasterWeights:
             groups = len(self._keys)
             values, *of_moments = (self._whole(held[i : i + groups]) for i in range(0, len(held), groups))
             named = zip(MOMENTS, of_moments, strict=True)
-            return values, {f"{name}.{moment}": t for moment, whole in named for name, t in whole.items()}
+            return values, {f"{name}.{moment}": t for moment, tensors in named for name, t in tensors.items()}
 
         return whole
 
