@@ -122,7 +122,7 @@ def _settings(world: int) -> dict[str, Any]:
 
 
 def _ours(folder: Path, ranks):
-    from dsmemvp.backbones.weights import load_frozen, read_configs
+    from dsmemvp.backbones.weights import Base, read_configs
     from dsmemvp.config.methods import method_settings
     from dsmemvp.config.recipe import Model, Recipe
     from dsmemvp.training.engine import build_model
@@ -137,7 +137,7 @@ def _ours(folder: Path, ranks):
             read_configs(recipe),
             _settings(ranks.world),
             ranks,
-            load=lambda model, recipe: counts.append(load_frozen(model, recipe)),
+            load=lambda model, recipe: counts.append(Base(recipe).load(model)),
         )
         assert all(hasattr(p, "ds_tensor") for p in built.parameters())
         return counts[0]

@@ -21,7 +21,7 @@ from dsmemvp.data.balancing import CostModel, Weight, balance, imbalance
 SETTINGS = ((8, 32), (8, 64), (16, 64), (8, 128), (1, 32))
 """(ranks, global batch)"""
 AT_MOST = (1.10, 1.05, 1.10, 1.03, 1.00)
-"""What the issue of this benchmark allows."""
+"""The bounds that tests/test_benchmarks.py holds the table to."""
 STEPS = 400
 IMAGE_TOKENS = 256
 """That input_space puts into the sequence of a sample with an image."""

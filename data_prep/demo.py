@@ -42,9 +42,11 @@ SIDE = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the splits' folders")
-    parser.add_argument("--train", type=int, default=6000, help="samples to train on")
-    parser.add_argument("--test", type=int, default=600, help="samples to evaluate on")
-    parser.add_argument("--text", type=int, default=12000, help="samples of text for the language model")
+    parser.add_argument("--train", type=int, default=6000, help="samples to train on (default: 6000)")
+    parser.add_argument("--test", type=int, default=600, help="samples to evaluate on (default: 600)")
+    parser.add_argument(
+        "--text", type=int, default=12000, help="samples of text for the language model (default: 12000)"
+    )
     parser.add_argument("--seed", type=int, default=2)
     given = parser.parse_args()
     for split, number in (("train", given.train), ("test", given.test)):

@@ -1,7 +1,7 @@
 """Number and count of this command's processes: one alone, or one of several that `mpirun` or `srun` started.
 
-MPI is imported only if a launcher's environment says that there are several (dsmemvp/launchers.py). Ranks exchange
-short messages, never samples.
+MPI is imported only if a launcher's environment says that there are several
+(dsmemvp/distributed/launchers.py). Ranks exchange short messages, never samples.
 """
 
 import os

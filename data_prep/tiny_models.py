@@ -31,7 +31,7 @@ from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.errors import UserError
 
 VOCABULARY = 512
-"""Pieces of the tokenizer, where the texts give so many."""
+"""Pieces of the tokenizer, if the texts give so many."""
 
 
 def main() -> int:
@@ -52,12 +52,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokenizer-vocabulary", type=int, help=f"pieces (default: {VOCABULARY}, or as many as the texts give)"
     )
-    parser.add_argument("--language-width", type=int, default=64)
-    parser.add_argument("--language-layers", type=int, default=4)
-    parser.add_argument("--language-steps", type=int, default=800)
-    parser.add_argument("--vision-width", type=int, default=64)
-    parser.add_argument("--vision-layers", type=int, default=4, help="the last one is made but never used")
-    parser.add_argument("--vision-steps", type=int, default=2000)
+    parser.add_argument(
+        "--language-width", type=int, default=64, help="hidden size of the language model (default: 64)"
+    )
+    parser.add_argument("--language-layers", type=int, default=4, help="layers of the language model (default: 4)")
+    parser.add_argument(
+        "--language-steps", type=int, default=800, help="steps that the language model is trained (default: 800)"
+    )
+    parser.add_argument("--vision-width", type=int, default=64, help="hidden size of the vision tower (default: 64)")
+    parser.add_argument(
+        "--vision-layers",
+        type=int,
+        default=4,
+        help="layers of the vision tower; the last one is made but never used (default: 4)",
+    )
+    parser.add_argument(
+        "--vision-steps", type=int, default=2000, help="steps that the vision tower is trained (default: 2000)"
+    )
     parser.add_argument(
         "--vision-locality", type=float, default=5.0, help="how much features are to belong to places (tiny_vision.py)"
     )

@@ -7,7 +7,8 @@
     print(model.answer("What colour is it?", picture))
 
 The packages stand in the order in which a sample passes through them, and imports point only backwards:
-recipe -> data -> prompts -> models -> training -> generation, inspection -> evaluation -> export -> cli.
+recipe -> data -> backbones -> prompts -> model -> checkpoints -> training -> generation, inspection -> evaluation
+-> export -> cli (docs/contributing.md says what each is for).
 """
 
 from typing import TYPE_CHECKING

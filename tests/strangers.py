@@ -1,4 +1,4 @@
-"""Connections of every hostile kind to the port of a hub."""
+"""Connections of every hostile kind to the port of a heartbeat server."""
 
 import contextlib
 import json
@@ -54,13 +54,13 @@ KINDS: dict[str, Callable[[socket.socket], object]] = {
 def intrude(address: tuple[str, int], kind: str) -> socket.socket:
     """A connection of that kind, left open as far as this side goes. Raises OSError where nobody listens."""
     connection = socket.create_connection(address, timeout=10)
-    with contextlib.suppress(OSError):  # the hub may close it at any time
+    with contextlib.suppress(OSError):  # the server may close it at any time
         KINDS[kind](connection)
     return connection
 
 
 def closed(connection: socket.socket) -> bool:
-    """Whether the hub closes it within 10 s."""
+    """Whether the server closes it within 10 s."""
     try:
         while connection.recv(1 << 16):
             pass

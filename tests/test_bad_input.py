@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.weights import read_configs
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import as_dict, read_recipe
@@ -89,9 +89,29 @@ def run(recipe_path) -> Path:
     add_trainables(model, recipe, configs)
     values = {name: p.detach() for name, p in model.trainables().items()}
     folder = Path(recipe.output) / recipe.name
-    save_checkpoint(folder, State(step=3, recipe=as_dict(recipe), base=base_fingerprint(recipe)), values, {})
+    save_checkpoint(folder, State(step=3, recipe=as_dict(recipe), base=fingerprint(Base(recipe))), values, {})
     (folder / "recipe.json").write_text(json.dumps(as_dict(recipe)))
     return folder
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(train, run):
+    """Its record, and what may be saved of the checkpoints, would be overwritten."""
+    path = run / "checkpoints" / "step-00000003" / "trained.safetensors"
+    os.truncate(path, 100)
+    said = train()
+    assert said.startswith(f"{path} is damaged") and "no other checkpoint of the run is left" in said
+    assert path.stat().st_size == 100
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+def test_a_damaged_checkpoint_that_is_named_is_not_used(refused, run, recipe_path, tmp_path, command):
+    export(run, tmp_path / "out")
+    for folder in (run / "checkpoints" / "step-00000003", tmp_path / "out"):
+        path = folder / "trained.safetensors"
+        content = path.read_bytes()
+        path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        what = [recipe_path] if command == "evaluate" else ["--run", run, "What is it?"]
+        assert refused(command, *what, "--checkpoint", folder).startswith(f"{path} is damaged: ")
 
 
 def test_an_exported_folder_on_another_base(refused, run, language, recipe_path, tmp_path):

@@ -70,11 +70,15 @@ class KeyValueCache:
             whole[rows, :, at] = new[0].transpose(0, 1)
         return kept
 
-    def seen(self, layer: int) -> torch.Tensor:
-        """[B, 1, 1, C] bool: the places that a new token of each sample sees, its own included."""
+    def seen(self, layer: int, window: int | None = None) -> torch.Tensor:
+        """[B, 1, 1, C] bool: the places that a new token of each sample sees, its own included; the last `window` of
+        them if the layer's attention slides."""
         key = self.layers[layer][0]
         filled = torch.tensor(self.lengths, device=key.device)[:, None] + 1
-        seen = torch.arange(key.shape[2], device=key.device) < filled
+        places = torch.arange(key.shape[2], device=key.device)
+        seen = places < filled
+        if window is not None:
+            seen &= places >= filled - window
         if layer in self.hidden:
             seen &= ~self.hidden[layer]
         return seen[:, None, None]
@@ -97,13 +101,17 @@ def packed_attention(
     packing: Packing,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [1, heads, T, D], key and value [1, key/value heads, T, D] -> [1, T, heads, D]; causal in each sample."""
+    """query [1, heads, T, D], key and value [1, key/value heads, T, D] -> [1, T, heads, D]; causal in each sample.
+
+    No prompt and no training sample is longer than a sliding window (families.check_window), but a text that is being
+    written may become so."""
     cache = packing.cache
     if cache is not None and cache.lengths:
         keys, values = cache.append(module.layer_idx, key, value)
-        seen = cache.seen(module.layer_idx)
+        seen = cache.seen(module.layer_idx, sliding_window)
         query_BH1D = query[0].transpose(0, 1)[:, :, None]
         out, _ = sdpa_attention_forward(module, query_BH1D, keys, values, seen, scaling=scaling)
         return out.transpose(0, 1), None

@@ -12,6 +12,8 @@ from dsmemvp.backbones.decoder import DecoderTower
 from dsmemvp.backbones.families import DECODERS
 from dsmemvp.backbones.vision import VisionTower
 from dsmemvp.backbones.vision_families import TOWERS, square
+from dsmemvp.config.paths import model_config_file
+from dsmemvp.config.yaml_text import shown
 from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
 
@@ -26,6 +28,10 @@ SIZES = (
 )
 MOST = dict.fromkeys(SIZES, 1 << 24) | {"num_hidden_layers": 1000, "mlp_ratio": 100}
 MOST_PATCHES = 1 << 16
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Those whose frequencies follow from the configuration alone. Of the others (dynamic, longrope) they change with the
+longest text so far, which in a packed batch is another sample's."""
+EPSILONS, DROPOUTS = ("rms_norm_eps", "layer_norm_eps"), ("attention_dropout", "hidden_dropout_prob", "drop_path_rate")
 """Sizes beyond those of any model, which otherwise would only show when memory for them is missing."""
 
 
@@ -61,10 +67,7 @@ def folder_config(folder: str, key: str, kinds: Mapping[str, Any]) -> Any:
     Raises UserError naming the key."""
     if not folder:
         return None
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        missing = path if path.parent.is_dir() else f"folder {folder}"
-        raise UserError(f"{key}: {missing} does not exist{'' if path.is_absolute() else f' in {Path.cwd()}'}")
+    path = model_config_file(Path(folder), key)
     try:
         content = read_json(path)
     except ValueError as error:
@@ -73,13 +76,28 @@ def folder_config(folder: str, key: str, kinds: Mapping[str, Any]) -> Any:
     if not isinstance(named, str) or named not in kinds:
         raise UserError(f"{key}: {path} is a {named!r} model, not one of {', '.join(kinds)}")
     try:
+        _check_supported(content)
         config = kinds[named].from_dict(content)
         config = getattr(config, "vision_config", config)
         check_config(config)
     except Exception as error:  # transformers raises many kinds
         said = " ".join(str(error).split())
+        if isinstance(error, LookupError | AttributeError):  # whose text alone is a name
+            said = f"{type(error).__name__}: {said}"
         raise UserError(f"{key}: {path} is no usable configuration ({said or type(error).__name__})") from None
     return config
+
+
+def _check_supported(content: dict[str, Any]) -> None:
+    """What a config.json asks for and a tower does not do. Raises UserError."""
+    if quantised := content.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise UserError(f"quantised weights ({method}) are not read; take the model as it was before")
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = content.get(name)
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else "default"
+        if kind not in ROPE_TYPES:
+            raise UserError(f"{name} of type {shown(kind)} is not supported; known: {', '.join(ROPE_TYPES)}")
 
 
 def check_config(config: Any) -> None:
@@ -89,6 +107,14 @@ def check_config(config: Any) -> None:
         number = getattr(config, name, 1)
         if number is not None and not (type(number) is int and 0 < number <= MOST[name]):
             raise UserError(f"{name} is {number}, no number from 1 to {MOST[name]}")
+    for name in EPSILONS:
+        number = getattr(config, name, 0.0)
+        if not 0 <= number <= 1:
+            raise UserError(f"{name} is {number}, no number from 0 to 1")
+    for name in DROPOUTS:
+        number = getattr(config, name, 0.0)
+        if number is not None and not 0 <= number < 1:
+            raise UserError(f"{name} is {number}, no number from 0 to below 1")
     heads = config.num_attention_heads
     if heads % (getattr(config, "num_key_value_heads", None) or heads):
         raise UserError(f"num_attention_heads is {heads}, num_key_value_heads {config.num_key_value_heads}")
@@ -96,7 +122,10 @@ def check_config(config: Any) -> None:
     with torch.device("meta"):
         if small.model_type in LANGUAGE_CONFIGS:
             small.num_hidden_layers = 1
-            DecoderTower(small).rotary(torch.zeros(1), torch.float32)
+            # on the CPU: these few numbers are looked at
+            cos_11h, _ = DecoderTower(small).rotary(torch.ones(1, device="cpu"), torch.float32)
+            if not cos_11h.isfinite().all():
+                raise UserError(f"rotary positions are not finite, by {config.rope_parameters}")
         else:
             small.num_hidden_layers = 2
             check_patches(square(small.image_size), small)

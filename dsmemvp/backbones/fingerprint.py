@@ -15,8 +15,7 @@ from dsmemvp.backbones.reading import sampled
 from dsmemvp.backbones.stored import Stored
 from dsmemvp.backbones.weights import LANGUAGE_KEY, VISION_KEY, Base
 from dsmemvp.config.methods import method_module
-from dsmemvp.config.recipe import Recipe
-from dsmemvp.errors import UserError
+from dsmemvp.config.paths import check_tokenizer_file
 
 LANGUAGE = (
     *("hidden_act", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"),
@@ -35,11 +34,6 @@ ROTARY = (
 """Of rope_parameters, what counts if it is given: another version of transformers may add keys of its own."""
 
 
-def base_fingerprint(recipe: Recipe) -> dict[str, str]:
-    """`fingerprint` of a base that nothing else is needed of."""
-    return fingerprint(Base(recipe))
-
-
 def fingerprint(base: Base) -> dict[str, str]:
     """Digests by the recipe's keys; the vision tower counts if the method looks at images. Raises UserError for folders
     that cannot be read."""
@@ -49,9 +43,7 @@ def fingerprint(base: Base) -> dict[str, str]:
         key = VISION_KEY
         found[key] = _digest(base.vision_tensors, base.vision_config, VISION, key)
     tokenizer = Path(recipe.model.tokenizer)
-    if not tokenizer.is_file():
-        what = "is a folder; give a file" if tokenizer.is_dir() else "does not exist"
-        raise UserError(f"model.tokenizer: {tokenizer} {what}")
+    check_tokenizer_file(tokenizer)
     return {**found, "model.tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
 
 

@@ -2,7 +2,7 @@
 
 A partitioned parameter keeps on each rank `ds_tensor`: a flat run of ceil(numel / ranks) elements of the whole, the
 last rank's padded; under hpZ also `ds_secondary_tensor`, cut in the same way over the ranks of a node. This file is all
-that models/ knows of DeepSpeed.
+that backbones/ knows of DeepSpeed.
 """
 
 from collections.abc import Callable

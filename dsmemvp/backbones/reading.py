@@ -1,7 +1,7 @@
 """Reading runs of elements out of safetensors files, straight into the memory where they stay.
 
 Bytes are read by their place in the file, without mapping it: a process that reads a part of a model never has more
-than that part, and a mapped file would count as its memory. Where the type or the device differs, they pass through a
+than that part, and a mapped file would count as its memory. If the type or the device differs, they pass through a
 buffer of a few megabytes.
 """
 

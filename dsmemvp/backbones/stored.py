@@ -21,7 +21,11 @@ def decoder_tensors(files: Stored, config: Any, folder: str, key: str) -> Stored
     """Under the names of backbones/decoder.py. Raises UserError, also if the configuration ties embeddings that are
     two."""
     # older files hold the table of rotary frequencies, which follows from the configuration
-    stored = {name.removeprefix("model."): t for name, t in files.items() if not name.endswith("rotary_emb.inv_freq")}
+    stored = _once(
+        [{name.removeprefix("model."): t} for name, t in files.items() if not name.endswith("rotary_emb.inv_freq")],
+        folder,
+        key,
+    )
     rows = config.intermediate_size * config.num_hidden_layers + config.vocab_size
     _check_claim(stored, rows * config.hidden_size, folder, key)
     head, embedding = stored.get("lm_head.weight"), stored.get("embed_tokens.weight")
@@ -41,11 +45,22 @@ def vision_tensors(files: Stored, config: Any, folder: str, key: str) -> Stored:
     built = config.num_hidden_layers - family.unused_blocks
     beyond = tuple(f"layers.{n}." for n in range(built, config.num_hidden_layers))
     named = [_our_names(name, t, family) for name, t in files.items() if not name.startswith(family.not_loaded)]
-    stored = {name: t for some in named for name, t in some.items() if not name.startswith(beyond)}
+    stored = {name: t for name, t in _once(named, folder, key).items() if not name.startswith(beyond)}
     stored.pop("embeddings.position_ids", None)  # in older files: they number the patches
     rows = getattr(config, "intermediate_size", None) or int(config.hidden_size * config.mlp_ratio)
     _check_claim(stored, rows * built * config.hidden_size, folder, key)
     return stored
+
+
+def _once(named: list[Stored], folder: str, key: str) -> Stored:
+    """All in one. Raises UserError for two tensors of one name: which one is meant cannot be known."""
+    found: Stored = {}
+    for tensors in named:
+        for name, tensor in tensors.items():
+            if name in found:
+                raise UserError(f"{key}: {folder} holds {name} twice, with and without a prefix; take one of them out")
+            found[name] = tensor
+    return found
 
 
 def _our_names(name: str, tensor: StoredTensor, family: VisionFamily) -> Stored:

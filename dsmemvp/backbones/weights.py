@@ -82,11 +82,6 @@ def read_configs(recipe: Recipe) -> Configs:
     return Base(recipe).configs
 
 
-def load_frozen(model: Any, recipe: Recipe, tell: bool = False) -> int:
-    """`Base.load` of a base that nothing else is needed of."""
-    return Base(recipe).load(model, tell)
-
-
 def configs_of_shapes(recipe: Recipe) -> Configs:
     """The configurations named by the recipe's shapes, without looking for weights."""
     model = recipe.model

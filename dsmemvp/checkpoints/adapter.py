@@ -17,14 +17,7 @@ import torch
 from safetensors.torch import save
 
 from dsmemvp import __version__
-from dsmemvp.checkpoints.checkpoint import (
-    ADAPTER,
-    ADAPTER_FORMATS,
-    Checkpoint,
-    State,
-    check_sums,
-    read_checkpoint,
-)
+from dsmemvp.checkpoints.checkpoint import ADAPTER, ADAPTER_FORMATS, Checkpoint, State, check_sums, read_checkpoint
 from dsmemvp.checkpoints.state_file import own_sum, sum_of
 from dsmemvp.config.reading import recipe_of
 from dsmemvp.config.recipe import Recipe

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from dsmemvp.atomic_files import flush
 from dsmemvp.backbones.safetensors_file import make_header, read_header, read_metadata
-from dsmemvp.checkpoints.state_file import own_sum, read_fields, sum_of
+from dsmemvp.checkpoints.state_file import OtherVersion, own_sum, read_fields, sum_of
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Vision
 from dsmemvp.data.text import PROMPT_FORMAT
@@ -155,7 +155,7 @@ def save_checkpoint(run: Path, state: State, values: Tensors, moments: Tensors) 
         for path in [*partial.iterdir(), partial]:
             flush(path)
         if final.exists():
-            shutil.rmtree(_out_of_the_way(final))
+            shutil.rmtree(out_of_the_way(final))
         partial.rename(final)
         flush(final.parent)
     except OSError:
@@ -181,37 +181,6 @@ def _write_tensors(path: Path, tensors: Tensors) -> list[int]:
     return [size, total]
 
 
-def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The intact checkpoint of the latest step in a run's folder, and what is wrong with later ones. Raises OSError."""
-    found, complaints = _first_intact(_folders(run)[::-1])
-    return found, [f"{complaint}{'; the checkpoint before it is taken' * bool(found)}" for complaint in complaints]
-
-
-def best_checkpoint(run: Path, best_by: str) -> tuple[Checkpoint | None, list[str]]:
-    """The intact checkpoint with the lowest "loss" or the highest "score" on data.validation, and what is wrong with
-    better ones. None if that was measured beside none of them."""
-    found, complaints = _first_intact(_best_first(_folders(run), best_by))
-    return found, [f"{complaint}{'; the next best checkpoint is taken' * bool(found)}" for complaint in complaints]
-
-
-def _folders(run: Path) -> list[Path]:
-    """Folders of checkpoints, by their steps. Raises OSError if they cannot be listed: a run must not restart then."""
-    folder = run / "checkpoints"
-    return sorted(path for path in folder.iterdir() if path.name.startswith("step-")) if folder.exists() else []
-
-
-def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
-    complaints: list[str] = []
-    for folder in folders:
-        try:
-            found = read_checkpoint(folder, whole=True)
-        except (ValueError, FileNotFoundError) as error:
-            complaints.append(str(error))
-        else:
-            return found, complaints
-    return None, complaints
-
-
 def read_checkpoint(folder: Path, whole: bool = False) -> Checkpoint:
     """A checkpoint's folder, one that `dsmemvp export` has written, or a single safetensors file of trained tensors,
     such as `dsmemvp convert` writes. `whole`: read the files of a folder and compare their checksums. Raises UserError,
@@ -220,7 +189,7 @@ def read_checkpoint(folder: Path, whole: bool = False) -> Checkpoint:
         return Checkpoint(folder, stated=_stated(folder))
     content = read_state(folder)
     if content.get("prompt_format", PROMPT_FORMAT) != PROMPT_FORMAT:
-        raise UserError(
+        raise OtherVersion(
             f"{folder} was trained on prompts of format {content['prompt_format']}, this version writes"
             f" {PROMPT_FORMAT}; use dsmemvp {content.get('dsmemvp', 'of another version')}"
         )
@@ -249,6 +218,15 @@ def _stated(path: Path) -> dict[str, str]:
     return {key: text for key, text in about.items() if key.startswith("method.")}
 
 
+def named_checkpoint(place: Path) -> Checkpoint:
+    """One that a user has named, as `read_checkpoint` takes it; a folder's trained tensors are compared with their
+    checksum. Raises UserError."""
+    found = read_checkpoint(place)
+    if not place.is_file():
+        _check_sums(place, {found.trained.name: read_state(place)["files"][found.trained.name]})
+    return found
+
+
 def check_sums(folder: Path) -> None:
     """Read a checkpoint's files and compare their checksums. Raises UserError."""
     _check_sums(folder, read_state(folder)["files"])
@@ -261,24 +239,6 @@ def _check_sums(folder: Path, sums: dict[str, list[int]]) -> None:
             raise UserError(f"{path} does not exist")
         if sum_of(path) != wanted:
             raise UserError(f"{path} is damaged: its checksum is not the one it was written with")
-
-
-def prune(run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "loss") -> None:
-    """Take away all but the latest and the best (by "loss" or "score" on data.validation) checkpoints up to `step`, and
-    what cut-off writes have left. `keep_last` 0 keeps all. Those of later steps go: they were damaged, or the run would
-    have resumed there, and counted as the latest they would push out the good ones."""
-    folder = run / "checkpoints"
-    for left in [*folder.glob("partial-*"), *folder.glob("old-*")]:
-        shutil.rmtree(left, ignore_errors=True)
-    folders = sorted(folder.glob("step-*"))
-    later = [path for path in folders if path.name > f"step-{step:08d}"]
-    folders = folders[: len(folders) - len(later)]
-    kept = set(folders[-keep_last:])  # [-0:] is all
-    if keep_best:
-        kept.update(_best_first(folders, best_by)[:keep_best])
-    for path in [*folders, *later]:
-        if path not in kept:
-            shutil.rmtree(_out_of_the_way(path))
 
 
 def read_trained(path: Path, wanted: dict[str, tuple[int, ...]]) -> Tensors:
@@ -300,7 +260,7 @@ def read_trained(path: Path, wanted: dict[str, tuple[int, ...]]) -> Tensors:
     return load_file(path)
 
 
-def _out_of_the_way(folder: Path) -> Path:
+def out_of_the_way(folder: Path) -> Path:
     """Renamed before its files go one by one: half a checkpoint must not bear the name of a whole one."""
     return folder.rename(folder.with_name(f"old-{folder.name}"))
 
@@ -312,19 +272,3 @@ def read_state(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; {folder} is not a checkpoint")
     return read_fields(path, known, TENSOR_FILES[:1] if path == adapter else TENSOR_FILES)
-
-
-def _best_first(folders: list[Path], best_by: str) -> list[Path]:
-    """Of checkpoints in the order of their steps, those for which it is known how good they are; the earlier of two
-    equal ones first."""
-    badness = {folder: _badness(folder, best_by) for folder in folders}
-    return sorted((folder for folder in folders if badness[folder] < math.inf), key=badness.__getitem__)
-
-
-def _badness(folder: Path, best_by: str) -> float:
-    """On data.validation; infinite if it is not known."""
-    try:
-        value = read_state(folder).get(f"validation_{best_by}")
-    except (ValueError, FileNotFoundError):
-        return math.inf
-    return math.inf if value is None else -value if best_by == "score" else value

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.backbones.weights import Base
 from dsmemvp.checkpoints.adapter import open_adapter
-from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, newest_checkpoint, read_checkpoint
+from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, named_checkpoint
+from dsmemvp.checkpoints.choosing import newest_checkpoint
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.distributed.ranks import Ranks
@@ -53,7 +54,7 @@ def _of_run(folder: Path, overrides: Sequence[str], checkpoint: str | Path | Non
             " `dsmemvp export` has"
         )
     recipe = read_recipe(folder / "recipe.json", overrides)  # JSON is YAML, too
-    found, complaints = (read_checkpoint(Path(checkpoint)), []) if checkpoint else newest_checkpoint(folder)
+    found, complaints = (named_checkpoint(Path(checkpoint)), []) if checkpoint else newest_checkpoint(folder)
     if found is None:
         why = "".join(f" ({text})" for text in complaints[:1])
         raise UserError(f"{folder / 'checkpoints'} holds no intact checkpoint{why}; train first, or name another")

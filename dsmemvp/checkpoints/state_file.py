@@ -12,6 +12,11 @@ from dsmemvp.json_text import read_json
 Check = Callable[[Any], bool]
 
 
+class OtherVersion(UserError):
+    """What another version of the program has written, and which is whole: no earlier checkpoint may take its place,
+    since a run that resumed there would overwrite it."""
+
+
 def _counts(value: Any) -> bool:
     return type(value) is int and value >= 0
 
@@ -66,9 +71,10 @@ def read_fields(path: Path, formats: tuple[int, ...], files: Iterable[str]) -> d
         if key not in content:
             raise UserError(f"{path} is not a checkpoint's state: it has no {key!r}")
     if type(content["format"]) is not int or content["format"] not in formats:
-        raise UserError(
+        whole = content["crc32"] == own_sum(content)
+        raise (OtherVersion if whole else UserError)(
             f"{path}: checkpoint format {str(content['format'])[:40]}, this version reads"
-            f" {' and '.join(map(str, formats))}"
+            f" {' and '.join(map(str, formats))}; use the version of dsmemvp that wrote it"
         )
     if content["crc32"] != own_sum(content):
         raise UserError(f"{path} is damaged: its checksum is not the one it was written with")

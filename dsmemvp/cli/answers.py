@@ -25,9 +25,11 @@ def add(commands: Any) -> None:
         " launcher, it is cut over the ranks as the recipe's training.deepspeed says.",
     )
     command.set_defaults(run=_generate, listens=True)
-    command.add_argument("questions", nargs="+", metavar="question")
+    command.add_argument("questions", nargs="+", metavar="question", help="one or more, each in quotes")
     command.add_argument("--run", type=Path, required=True, dest="folder", help="the run's folder, such as runs/demo")
-    command.add_argument("--checkpoint", type=Path, help="instead of the run's newest one")
+    command.add_argument(
+        "--checkpoint", type=Path, help="a checkpoint's folder, or a file of trained tensors, instead of the newest"
+    )
     command.add_argument("--image", type=Path, help="the picture that all questions are about")
     command.add_argument("--context", default="", help="a hint that is given with every question")
     command.add_argument(
@@ -39,9 +41,19 @@ def add(commands: Any) -> None:
         help='answer in a text of its own, as captions and conversations are, instead of after "The answer is"',
     )
     command.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (default: 64; of a choice 4)")
-    command.add_argument("--temperature", type=float, default=0.0, help="0: the most likely token (default)")
-    command.add_argument("--top-p", type=float, default=1.0, help="draw among the tokens of this probability together")
-    command.add_argument("--seed", type=int, default=0, help="of the draws")
+    command.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0 takes the most likely token (default); above 0 tokens are drawn",
+    )
+    command.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw among the likeliest tokens that have this probability together (default: 1.0)",
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
     command.add_argument(
         "--set", action="append", default=[], metavar="key=value", help="another value of a recipe's key; repeatable"
     )

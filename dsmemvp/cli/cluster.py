@@ -12,33 +12,48 @@ def add(commands: Any) -> None:
     recipe_command(commands, "count", _count, "count parameters from the recipe's shapes, without weights")
     command = recipe_command(commands, "plan", _plan, "memory, traffic and time of every sharding on a cluster")
     command.add_argument("--gpus", required=True, help="number of GPUs, or several to compare: 8,16,64")
-    command.add_argument("--gpus-per-node", type=int, default=8)
-    command.add_argument("--gpu-memory", default="80GiB")
-    command.add_argument("--interconnect", default="400Gb", help="between nodes, per node and second: 400Gb, 50GB")
-    command.add_argument("--intra", default="450GB", help="inside a node, per GPU and second (default: NVLink 4)")
-    command.add_argument("--gpu-flops", default="989T", help="16-bit products per second of a GPU (default: H100)")
+    command.add_argument("--gpus-per-node", type=int, default=8, help="GPUs of a node (default: 8)")
+    command.add_argument("--gpu-memory", default="80GiB", help="memory of a GPU (default: 80GiB)")
+    command.add_argument(
+        "--interconnect", default="400Gb", help="between nodes, per node and second: 400Gb (default), 50GB"
+    )
+    command.add_argument(
+        "--intra", default="450GB", help="inside a node, per GPU and second (default: 450GB, NVLink 4)"
+    )
+    command.add_argument("--gpu-flops", default="989T", help="16-bit FLOP/s of a GPU (default: 989T, H100)")
     command.add_argument("--tokens", type=int, default=200, help="text tokens per sample (default: 200)")
 
     command = recipe_command(commands, "submit", _submit, "submit slurm/train.sbatch with its #SBATCH lines filled in")
     _allocation_options(command)
-    command = commands.add_parser("doctor", help="what a run would find on this node, or under srun on every node")
+    about = "check this node, or under srun every node: versions, devices, links, limits, disks, files"
+    command = commands.add_parser("doctor", help=about, description=about)
     command.set_defaults(run=_doctor)
-    command.add_argument("recipe", type=Path, nargs="?", help="YAML file; without it, the machine alone is looked at")
+    command.add_argument("recipe", type=Path, nargs="?", help="YAML file; without it, only the machine is checked")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="settings instead of the recipe's")
 
 
 def _allocation_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--nodes", type=int, default=1)
-    command.add_argument("--gpus-per-node", type=int, default=0, help="one rank for each")
-    command.add_argument("--cpu-ranks-per-node", type=int, default=0, help="instead, for nodes without GPUs")
-    command.add_argument("--cpus-per-gpu", type=int, metavar="N", help="CPU cores of every rank (default: the file's)")
-    command.add_argument("--time", help="limit, as in 12:00:00 or 1-00:00:00 (default: the start file's)")
-    command.add_argument("--partition")
-    command.add_argument("--account")
+    command.add_argument("--nodes", type=int, default=1, help="number of nodes (default: 1)")
+    command.add_argument("--gpus-per-node", type=int, default=0, help="GPUs of a node; one rank for each")
+    command.add_argument("--cpu-ranks-per-node", type=int, default=0, help="ranks of a node, for nodes without GPUs")
     command.add_argument(
-        "--sbatch", action="append", default=[], metavar="OPTION", help="another option: --sbatch=--mail-type=END"
+        "--cpus-per-gpu", type=int, metavar="N", help="CPU cores of every rank (default: the start file's)"
     )
-    command.add_argument("--evaluate-only", action="store_true", help="slurm/evaluate.sbatch instead")
+    command.add_argument("--time", help="time limit, as in 12:00:00 or 1-00:00:00 (default: the start file's)")
+    command.add_argument("--partition", help="as for sbatch")
+    command.add_argument("--account", help="as for sbatch")
+    command.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="any other option of sbatch: --sbatch=--mail-type=END; repeatable",
+    )
+    command.add_argument(
+        "--evaluate-only",
+        action="store_true",
+        help="evaluate a checkpoint, with slurm/evaluate.sbatch, and do not train",
+    )
     command.add_argument("--print", action="store_true", help="print the text and submit nothing")
 
 

@@ -10,7 +10,8 @@ from dsmemvp.errors import UserError
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("index", help="make or check the manifest of a folder of WebDataset shards")
+    about = "make or check the manifest and the indexes of a folder of WebDataset shards"
+    command = commands.add_parser("index", help=about, description=about)
     command.set_defaults(run=_index)
     command.add_argument("folder", type=Path, help="folder of .tar shards, of any origin")
     command.add_argument("--check", action="store_true", help="read everything again and compare; write nothing")
@@ -20,12 +21,16 @@ def add(commands: Any) -> None:
     data = commands.add_parser("data", help="look at a recipe's data: show, check")
     looks = data.add_subparsers(dest="look", required=True)
     look = recipe_command(looks, "show", _show, "print a few samples as the model will see them")
-    look.add_argument("--samples", type=int, default=8, help="the first so many that a run will see")
-    look.add_argument("--numbers", type=int, nargs="+", default=[], help="these running numbers instead")
-    look.add_argument("--test", action="store_true", help="of data.test")
-    look.add_argument("--sheet", type=Path, default=Path("samples.png"), help="file for their pictures")
+    look.add_argument("--samples", type=int, default=8, help="show the first so many that a run will see (default: 8)")
+    look.add_argument(
+        "--numbers", type=int, nargs="+", default=[], help="instead: samples by their running numbers, from 0"
+    )
+    look.add_argument("--test", action="store_true", help="samples of data.test, not of data.train")
+    look.add_argument(
+        "--sheet", type=Path, default=Path("samples.png"), help="file for their pictures (default: samples.png)"
+    )
     look = recipe_command(looks, "check", _check, "decode and tokenise every sample of every shard")
-    look.add_argument("--ranks", type=int, default=1, help="number of ranks to work out the balance for")
+    look.add_argument("--ranks", type=int, default=1, help="number of ranks to share samples between (default: 1)")
     look.add_argument("--processes", type=int, default=0, help="how many shards at a time (default: one per core)")
 
 

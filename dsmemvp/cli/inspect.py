@@ -18,24 +18,34 @@ def add(commands: Any) -> None:
     about = "heat maps of what the feed-forward memory fires on in a picture, and its weight layer by layer"
     command = commands.add_parser("inspect", help=about, description=about)
     command.set_defaults(run=_inspect, listens=True)
-    command.add_argument("--run", type=Path, required=True, dest="folder", metavar="RUN", help="a run's folder")
-    command.add_argument("--checkpoint", type=Path, help="a checkpoint, or a file of trained tensors, not the newest")
-    command.add_argument("question", nargs="?", help="the question about --image")
-    command.add_argument("--image", type=Path, help="a picture")
     command.add_argument(
-        "--choice", action="append", default=[], metavar="TEXT", help="an option of the question; give it several times"
+        "--run", type=Path, required=True, dest="folder", metavar="RUN", help="the run's folder, such as runs/demo"
     )
-    command.add_argument("--context", default="", help="the question's context")
-    command.add_argument("--sample", type=int, metavar="N", help="instead: a sample of data.train, by running number")
-    command.add_argument("--test", action="store_true", help="with --sample: of data.test")
-    command.add_argument("--words", nargs="+", default=[], help="words of the prompt (default: those of the question)")
-    command.add_argument("--layers", nargs="+", type=int, default=[], help="from 0 (default: five, evenly spaced)")
+    command.add_argument(
+        "--checkpoint", type=Path, help="a checkpoint's folder, or a file of trained tensors, instead of the newest"
+    )
+    command.add_argument("question", nargs="?", help="the question about --image")
+    command.add_argument("--image", type=Path, help="the picture that the question is about")
+    command.add_argument(
+        "--choice", action="append", default=[], metavar="TEXT", help="an answer to choose from; give it several times"
+    )
+    command.add_argument("--context", default="", help="a hint that is given with the question")
+    command.add_argument(
+        "--sample", type=int, metavar="N", help="instead of an image and a question: sample N of data.train, from 0"
+    )
+    command.add_argument("--test", action="store_true", help="with --sample: sample N of data.test")
+    command.add_argument(
+        "--words", nargs="+", default=[], help="words of the prompt to draw maps for (default: those of the question)"
+    )
+    command.add_argument(
+        "--layers", nargs="+", type=int, default=[], help="layers to draw, from 0 (default: five, evenly spaced)"
+    )
     command.add_argument(
         "--what",
         choices=["change", "activation", "contribution"],
         default="change",
-        help="how differently each patch's slot writes than with another memory (default), how strongly it fires, or"
-        " its share of the branch's output",
+        help="what to draw of each patch's slot: the change of what it writes from --against (change, the default), how"
+        " strongly it fires (activation), or its share of the memory's output (contribution)",
     )
     command.add_argument(
         "--against",
@@ -47,7 +57,7 @@ def add(commands: Any) -> None:
         "--out", type=Path, help="folder for heat-map.png (default: RUN/inspect; of an exported folder inspect)"
     )
     command.add_argument(
-        "--set", action="append", default=[], metavar="key=value", help="a recipe's key; may be repeated"
+        "--set", action="append", default=[], metavar="key=value", help="another value of a recipe's key; repeatable"
     )
 
 

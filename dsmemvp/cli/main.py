@@ -1,5 +1,5 @@
-"""The entry point: one command, its errors in one line, its exit code. The commands themselves are in commands/, and
-`dsmemvp COMMAND --help` explains each."""
+"""The entry point: one command, its errors in one line, its exit code. The commands themselves are in the
+other files of cli/, and `dsmemvp COMMAND --help` explains each."""
 
 import argparse
 import os
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         leave_word(str(error))
         print(
             f"dsmemvp {_name(given)}: error: {error} in {sys.executable}; `make install` puts all that is needed into"
-            " .venv/, under Slurm DSMEMVP_RUN names another environment (slurm/README.md)",
+            " .venv/, under Slurm DSMEMVP_RUN names another environment (docs/cluster.md)",
             file=sys.stderr,
         )
         return USER_ERROR

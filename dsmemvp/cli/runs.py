@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    command = recipe_command(commands, "train", _train, "train a recipe, resuming where its run folder stops")
+    command = recipe_command(
+        commands, "train", _train, "train a recipe; resume from the newest checkpoint if its run has one"
+    )
     command.set_defaults(listens=True)
     command = recipe_command(commands, "evaluate", _evaluate, "score a run's checkpoint on data.test")
     command.set_defaults(listens=True)
-    command.add_argument("--blind", action="store_true", help="replace every image by none")
+    command.add_argument("--blind", action="store_true", help="take every image away, to see what the text alone gives")
     command.add_argument("--split", choices=["test", "validation"], default="test", help="data.test or data.validation")
     which = command.add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="the best checkpoint (training.best_by), not the newest")

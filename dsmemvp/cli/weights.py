@@ -9,20 +9,31 @@ from dsmemvp.errors import UserError
 
 
 def add(commands: Any) -> None:
-    about = "weights in the layouts of Meta, OpenAI, Hugging Face (pytorch_model.bin), MemVP -> what a recipe can name"
+    about = "read weights of Meta, OpenAI, Hugging Face (pytorch_model.bin) or MemVP, and write what a recipe can name"
     command = commands.add_parser("convert", help=about, description=about)
     command.set_defaults(run=_convert)
     command.add_argument(
         "source", type=Path, help="a folder of Meta's or with pytorch_model.bin, or a .pth, .pt, .safetensors file"
     )
     command.add_argument("--out", type=Path, required=True, help="folder to write to")
-    command.add_argument("--dtype", choices=("keep", "bf16", "fp16", "fp32"), default="keep")
-    command.add_argument("--shard-size", default="5GB", help="largest safetensors file (default: 5GB)")
-    command.add_argument("--language-heads", type=int, default=32, help="heads of a LLaMA without params.json")
-    command.add_argument("--norm-eps", type=float, default=1e-6, help="epsilon of a LLaMA without params.json")
-    command.add_argument("--vision-heads", type=int, default=0, help="heads of the vision tower (default: width / 64)")
+    command.add_argument(
+        "--dtype",
+        choices=("keep", "bf16", "fp16", "fp32"),
+        default="keep",
+        help="type to write (default: keep the source's)",
+    )
+    command.add_argument("--shard-size", default="5GB", help="largest size of a safetensors file (default: 5GB)")
+    command.add_argument(
+        "--language-heads", type=int, default=32, help="attention heads of a LLaMA without params.json (default: 32)"
+    )
+    command.add_argument(
+        "--norm-eps", type=float, default=1e-6, help="norms' epsilon of a LLaMA without params.json (default: 1e-6)"
+    )
+    command.add_argument(
+        "--vision-heads", type=int, default=0, help="attention heads of the vision tower (default: width / 64)"
+    )
 
-    about = "what a run has trained, as a small folder that any copy of its base takes"
+    about = "write what a run has trained as a small folder, for use with any copy of its base"
     command = commands.add_parser("export", help=about, description=about)
     command.set_defaults(run=_export)
     source = command.add_mutually_exclusive_group(required=True)
@@ -30,9 +41,17 @@ def add(commands: Any) -> None:
     source.add_argument("--recipe", type=Path, help="instead, for a --checkpoint that `dsmemvp convert` has written")
     command.add_argument("--checkpoint", type=Path, help="a checkpoint's folder instead of the run's newest")
     command.add_argument("--out", type=Path, help="folder to write")
-    command.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the folder's tensors")
+    command.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="type of the folder's tensors (default: fp32)"
+    )
     command.add_argument("--published", type=Path, metavar="FILE.pth", help="also, or only: MemVP's published layout")
-    command.add_argument("--set", action="append", default=[], metavar="key=value", help="instead of the recipe's")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="with --recipe: another value of a key; repeatable",
+    )
 
 
 def _convert(given: argparse.Namespace) -> None:

@@ -17,12 +17,7 @@ PACKAGE = "dsmemvp.prompts"
 SHARED = ("interface", "parts")
 """Modules of the package that are no methods."""
 DEFAULT = "memvp"
-FLAT = (
-    *("hidden", "slots", "visual_scale", "output_scale", "dropout"),
-    *("lora_rank", "lora_alpha", "lora_targets"),
-)
-"""Keys of `method:` that checkpoints and exported folders hold whatever their method is, if they were written when all
-methods shared one group of keys. In a recipe that was stored, those that its method does not have are left out."""
+"""The method of a recipe that names none. No other file but the method's own names it."""
 
 
 @dataclass(config=CONFIG)

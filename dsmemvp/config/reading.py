@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dsmemvp.config.conversion import Values, converted, groups_of, keys_of, nearest
-from dsmemvp.config.methods import DEFAULT, FLAT, MethodSettings, method_names, setting_names, settings_class
+from dsmemvp.config.methods import DEFAULT, MethodSettings, method_names, setting_names, settings_class
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.config.yaml_text import DEPTH, MOST, compose_yaml, plain_value, shown
 from dsmemvp.errors import UserError
@@ -96,7 +96,8 @@ def _method(given: Values, overridden: Values, stored: bool) -> Any:
     """The settings of the chosen method, and no others. Raises UserError.
 
     Left out of what a file holds are settings that its own method has and the one that an override has chosen instead
-    has not; and those that older checkpoints have of all methods."""
+    has not. Left out of a stored recipe are those of all other methods: older versions stored one group of keys for all
+    methods."""
     values = given | overridden
     named, where = values.get("method.name", (DEFAULT, ""))
     of_file = given.get("method.name", (DEFAULT, ""))[0]
@@ -104,13 +105,15 @@ def _method(given: Values, overridden: Values, stored: bool) -> Any:
         if name not in method_names():
             raise UserError(f"{place}: method.name: must be one of {', '.join(method_names())}, not {shown(name)}")
     own = setting_names(named)
-    left_out = (set(FLAT) if stored else set()) | (set(setting_names(of_file)) if of_file != named else set())
+    others = [other for other in (method_names() if stored else [of_file]) if other != named]
     kept: Values = {}
     for key, value in values.items():
         group, _, name = key.partition(".")
-        if group != "method" or (name not in own and name in left_out and key not in overridden):
+        if group != "method":
             continue
         if name not in own:
+            if key not in overridden and any(name in setting_names(other) for other in others):
+                continue
             raise UserError(f"{value[1]}: unknown key {shown(key)}{_hint_of_method(key, named)}")
         kept[key] = value
     return converted(settings_class(named), "method.", kept)

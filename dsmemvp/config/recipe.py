@@ -75,7 +75,7 @@ class Data:
     on_bad_sample: Literal["fail", "skip"] = "fail"
     """What a sample that cannot be used does: end the run, or be left out, counted and reported at the end."""
     most_bad_in_a_row: Annotated[int, Field(ge=1, le=10**9)] = 100
-    """Where bad samples are left out, as many one after another end the run: then it is not the samples."""
+    """If bad samples are left out, so many of them in a row end the run all the same: then it is not the samples."""
     block_shards: Annotated[int, Field(ge=1, le=10**6)] = 16
     """Samples are shuffled within blocks of this many shards."""
     last_batch: Literal["drop", "repeat"] = "drop"

@@ -38,6 +38,8 @@ def plain_value(node: yaml.Node) -> Any:
         return yaml.SafeLoader("").construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(yaml_problem(error)) from None
+    except (LookupError, AttributeError, TypeError):  # PyYAML's own, of a value that its tag does not go with
+        raise UserError(f"{shown(node.value)} cannot be read as {node.tag.rpartition(':')[2]}") from None
 
 
 def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:

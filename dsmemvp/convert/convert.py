@@ -59,7 +59,7 @@ def convert(source: Path, out: Path, options: Options = Options()) -> list[str]:
 
     One model alone is written to `out` itself; of a file with several, the language model, the vision tower and the
     trained tensors go to `language_model/`, `vision_tower/` and `trained.safetensors` in `out`. Raises UserError or
-    FileNotFoundError for a source that is none or not whole, OSError where `out` cannot be written.
+    FileNotFoundError for a source that is none or not whole, OSError if `out` cannot be written.
     """
     found = _of_folder(source) if source.is_dir() else _of_file(source, options)
     alone = len(found.models) == 1 and not found.trained

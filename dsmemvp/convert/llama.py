@@ -59,7 +59,7 @@ def halves_from_pairs(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 def language_model(published: Tensors, heads: int, eps: float) -> tuple[Tensors, LlamaConfig] | None:
     """The language model of a file that says nothing of its configuration; None if it holds none. Raises UserError
-    where `heads` cannot be, and for tensors in its layers that no LLaMA has."""
+    if `heads` cannot be, and for tensors in its layers that no LLaMA has."""
     if "tok_embeddings.weight" not in published:
         return None
     parts = {name: layer_and_part(name) for name in published}

@@ -96,7 +96,7 @@ class TorchFile:
 
     @property
     def command_line(self) -> dict[str, Any]:
-        """The options that a published checkpoint was trained with; empty where it says nothing."""
+        """The options that a published checkpoint was trained with; empty if it says nothing."""
         options = self._content.get("args") if isinstance(self._content, dict) else None
         return options.attributes if isinstance(options, Object) else {}
 

@@ -39,8 +39,9 @@ class CostModel:
 
 
 def batch_cost(batch: Batch, costs: CostModel) -> float:
-    """What a rank computes in a micro-step."""
-    return sum(costs(Weight(length, row >= 0)) for length, row in zip(batch.lengths, batch.image_rows, strict=True))
+    """What a rank computes in a micro-step. Without any image the vision tower runs on a dummy row."""
+    images = max(1, batch.images.shape[0])
+    return sum(costs(Weight(length, False)) for length in batch.lengths) + costs.per_image * images
 
 
 def balance(
@@ -52,7 +53,7 @@ def balance(
     there are fewer samples than micro-batches."""
     prices = [costs(weight) for weight in weights]
     if micro_tokens:
-        steps = max(1, -(-sum(min(weight.tokens, micro_tokens) for weight in weights) // (micro_tokens * ranks)))
+        steps = max(1, -(-fewest_parts(weights, micro_tokens) // ranks))
         while (parts := _packed(weights, prices, steps * ranks, micro_tokens)) is None:
             steps += 1
     else:
@@ -61,6 +62,14 @@ def balance(
         assert packed is not None
         parts = packed
     return _spread(parts, prices, ranks) if weights else [[] for _ in range(ranks)]
+
+
+def fewest_parts(weights: Sequence[Weight], most: int) -> int:
+    """No fewer micro-batches than these hold `most` tokens each: by the sum, and since of samples above a k-th of it
+    each holds fewer than k. From the sum alone, batches of samples just above a half would be tried for minutes."""
+    tokens = [min(weight.tokens, most) for weight in weights]
+    by_size = (-(-sum(n * k > most for n in tokens) // (k - 1)) for k in range(2, 10))
+    return max(-(-sum(tokens) // most), *by_size)
 
 
 def _packed(weights: Sequence[Weight], prices: Sequence[float], number: int, most: int) -> list[list[int]] | None:

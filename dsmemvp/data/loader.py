@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from dsmemvp.data.balancing import CostModel, Weight, balance
 from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.collator import Collator
-from dsmemvp.data.lengths import Lengths, estimate
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import FileOrder, Order, Place
 from dsmemvp.data.stream import Reader
+from dsmemvp.data.token_counts import TokenCounts, estimate
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.distributed.stopping import ignore_signals, unsignalled
 from dsmemvp.errors import UserError
@@ -47,7 +47,7 @@ class Balancing:
     """By what the samples of a global batch are spread over ranks and micro-steps; the same on every rank."""
 
     costs: CostModel = field(default_factory=CostModel)
-    lengths: Lengths | None = None
+    token_counts: TokenCounts | None = None
     """Exact token counts; None: estimated from the characters that the index has."""
 
 
@@ -102,7 +102,7 @@ class _Balanced:
 
     def __call__(self, reader: Reader, step: int) -> list[_Part]:
         places, share = self.batch(step), self.share
-        weights = [weigh(reader, place, self.collator, self.balancing.lengths) for place in places]
+        weights = [weigh(reader, place, self.collator, self.balancing.token_counts) for place in places]
         parts = balance(weights, self.balancing.costs, share.world, share.micro_batch, share.micro_tokens)[share.rank]
         return [[(i, places[i]) for i in part] for part in parts]
 
@@ -163,11 +163,13 @@ class _Steps(IterableDataset):
             yield window
 
 
-def weigh(reader: Reader, place: Place, collator: Collator, lengths: Lengths | None = None) -> Weight:
+def weigh(reader: Reader, place: Place, collator: Collator, token_counts: TokenCounts | None = None) -> Weight:
     """What is known of a sample before it is read."""
     characters, image = reader.weight(place)
     image = image and not collator.blind
-    tokens = lengths[reader.number(place)] if lengths is not None else estimate(characters, collator.max_length)
+    tokens = (
+        token_counts[reader.number(place)] if token_counts is not None else estimate(characters, collator.max_length)
+    )
     return Weight(tokens + image * sum(r.count for r in collator.reserved), image)
 
 

@@ -156,10 +156,16 @@ def _first_wrong(manifest: Manifest, numbers: range) -> Exception | None:
     return None
 
 
-def _read(folder: Path) -> Manifest:
+def manifest_file(folder: Path) -> Path:
+    """The manifest of a folder of shards. Raises UserError if it is not there."""
     path = folder / FILE
     if not path.exists():
         raise UserError(f"{path} does not exist; `dsmemvp index {folder}` makes one for a folder of shards")
+    return path
+
+
+def _read(folder: Path) -> Manifest:
+    path = manifest_file(folder)
     try:
         content = read_json(path)
     except ValueError as error:

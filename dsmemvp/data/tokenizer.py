@@ -11,6 +11,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
+from dsmemvp.config.paths import check_tokenizer_file
 from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
 
@@ -33,11 +34,7 @@ class Tokenizer:
     def __init__(self, path: str | Path):
         """Raises UserError naming the file."""
         path = Path(path)
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise UserError(
-                f"tokenizer {path} {what}; give a sentencepiece model or a tokenizer.json in model.tokenizer"
-            )
+        check_tokenizer_file(path)
         if path.stat().st_size > MOST:
             raise UserError(f"tokenizer {path} has {path.stat().st_size} bytes, at most {MOST} are read")
         content = path.read_bytes()

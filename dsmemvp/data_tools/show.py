@@ -19,8 +19,8 @@ from dsmemvp.data.order import FileOrder, Place
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
 from dsmemvp.data.stream import Reader, first_numbers
 from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.data_tools.answers import right_answer
 from dsmemvp.data_tools.lettering import LINE, find_font, wrapped
-from dsmemvp.data_tools.look import right_answer
 from dsmemvp.errors import UserError
 from dsmemvp.inputs import open_inputs
 

@@ -96,7 +96,7 @@ class Ranks:
         return [text for row in rows for text in json.loads(row)]
 
     def in_step(self, source: Iterator[T]) -> Iterator[T]:
-        """`source`, item by item on all ranks; where it raises UserError or OSError on one, all raise the same, so
+        """`source`, item by item on all ranks; if it raises UserError or OSError on one, all raise the same, so
         that no rank is left waiting in a collective for one that has gone."""
         for item in _caught(source):
             own = _described(item) if isinstance(item, Exception) else ""

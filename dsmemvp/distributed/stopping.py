@@ -2,7 +2,7 @@
 
 USR2 (Slurm's --signal), TERM and INT (Ctrl-C) ask for a save and an end. QUIT prints the stacks of all threads and
 changes nothing else: `scancel --signal=QUIT JOB`, or `kill -QUIT PID` for one rank. A batch script starts the run again
-after REQUEUE and after whatever else is not the user's doing; see slurm/README.md.
+after REQUEUE and after whatever else is not the user's doing; see docs/cluster.md.
 """
 
 import contextlib

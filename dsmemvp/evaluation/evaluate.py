@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dsmemvp.backbones.fingerprint import fingerprint
-from dsmemvp.checkpoints.checkpoint import Checkpoint, State, best_checkpoint, read_checkpoint
+from dsmemvp.checkpoints.checkpoint import Checkpoint, State, named_checkpoint
+from dsmemvp.checkpoints.choosing import best_checkpoint
 from dsmemvp.config.reading import as_dict
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import MicroBatch
@@ -60,7 +61,7 @@ def evaluate(
     data = _open_data(recipe, split)
     ranks.together(lambda: check_files(data) if ranks.first else None)
     inputs = open_inputs(recipe)
-    found = read_checkpoint(checkpoint) if checkpoint else _chosen(recipe, ranks, run, best)
+    found = named_checkpoint(checkpoint) if checkpoint else _chosen(recipe, ranks, run, best)
     base = ranks.once_per_node(lambda: fingerprint(inputs.base))
     if found is not None:
         found.check_method(as_dict(recipe))

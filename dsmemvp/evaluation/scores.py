@@ -10,7 +10,7 @@ gqa      GQA's accuracy (eval.py of https://cs.stanford.edu/people/dorarad/gqa):
          consistency, validity, plausibility, distribution and grounding need further files and are left out.
 caption  CIDEr, BLEU-4, METEOR and ROUGE-L (captions.py).
 
-Where a task is asked with "The answer is", the answer is read up to the first full stop at the end of a word.
+If a task is asked with "The answer is", the answer is read up to the first full stop at the end of a word.
 """
 
 import re

@@ -3,8 +3,8 @@
 
 accuracy = the mean, over the ten ways to leave one of the ten given answers out, of min(1, matches among the nine / 3)
 
-Where the ten answers are not all the same, prediction and answers are normalised: punctuation, then numbers, articles
-and contractions. Where they are, they are compared as they stand. Oddities of the published code are kept where they
+If the ten answers are not all the same, prediction and answers are normalised: punctuation, then numbers, articles
+and contractions. If they are, they are compared as they stand. Oddities of the published code are kept if they
 can change a score; they are named where they stand.
 """
 

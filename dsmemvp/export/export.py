@@ -14,7 +14,8 @@ from dsmemvp.atomic_files import flush, replace_file
 from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.backbones.weights import Base, configs_of_shapes, read_configs
 from dsmemvp.checkpoints.adapter import TRAINED, write_adapter
-from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, State, check_sums, newest_checkpoint, read_checkpoint
+from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, State, check_sums, read_checkpoint
+from dsmemvp.checkpoints.choosing import newest_checkpoint
 from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.dtypes import NAMED

@@ -1,8 +1,8 @@
 """Rank 0's end of all heartbeats: hears where every rank is, and passes the verdict when one is lost (heartbeat.py).
 
 Whoever reaches the port can connect. A connection is a stranger's until its first line proves that it knows the run's
-token (heartbeat.py). A stranger can end its own connection and nothing else, has seconds for the proof, and strangers
-are few at a time. When all ranks have been heard, nobody is let in any more.
+token (heartbeat_protocol.py). A stranger can end its own connection and nothing else, has seconds for the proof, and
+strangers are few at a time. When all ranks have been heard, nobody is let in any more.
 """
 
 import errno

@@ -61,7 +61,7 @@ class Lease:
         self._moved = self._told = False
 
     def attempt(self) -> bool:
-        """Try to get it, once; whether this process has it now. Where another may live, or has been given up, the next
+        """Try to get it, once; whether this process has it now. If another may live, or has been given up, the next
         attempt tells: call again POLL seconds later. Raises UserError naming a holder that is alive, and OSError."""
         self._run.mkdir(parents=True, exist_ok=True)
         self._own = replace(self._own, folder=self._run.stat().st_ino)

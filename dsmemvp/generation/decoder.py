@@ -30,7 +30,7 @@ SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"),
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
-"""What `generate` may ask of a configuration. Others of a base's settings are not for it."""
+"""What `generate` may ask of a configuration (Qwen2's has no head_dim). Others of a base's settings are not for it."""
 
 
 class Decoder(PreTrainedModel, GenerationMixin):
@@ -41,7 +41,7 @@ class Decoder(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
 
     def __init__(self, config: LlamaConfig, forward: Callable[..., Any], place: torch.device, eos: int, in_step: bool):
-        super().__init__(LlamaConfig(**{name: getattr(config, name) for name in SIZES}))
+        super().__init__(LlamaConfig(**{name: getattr(config, name) for name in SIZES if hasattr(config, name)}))
         self._run, self._place = forward, place
         self.eos, self.in_step = eos, in_step
 

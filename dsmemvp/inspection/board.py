@@ -15,7 +15,7 @@ from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import decoded
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.tokenizer import Tokenizer
-from dsmemvp.data_tools.look import right_answer
+from dsmemvp.data_tools.answers import right_answer
 from dsmemvp.inspection.look import asked, model_answer, spread
 from dsmemvp.inspection.page import page
 from dsmemvp.inspection.probe import Forward, Probe, has_memory, memory_of, probe

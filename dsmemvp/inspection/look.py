@@ -26,7 +26,7 @@ from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample, sam
 from dsmemvp.data.stream import read_each
 from dsmemvp.data.text import chosen
 from dsmemvp.data.tokenizer import Tokenizer
-from dsmemvp.data_tools.look import right_answer
+from dsmemvp.data_tools.answers import right_answer
 from dsmemvp.distributed.ranks import Ranks, join_ranks
 from dsmemvp.errors import UserError
 from dsmemvp.inputs import open_inputs

@@ -1,7 +1,7 @@
 """Words of an encoded text and the tokens they are made of.
 
 Only a tokenizer's `decode` is used, on ever longer beginnings of the text: tokens may be pieces with or without a space
-before them, or single bytes, and an collator may have normalised the text.
+before them, or single bytes, and a tokenizer may have normalised the text.
 """
 
 import re

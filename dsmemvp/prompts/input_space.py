@@ -22,6 +22,8 @@ from dsmemvp.prompts.parts.lora import LoraLinear
 from dsmemvp.prompts.parts.projector import Projector
 
 PLACES = "image"
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers of a decoder block, in all families."""
 
 
 @dataclass(config=CONFIG)
@@ -42,6 +44,8 @@ class Settings(MethodSettings):
     def _some(cls, targets: list[str]) -> list[str]:
         if not targets:
             raise ValueError("name at least one linear layer, such as q_proj")
+        if unknown := [name for name in targets if name not in LINEARS]:
+            raise ValueError(f"must be of {', '.join(LINEARS)}, not {unknown[0][:80]!r}")
         return targets
 
 

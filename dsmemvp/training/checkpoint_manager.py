@@ -10,15 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from dsmemvp.checkpoints.checkpoint import (
-    Checkpoint,
-    State,
-    Tensors,
-    newest_checkpoint,
-    prune,
-    read_checkpoint,
-    save_checkpoint,
-)
+from dsmemvp.checkpoints.checkpoint import Checkpoint, State, Tensors, read_checkpoint, save_checkpoint
+from dsmemvp.checkpoints.choosing import newest_checkpoint, prune
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.training.monitor import Monitor
 

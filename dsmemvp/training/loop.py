@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsmemvp.backbones.costs import cost_model
-from dsmemvp.backbones.partitioned import whole_shape
 from dsmemvp.config.reading import as_dict, as_yaml
 from dsmemvp.counting import counted
 from dsmemvp.data.balancing import CostModel
@@ -21,15 +20,14 @@ from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.engine import Trainer, build_trainer, load_base
 from dsmemvp.training.health import Health
-from dsmemvp.training.lengths import training_lengths
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
 from dsmemvp.training.prefetch import on_device
-from dsmemvp.training.preparation import Prepared, count_this_start, prepare
+from dsmemvp.training.preparation import Prepared, count_this_start, prepare, training_token_counts
 from dsmemvp.training.saving import Saving
 from dsmemvp.training.skips import Skips
 from dsmemvp.training.stages import Span, span_after
 from dsmemvp.training.step import Totals, exchange, take_step
-from dsmemvp.training.throughput import Throughput
+from dsmemvp.training.throughput import Throughput, multiplied
 from dsmemvp.training.validation import Evaluator
 
 
@@ -113,8 +111,7 @@ class _Loop:
         """Steps made."""
         self.trained = span_after(self.prepared.spans, self.step)
         """The stage that the trainer is made for."""
-        language = self.trainer.model.language.parameters()
-        self.language_parameters = sum(math.prod(whole_shape(p)) for p in language)
+        self.language_parameters = multiplied(self.trainer.model.language)
 
     def run(self) -> None:
         try:
@@ -155,13 +152,15 @@ class _Loop:
                 throughput = Throughput()
             self.monitor.advance()
             if self.saving.is_due(self.step):
-                self.saving.save(self.step)
+                with throughput.paused():
+                    self.saving.save(self.step)
             self.context.at("reading", self.step)
 
     def _balancing(self, span: Span) -> Balancing:
-        inputs, ranks = self.prepared.inputs, self.context.ranks
-        costs = cost_model(inputs.configs.language, inputs.configs.vision, inputs.method.sees_images)
-        return Balancing(costs, training_lengths(ranks, self.context.folder, span.data, inputs.collator))
+        inputs, ranks, configs = self.prepared.inputs, self.context.ranks, self.prepared.inputs.configs
+        sees, adapters = inputs.method.sees_images, self.context.recipe.vision.adapter_dim > 0
+        costs = cost_model(configs.language, configs.vision, sees, configs.resolution if sees else 0, adapters)
+        return Balancing(costs, training_token_counts(ranks, self.context.folder, span.data, inputs.collator))
 
     def _batches(self, span: Span, until: int, balancing: Balancing) -> Iterator[list[MicroBatch]]:
         """This rank's, of the steps to come."""

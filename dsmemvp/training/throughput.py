@@ -1,9 +1,20 @@
 """What is summed up between two lines of the log, and the numbers that become of it."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
+
+from dsmemvp.backbones.decoder import DecoderTower
+from dsmemvp.backbones.partitioned import whole_shape
+
+
+def multiplied(language: DecoderTower) -> int:
+    """Parameters by which every token is multiplied: the embedding is looked up, and the head sees supervised tokens
+    alone."""
+    return sum(math.prod(shape) for p in language.layers.parameters() if len(shape := whole_shape(p)) > 1)
 
 
 @dataclass
@@ -37,8 +48,16 @@ class Throughput:
         self.imbalance += imbalance
         self.steps += 1
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What validation and saving take is no time of training."""
+        before = time.monotonic()
+        yield
+        self.start += time.monotonic() - before
+
     def numbers(self, language_parameters: int) -> dict[str, float]:
-        """Under their names in TensorBoard, which sorts them: loss comes first, then score. Wants at least one step."""
+        """Under their names in TensorBoard, which sorts them: loss comes first, then score. Wants at least one step;
+        `language_parameters` as `multiplied` counts them."""
         seconds = time.monotonic() - self.start
         return {
             "loss/train": self.loss / self.steps,

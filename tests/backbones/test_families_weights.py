@@ -22,7 +22,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
@@ -71,7 +71,7 @@ def _language(case: str):
 
 def _load(recipe: Recipe):
     model = build_frozen(recipe, read_configs(recipe))
-    load_frozen(model, recipe)
+    Base(recipe).load(model)
     return model.eval()
 
 
@@ -135,7 +135,7 @@ def test_a_config_that_claims_a_model_many_times_as_large_is_refused(recipe, tmp
     _rewrite(tmp_path / "vision", hidden_size=16 * 500, num_attention_heads=2)
     model = build_frozen(recipe, read_configs(recipe))  # small enough to be built here
     with pytest.raises(UserError, match=r"which claims \d+ parameters; the files hold"):
-        load_frozen(model, recipe)
+        Base(recipe).load(model)
 
 
 def test_texts_longer_than_an_active_sliding_window_are_refused(recipe, tmp_path):

@@ -22,7 +22,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from dsmemvp.backbones.fingerprint import base_fingerprint
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import Base
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.errors import UserError
@@ -47,7 +48,7 @@ def _file(tmp_path, name="language_model"):
 
 
 def _differ(recipe, before):
-    now = base_fingerprint(recipe)
+    now = fingerprint(Base(recipe))
     assert now.keys() == before.keys() == set(KEYS)
     return [key for key in KEYS if now[key] != before[key]]
 
@@ -76,7 +77,7 @@ def test_a_base_is_known_by_what_it_was_known_by_before(recipe, tmp_path):
         },
     }
     known["settings"]["rope_parameters"] = {"rope_theta": 500000.0, "rope_type": "default"}
-    found = base_fingerprint(replace(recipe, model=replace(recipe.model, language_model=str(folder))))[KEYS[0]]
+    found = fingerprint(Base(replace(recipe, model=replace(recipe.model, language_model=str(folder)))))[KEYS[0]]
     assert found == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     assert found == "58ba6f25c88d29163136877c3a85a2cce3ed2f2e6d63b49305a1db93ace85ea7"
 
@@ -102,7 +103,7 @@ def test_a_clip_tower_is_known_by_what_it_was_known_by_before(recipe, tmp_path):
     settings = {"model_type": "clip_vision_model", "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
     settings |= {"hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     (folder / "config.json").write_text(json.dumps({**settings, "image_size": 16, "patch_size": 8}))
-    found = base_fingerprint(replace(recipe, model=replace(recipe.model, vision_tower=str(folder))))[KEYS[1]]
+    found = fingerprint(Base(replace(recipe, model=replace(recipe.model, vision_tower=str(folder)))))[KEYS[1]]
     assert found == "b9cabd27ff8736bd45bec72eb969bb5baab11be3308d92a0d7b2f9be97869ad5"
 
 
@@ -136,7 +137,7 @@ def test_later_families_are_known_by_their_settings_and_tensors(recipe, tmp_path
     shutil.rmtree(tmp_path / part)
     torch.manual_seed(0)
     make().save_pretrained(tmp_path / part)
-    before = base_fingerprint(recipe)
+    before = fingerprint(Base(recipe))
     path = tmp_path / part / "config.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | setting))
@@ -152,7 +153,7 @@ def test_later_families_are_known_by_their_settings_and_tensors(recipe, tmp_path
 
 
 def test_how_tensors_are_spread_over_files_does_not_count(recipe, tmp_path):
-    before = base_fingerprint(recipe)
+    before = fingerprint(Base(recipe))
     path = _file(tmp_path)
     tensors = sorted(load_file(path).items(), reverse=True)
     path.unlink()
@@ -168,7 +169,7 @@ def test_how_tensors_are_spread_over_files_does_not_count(recipe, tmp_path):
 def test_what_is_not_computed_with_does_not_count(recipe, tmp_path):
     """The same base as others store it: without prefixes, with tables that are not loaded, in a wider type, with the
     text tower."""
-    before = base_fingerprint(recipe)
+    before = fingerprint(Base(recipe))
     tensors = {name.removeprefix("model."): t.double() for name, t in load_file(_file(tmp_path)).items()}
     tensors["layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     save_file(tensors, _file(tmp_path))
@@ -193,7 +194,7 @@ def test_what_is_not_computed_with_does_not_count(recipe, tmp_path):
     ],
 )
 def test_settings_that_change_what_is_computed_count(recipe, tmp_path, folder, setting):
-    before = base_fingerprint(recipe)
+    before = fingerprint(Base(recipe))
     path = tmp_path / folder / "config.json"
     content = json.loads(path.read_text())
     assert all(content.get(name) != value for name, value in setting.items())
@@ -204,7 +205,7 @@ def test_settings_that_change_what_is_computed_count(recipe, tmp_path, folder, s
 @pytest.mark.parametrize("place", [0, -1])
 @pytest.mark.parametrize("number", [0, 5, -1])
 def test_one_number_at_an_end_of_any_tensor_counts(recipe, tmp_path, number, place):
-    before = base_fingerprint(recipe)
+    before = fingerprint(Base(recipe))
     tensors = load_file(_file(tmp_path))
     tensors[sorted(tensors)[number]].view(-1)[place] += 1e-3
     save_file(tensors, _file(tmp_path))
@@ -212,7 +213,7 @@ def test_one_number_at_an_end_of_any_tensor_counts(recipe, tmp_path, number, pla
 
 
 def test_names_and_shapes_count(recipe, tmp_path):
-    before = base_fingerprint(recipe)
+    before = fingerprint(Base(recipe))
     tensors = load_file(_file(tmp_path))
     name = max(tensors, key=lambda each: tensors[each].numel())
     rows, columns = tensors[name].shape
@@ -222,11 +223,11 @@ def test_names_and_shapes_count(recipe, tmp_path):
         assert _differ(recipe, before) == ["model.language_model"]
     save_file(rest | {name: tensors[name].view(torch.int32)}, _file(tmp_path))
     with pytest.raises(UserError, match=r"^model\.language_model: .*of the type I32, which is not read"):
-        base_fingerprint(recipe)
+        fingerprint(Base(recipe))
 
 
 def test_tower_and_tokenizer_have_their_own_keys(recipe, tmp_path):
-    before = base_fingerprint(recipe)
+    before = fingerprint(Base(recipe))
     tensors = load_file(_file(tmp_path, "vision_tower"))
     save_file({**tensors, "more": torch.zeros(1)}, _file(tmp_path, "vision_tower"))
     assert _differ(recipe, before) == ["model.vision_tower"]
@@ -237,10 +238,10 @@ def test_tower_and_tokenizer_have_their_own_keys(recipe, tmp_path):
 
 def test_a_tower_that_is_not_looked_through_does_not_count(recipe, tmp_path):
     shutil.rmtree(tmp_path / "vision_tower")
-    found = base_fingerprint(replace(recipe, method=method_settings("none")))
+    found = fingerprint(Base(replace(recipe, method=method_settings("none"))))
     assert sorted(found) == ["model.language_model", "model.tokenizer"]
     with pytest.raises(UserError, match=r"model\.vision_tower: folder .*vision_tower does not exist$"):
-        base_fingerprint(recipe)
+        fingerprint(Base(recipe))
 
 
 def _with_header(header):
@@ -270,4 +271,4 @@ def test_a_damaged_file_is_refused_by_key_and_name(recipe, tmp_path, damage):
     path = _file(tmp_path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=rf"^model\.language_model: {path} is not a readable safetensors file"):
-        base_fingerprint(recipe)
+        fingerprint(Base(recipe))

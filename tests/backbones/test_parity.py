@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import Recording
 
-from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.model import add_trainables, build_frozen, loss_sum
 
 
@@ -20,7 +20,7 @@ def model(recording):
     recipe = recording.recipe()
     configs = read_configs(recipe)
     model = build_frozen(recipe, configs)
-    load_frozen(model, recipe)
+    Base(recipe).load(model)
     add_trainables(model, recipe, configs)
     trained = recording.trained()
     assert trained.keys() == model.trainables().keys()

@@ -1,6 +1,7 @@
 """Frozen weights from Hugging Face folders: all of them, in their shapes, or an error that lists what is wrong."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, LlamaConfig, L
 from dsmemvp.backbones.partitioned import element_range, fill
 from dsmemvp.backbones.reading import Reader
 from dsmemvp.backbones.safetensors_file import folder_tensors
-from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
 from dsmemvp.model import build_frozen
@@ -34,7 +35,7 @@ def recipe(tmp_path) -> Recipe:
 
 def _load(recipe: Recipe):
     model = build_frozen(recipe, read_configs(recipe))
-    load_frozen(model, recipe)
+    Base(recipe).load(model)
     return model
 
 
@@ -260,6 +261,9 @@ def test_a_tied_head_may_be_stored_but_not_be_another_tensor(recipe, tmp_path):
             {"rope_parameters": {"rope_type": "linear"}},
         ),
         *({"num_key_value_heads": 3}, {"vocab_size": 0}, {"num_hidden_layers": 0}, {"rms_norm_eps": "a"}),
+        *({"rms_norm_eps": math.nan}, {"rms_norm_eps": -1.0}, {"attention_dropout": 5.0}),
+        *({"rope_parameters": {"rope_type": "default", "rope_theta": theta}} for theta in (0.0, -1.0, math.nan)),
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0.0}},
     ],
 )
 def test_a_configuration_that_no_model_can_have_is_told_in_one_line(recipe, tmp_path, changed):
@@ -267,6 +271,32 @@ def test_a_configuration_that_no_model_can_have_is_told_in_one_line(recipe, tmp_
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     with pytest.raises(UserError, match=r"^model\.language_model: .*config\.json is no usable configuration \(.+\)$"):
         read_configs(recipe)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 4.0}},
+            "scaling of type 'dynamic'",
+        ),
+        ({"rope_parameters": {"rope_type": "su"}}, "rope_parameters of type 'su' is not supported; known: default, "),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantised weights \(gptq\) are not read"),
+        ({"hidden_act": "foo"}, "KeyError: 'foo'"),
+    ],
+)
+def test_what_a_tower_does_not_do_is_named(recipe, tmp_path, capfd, changed, told):
+    path = tmp_path / "language" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(UserError, match=told):
+        read_configs(recipe)
+    assert "transformers" not in capfd.readouterr().err  # its own warning would be a second line
+
+
+def test_a_tensor_that_stands_there_with_and_without_its_prefix_is_refused(recipe, tmp_path):
+    _rewrite(tmp_path / "language", lambda t: t.update({"norm.weight": t["model.norm.weight"] * 2}))
+    with pytest.raises(UserError, match=r"^model\.language_model: .* holds norm\.weight twice"):
+        _load(recipe)
 
 
 def test_a_tower_that_is_not_square_and_a_configuration_that_is_none(recipe, tmp_path):

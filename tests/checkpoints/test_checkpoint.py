@@ -6,14 +6,8 @@ import zlib
 import pytest
 import torch
 
-from dsmemvp.checkpoints.checkpoint import (
-    State,
-    best_checkpoint,
-    newest_checkpoint,
-    prune,
-    read_checkpoint,
-    save_checkpoint,
-)
+from dsmemvp.checkpoints.checkpoint import State, read_checkpoint, save_checkpoint
+from dsmemvp.checkpoints.choosing import best_checkpoint, newest_checkpoint, prune
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.reading import as_dict
 from dsmemvp.config.recipe import Recipe, Vision
@@ -194,6 +188,19 @@ def test_a_checkpoint_of_the_format_before_is_read(tmp_path):
         state = _newest(tmp_path).state
     assert (state.step, state.validation_loss, state.validation_score, state.base) == (10, 0.25, None, {})
     assert best_checkpoint(tmp_path, "loss")[0].state.step == 10
+
+
+@pytest.mark.parametrize("changed", [{"format": 99}, {"prompt_format": 99}])
+def test_one_that_another_version_has_written_is_not_passed_over(tmp_path, changed):
+    """A run that resumed from the one before would overwrite it."""
+    _save(tmp_path, 1)
+    path = _save(tmp_path, 2) / "state.json"
+    content = json.loads(path.read_text()) | changed
+    del content["crc32"]
+    content["crc32"] = zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"step-00000020.*; use "):
+        newest_checkpoint(tmp_path)
 
 
 def test_a_damaged_later_one_does_not_push_out_the_good_ones(tmp_path):

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.checkpoints.checkpoint import newest_checkpoint, read_checkpoint
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import Base
+from dsmemvp.checkpoints.checkpoint import read_checkpoint
+from dsmemvp.checkpoints.choosing import newest_checkpoint
 from dsmemvp.checkpoints.loading import load_run
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.data.datasets import open_training_data
@@ -49,7 +51,7 @@ def test_a_run_may_resume_from_it():
     assert found is not None
     found.check_method(as_dict(recipe))
     found.check_order(open_training_data(recipe).identity)
-    found.check_base(base_fingerprint(recipe))
+    found.check_base(fingerprint(Base(recipe)))
     shapes = {name: tuple(t.shape) for name, t in load_file(found.trained).items()}
     assert len(found.values(shapes)) == len(shapes) and len(found.moments(shapes)) == 2 * len(shapes)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from faulty import numbers, rows, run
 from safetensors.torch import load_file
 
 import dsmemvp
 from dsmemvp.cli import main as cli
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 GOLDEN = REPOSITORY / "tests" / "golden"
 RUN, BASE = GOLDEN / "checkpoint-v5", GOLDEN / "base"
 MODEL = {name: str(BASE / name) for name in ("language_model", "vision_tower")}

@@ -161,6 +161,8 @@ def test_a_recipe_written_down_reads_back_the_same(read, tmp_path):
         ("model: {dtype: [fp32]}", ["model.dtype: must be one of bf16, fp32"]),
         ("? [a]\n: 1", ["line 2", "a key must be a word"]),
         ("seed: !odd 1", ["line 2", "seed", "could not determine a constructor"]),
+        ("data: {captions: !!bool x}", ["line 2", "data.captions", "'x' cannot be read as bool"]),
+        ("training: {epochs: !!timestamp x}", ["line 2", "training.epochs", "'x' cannot be read as timestamp"]),
         ("data: {train: 2024-99-99}", ["line 2", "data.train", "month"]),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsmemvp.data.balancing import CostModel, Weight, balance, batch_cost, imbalance
+from dsmemvp.data.balancing import CostModel, Weight, balance, batch_cost, fewest_parts, imbalance
 from dsmemvp.data.batch import Item, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
 
@@ -29,6 +29,13 @@ def test_every_sample_is_computed_once_and_every_rank_has_as_many_micro_steps(we
         assert steps == math.ceil(len(weights) / (ranks * micro_batch))
     parts = [part for rank in shares for part in rank]
     assert all(parts) or sum(map(bool, parts)) == len(weights)  # empty ones only if there are too few samples
+
+
+def test_samples_just_above_a_part_of_micro_tokens_are_placed_at_the_first_attempt():
+    """By the sum of tokens alone, 4096 of them were tried with 2,000 numbers of micro-batches."""
+    for share in (2, 3, 5):
+        weights = [Weight(600 // share + 1, False)] * 120
+        assert fewest_parts(weights, 600) == 120 // (share - 1) == len(balance(weights, COSTS, 1, 4, 600)[0])
 
 
 @settings(max_examples=100, deadline=None)
@@ -88,6 +95,9 @@ def test_the_cost_of_a_batch_is_that_of_its_samples():
     items = [Item(0, EncodedText([1, 2, 3], 2, False), image), Item(1, EncodedText([1] * 9, 2, False), None)]
     batch = make_batch(items, 4, (Reserved("image", 5),)).batch
     assert batch_cost(batch, COSTS) == COSTS(Weight(8, True)) + COSTS(Weight(9, False))
+    # without an image the vision tower runs all the same, on a dummy row
+    assert batch_cost(make_batch(items[1:], 4).batch, COSTS) == COSTS(Weight(9, True))
+    assert batch_cost(make_batch([], 4).batch, COSTS) == COSTS(Weight(1, True))
 
 
 def test_imbalance_is_what_waiting_adds():

@@ -19,11 +19,11 @@ from dsmemvp.config.reading import read_recipe
 from dsmemvp.data.batch import Reserved
 from dsmemvp.data.collator import Collator, recipe_collator
 from dsmemvp.data.images import ImageTransform
-from dsmemvp.data.lengths import count_lengths
 from dsmemvp.data.loader import Balancing, Share, evaluation_steps, training_steps
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.order import Order, Source
 from dsmemvp.data.sample import SampleError
+from dsmemvp.data.token_counts import count_tokens
 
 
 @pytest.fixture
@@ -128,10 +128,9 @@ def test_a_lost_shard_ends_the_run_even_where_bad_samples_may_be_left_out(damage
 def test_every_rank_computes_as_many_tokens_with_unequal_numbers_of_samples(tmp_path, collator):
     rows = [replace(r, fields=fields(i, context="word " * (40 * (i == 0)))) for i, r in enumerate(good_rows(9))]
     manifest = write_shards(rows, tmp_path / "train", "train")
-    lengths = count_lengths(tmp_path, [manifest], collator, processes=1)
+    exact = Balancing(token_counts=count_tokens(tmp_path, [manifest], collator, processes=1))
     ranks = [
-        training(manifest, collator, 2, rank, global_batch=9, micro_batch=5, balancing=Balancing(lengths=lengths))[0]
-        for rank in range(2)
+        training(manifest, collator, 2, rank, global_batch=9, micro_batch=5, balancing=exact)[0] for rank in range(2)
     ]
     ((long,), (short,)) = sorted(ranks, key=lambda step: len(step[0].indices))
     assert 0 in long.indices and len(long.indices) < len(short.indices)
@@ -142,9 +141,10 @@ def test_every_rank_computes_as_many_tokens_with_unequal_numbers_of_samples(tmp_
 @pytest.mark.parametrize("exact", [False, True])
 def test_micro_tokens_bounds_what_a_micro_batch_holds(shards, collator, tmp_path, exact):
     collator = replace(collator, reserved=(Reserved("image", 5),))
-    lengths = count_lengths(tmp_path, [shards], collator, processes=1) if exact else None
+    counts = count_tokens(tmp_path, [shards], collator, processes=1) if exact else None
+    balancing = Balancing(token_counts=counts)
     ranks = [
-        training(shards, collator, 2, rank, global_batch=20, micro_tokens=150, balancing=Balancing(lengths=lengths))[0]
+        training(shards, collator, 2, rank, global_batch=20, micro_tokens=150, balancing=balancing)[0]
         for rank in range(2)
     ]
     assert len(ranks[0]) == len(ranks[1]) > 1
@@ -285,7 +285,7 @@ from pathlib import Path
 from dsmemvp.data.batch import Reserved
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import ImageTransform
-from dsmemvp.data.lengths import count_lengths
+from dsmemvp.data.token_counts import count_tokens
 from dsmemvp.data.loader import Balancing, Share, evaluation_steps
 from dsmemvp.data.manifest import read_manifest
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ def test_decoding_leaves_out_bos_and_eos_wherever_they_stand(tokenizer):
 
 
 def test_a_missing_tokenizer_is_named_with_its_key(tmp_path):
-    with pytest.raises(UserError, match=r"none\.model does not exist; .*model\.tokenizer"):
+    with pytest.raises(UserError, match=r"^model\.tokenizer: .*none\.model does not exist; give"):
         Tokenizer(tmp_path / "none.model")
 
 

@@ -16,7 +16,7 @@ from data_prep.shards import Row, write_shards
 from data_prep.tiny_score import Score
 from data_prep.tiny_texts import in_words, picture_words
 from data_prep.tiny_vision import PATCH, RESOLUTION, collages, cross_entropy, flat, tower_features
-from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.model import build_frozen
 
@@ -41,7 +41,7 @@ def test_the_folders_load_in_transformers_and_here_and_it_is_said_what_was_learn
     recipe.model.language_model = str(tmp_path / "language_model")
     recipe.model.vision_tower = str(tmp_path / "vision_tower")
     model = build_frozen(recipe, read_configs(recipe))
-    load_frozen(model, recipe)
+    Base(recipe).load(model)
     theirs = LlamaForCausalLM.from_pretrained(tmp_path / "language_model")
     assert torch.equal(theirs.model.layers[1].mlp.up_proj.weight, model.language.layers[1].mlp.up_proj.weight)
     pixels = torch.randn(1, 3, 64, 64)

@@ -12,8 +12,8 @@ from reference import Recording
 from safetensors.torch import load_file, save_file
 
 import dsmemvp
-from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.checkpoints.checkpoint import State, read_checkpoint, save_checkpoint
 from dsmemvp.checkpoints.loading import load_run
 from dsmemvp.checkpoints.state_file import own_sum
@@ -28,7 +28,7 @@ from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
 def _model(recipe: Recipe) -> VisualLanguageModel:
     configs = read_configs(recipe)
     model = build_frozen(recipe, configs)
-    load_frozen(model, recipe)
+    Base(recipe).load(model)
     add_trainables(model, recipe, configs)
     return model.eval()
 
@@ -37,7 +37,7 @@ def _saved(run, recipe: Recipe, trained: dict[str, torch.Tensor], epoch: int = 2
     """A checkpoint as a run of this recipe leaves it."""
     moments = {f"{name}.{m}": torch.zeros_like(t) for name, t in trained.items() for m in ("exp_avg", "exp_avg_sq")}
     state = State(epoch, 12, 12, validation_loss=0.25, order={"data.train": ["1f"]}, recipe=as_dict(recipe))
-    return save_checkpoint(run, State(**{**vars(state), "base": base_fingerprint(recipe)}), trained, moments)
+    return save_checkpoint(run, State(**{**vars(state), "base": fingerprint(Base(recipe))}), trained, moments)
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_nothing_of_this_machine_stands_in_it(run, recipe, tmp_path):
         for place in (tmp_path, *_base(recipe).values(), recipe.data.train[0], recipe.training.deepspeed):
             assert str(place).encode() not in content, path
     content = json.loads((tmp_path / "out" / "adapter.json").read_text())
-    assert content["base"] == base_fingerprint(recipe) and content["resolution"] == 32
+    assert content["base"] == fingerprint(Base(recipe)) and content["resolution"] == 32
     assert content["base_shapes"]["language"]["hidden_size"] == 32
     assert content["recipe"]["training"]["learning_rate"] == 1e-2
 
@@ -290,7 +290,7 @@ def test_a_published_checkpoint_becomes_a_folder_that_opens_onto_the_recipes_bas
     opened, checkpoint, _ = load_run(tmp_path / "out", _named(_base(recipe)))
     found = checkpoint.values({name: tuple(t.shape) for name, t in trained.items()})
     assert opened.method == recipe.method and all(torch.equal(found[name], t) for name, t in trained.items())
-    assert checkpoint.state.base == base_fingerprint(recipe)
+    assert checkpoint.state.base == fingerprint(Base(recipe))
     assert "Trained elsewhere" in (tmp_path / "out" / "README.md").read_text()
     recipe.method.output_scale = 0.1
     with pytest.raises(

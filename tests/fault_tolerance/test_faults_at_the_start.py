@@ -1,4 +1,4 @@
-"""Bad days before the first step: signals while ranks start, and strangers at the hub's port."""
+"""Bad days before the first step: signals while ranks start, and strangers at the port of the heartbeat server."""
 
 import itertools
 import os
@@ -54,10 +54,10 @@ def test_quit_while_a_rank_starts_prints_stacks_and_the_run_goes_on(small_run, t
 
 @pytest.mark.faults
 def test_a_thousand_strangers_of_every_kind_change_nothing(small_run, uninterrupted, tmp_path):
-    """They come while rank 0 waits for rank 1 at its hub, and stay."""
+    """They come while rank 0 waits for rank 1 at its heartbeat server, and stay."""
     with Ranks(["train", *small_run, f"output={tmp_path}"], tmp_path / "logs", fault="connect:STOP:1", on=1) as ranks:
         ranks.until_said(1, "fault: STOP")
-        address, port = re.search(r"hub: (\S+) (\d+)", ranks.said(1)).groups()
+        address, port = re.search(r"heartbeat server: (\S+) (\d+)", ranks.said(1)).groups()
         kinds = itertools.islice(itertools.cycle(KINDS), STRANGERS)
         strangers = [intrude((address, int(port)), kind) for kind in kinds]
         os.kill(ranks.processes[1].pid, signal.SIGCONT)

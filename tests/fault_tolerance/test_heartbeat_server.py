@@ -1,4 +1,4 @@
-"""Rank 0's hub over real connections: ranks that prove themselves, and strangers of every hostile kind."""
+"""Rank 0's heartbeat server over real connections: ranks that prove themselves, and strangers of every hostile kind."""
 
 import contextlib
 import json
@@ -20,13 +20,13 @@ HERE = "127.0.0.1"
 
 
 class Running:
-    """A hub of two ranks, of which rank 0 is connected."""
+    """A server of two ranks, of which rank 0 is connected."""
 
     def __init__(self) -> None:
         listeners = open_listeners([HERE])
         self.address = listeners[HERE].getsockname()
-        self.hub = HeartbeatServer(listeners.values(), 2, TOKEN, silence=60, standstill=60)
-        self.thread = threading.Thread(target=self.hub.listen, daemon=True)
+        self.server = HeartbeatServer(listeners.values(), 2, TOKEN, silence=60, standstill=60)
+        self.thread = threading.Thread(target=self.server.listen, daemon=True)
         self.thread.start()
         self.first = self.rank(0)
 
@@ -37,7 +37,7 @@ class Running:
         return connection
 
     def end(self, second: socket.socket) -> None:
-        """Both ranks are done; the hub ends, and has passed no verdict."""
+        """Both ranks are done; the server ends, and has passed no verdict."""
         for rank, connection in ((0, self.first), (1, second)):
             connection.sendall(RankStatus(rank, "n0", bye=True).line())
         self.thread.join(timeout=10)
@@ -47,7 +47,7 @@ class Running:
 
 
 def _said(connection: socket.socket) -> bytes:
-    """What the hub has said until it closed the connection."""
+    """What the server has said until it closed the connection."""
     said = b""
     try:
         while part := connection.recv(1 << 16):
@@ -87,7 +87,7 @@ def test_strangers_are_few_at_a_time_and_have_to_go_when_all_ranks_are_there(run
 
 
 def test_strangers_do_not_take_the_descriptors_of_ranks():
-    """In a process that may have no more open files than the hub lets strangers take."""
+    """In a process that may have no more open files than the server lets strangers take."""
     listeners = open_listeners([HERE])
     address = listeners[HERE].getsockname()
     child = os.fork()
@@ -174,7 +174,7 @@ def test_a_rank_that_sends_nonsense_is_lost(running):
     assert _verdict(running.first)["verdict"].startswith("rank 1 on n0 (after step 0, starting) died")
 
 
-def test_the_hub_listens_where_ranks_reach_it_and_nowhere_else():
+def test_the_server_listens_where_ranks_reach_it_and_nowhere_else():
     listeners = open_listeners([HERE, HERE, "127.0.1.1"])
     assert {address: listener.getsockname()[0] for address, listener in listeners.items()} == {
         HERE: HERE,

@@ -22,10 +22,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from data_prep.tokenizer import train_tokenizer
-from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.checkpoints.adapter import open_adapter
-from dsmemvp.checkpoints.checkpoint import State, newest_checkpoint, save_checkpoint
+from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
+from dsmemvp.checkpoints.choosing import newest_checkpoint
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.convert.convert import convert
@@ -101,11 +102,11 @@ def _of_settings(folder: Path, base: Path) -> Iterator[Reader]:
     def weights(place: Path) -> str:
         found = _recipe(place)
         configs = read_configs(found)
-        base_fingerprint(found)
+        fingerprint(Base(found))
         with torch.device("meta"):
             count(found, configs)
         model = build_frozen(found, configs)
-        load_frozen(model, found)
+        Base(found).load(model)
         return "loaded"
 
     yield Reader("recipe", made, ("recipe.yaml",), recipe, False)
@@ -182,7 +183,7 @@ def _of_runs(folder: Path, base: Path) -> Iterator[Reader]:
     values = {name: p.detach() for name, p in model.trainables().items()}
     shapes = {name: tuple(value.shape) for name, value in values.items()}
     moments = {f"{name}.{m}": value.clone() for name, value in values.items() for m in ("exp_avg", "exp_avg_sq")}
-    save_checkpoint(run, State(step=3, recipe=as_dict(recipe), base=base_fingerprint(recipe)), values, moments)
+    save_checkpoint(run, State(step=3, recipe=as_dict(recipe), base=fingerprint(Base(recipe))), values, moments)
     (run / "starts.jsonl").write_text('{"from": 3, "job": "7", "restart": 0, "time": "2026-01-01 00:00:00"}\n' * 3)
     for name, row in (("metrics", {"loss/train": 0.5}), ("order", {"samples": [4, 2]}), ("skipped", {"sample": "x"})):
         lines = [json.dumps({"step": step, **row}) for step in range(1, 6)]

@@ -4,8 +4,8 @@ import pytest
 import small
 import torch
 
-from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.weights import read_configs
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.model import add_trainables, build_frozen
@@ -22,7 +22,7 @@ def run_folder(recipe_path, tmp_path):
     small.enliven(model)
     folder = tmp_path / "runs" / "tiny"
     values = {name: p.detach() for name, p in model.trainables().items()}
-    state = State(step=3, recipe=as_dict(recipe), base=base_fingerprint(recipe))
+    state = State(step=3, recipe=as_dict(recipe), base=fingerprint(Base(recipe)))
     save_checkpoint(folder, state, values, {})
     write_json(folder / "recipe.json", as_dict(recipe))
     return folder

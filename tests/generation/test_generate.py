@@ -5,11 +5,21 @@ import copy
 import pytest
 import small
 import torch
-from transformers import LlamaForCausalLM
+from transformers import (
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.data.batch import make_batch
 from dsmemvp.errors import UserError
 from dsmemvp.generation.generate import Sampling, generate
+from dsmemvp.model import VisualLanguageModel
 
 STEPS = Sampling(max_new_tokens=12)
 GROUPED = {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
@@ -73,6 +83,44 @@ def test_without_a_method_the_texts_are_transformers_own():
     wanted = [row[longest:].tolist() for row in stock]
     wanted = [row[: row.index(small.EOS)] if small.EOS in row else row for row in wanted]
     assert generate(small.decoder(ours), small.prompts(ours, images=(False,) * 4), STEPS) == wanted
+
+
+WINDOW = {"sliding_window": 8}
+SOME_LAYERS = WINDOW | {"use_sliding_window": True, "max_window_layers": 1}
+FAMILIES = {
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+    "mistral, texts grow beyond the window": (MistralConfig, MistralForCausalLM, WINDOW),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
+    "qwen2, beyond the window of some layers": (Qwen2Config, Qwen2ForCausalLM, SOME_LAYERS),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
+    "qwen3, beyond the window of some layers": (Qwen3Config, Qwen3ForCausalLM, SOME_LAYERS),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_s_texts_are_transformers_own(family):
+    """Packed, with our cache, against each text by itself with theirs."""
+    kind, stock, changes = FAMILIES[family]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 64, "num_attention_heads": 4}
+    sizes |= {"vocab_size": small.VOCABULARY, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    theirs = stock(kind(**sizes | changes))
+    small.enliven(theirs)
+    theirs = theirs.double().eval()
+    # its table of rotary frequencies is not to be rounded otherwise than ours
+    theirs.model.rotary_emb = type(theirs.model.rotary_emb)(theirs.config)
+    ours = VisualLanguageModel(Configs(kind(**sizes | changes), None), sees_images=False).double().eval()
+    ours.language.load_state_dict({name.removeprefix("model."): t for name, t in theirs.state_dict().items()})
+    wanted = []
+    for text in small.TEXTS:
+        ids = torch.tensor([text])
+        row = theirs.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, eos_token_id=2, pad_token_id=2
+        )[0, len(text) :].tolist()
+        wanted.append(row[: row.index(2)] if 2 in row else row)
+    prompts = small.prompts(ours, images=(False,) * 4)
+    assert generate(small.decoder(ours), prompts, Sampling(max_new_tokens=24)) == wanted
+    assert max(map(len, wanted)) == 24 and any(len(set(tokens)) >= 3 for tokens in wanted)
 
 
 @pytest.mark.parametrize("method", ["memvp", "input_space"])

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dsmemvp.backbones.fingerprint import base_fingerprint
-from dsmemvp.backbones.weights import read_configs
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.checkpoints.loading import load_run
 from dsmemvp.cli import main as cli
@@ -39,7 +39,7 @@ def run(recipe_path) -> Path:
         torch.manual_seed(5)
         values = {n: p.detach() + 0.2 * torch.randn_like(p) for n, p in model.trainables().items()}
     folder = Path(recipe.output) / recipe.name
-    save_checkpoint(folder, State(step=3, recipe=as_dict(recipe), base=base_fingerprint(recipe)), values, {})
+    save_checkpoint(folder, State(step=3, recipe=as_dict(recipe), base=fingerprint(Base(recipe))), values, {})
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
     return folder
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.data.batch import make_batch
 from dsmemvp.data.collator import recipe_collator
@@ -25,7 +25,7 @@ def tiny(recipe_path, demo_shards):
     recipe = read_recipe(recipe_path)
     configs = read_configs(recipe)
     model = build_frozen(recipe, configs)
-    load_frozen(model, recipe)
+    Base(recipe).load(model)
     add_trainables(model, recipe, configs)
     with torch.random.fork_rng():
         torch.manual_seed(3)

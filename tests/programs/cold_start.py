@@ -19,7 +19,7 @@ def _count(event: str, arguments: tuple) -> None:
 
 
 def main(given: str, out: str) -> None:
-    from dsmemvp.backbones.fingerprint import base_fingerprint, fingerprint
+    from dsmemvp.backbones.fingerprint import fingerprint
     from dsmemvp.backbones.weights import Base
     from dsmemvp.config.reading import read_recipe
     from dsmemvp.distributed.ranks import join_ranks, leave_ranks
@@ -42,7 +42,7 @@ def main(given: str, out: str) -> None:
     build_model(recipe, configs, deepspeed_settings(recipe, ranks.world), ranks, load)
     counts = dict(opened)
     found = {"opened": counts, "of_headers": of_headers, "of_fingerprint": of_fingerprint, "loaded": loaded[0]}
-    found |= {"known": known, "same": known == base_fingerprint(recipe), "tensors": headers}
+    found |= {"known": known, "same": known == fingerprint(Base(recipe)), "tensors": headers}
     found["nodes"] = _of_two_nodes(ranks)
     everyone = ranks.gather([json.dumps(found)])
     if ranks.first:

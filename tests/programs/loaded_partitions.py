@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dsmemvp.backbones.weights import load_frozen, read_configs
+from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.dtypes import NAMED
@@ -43,7 +43,7 @@ def _loaded(recipe, ranks) -> dict:
 
     def load(model, recipe) -> None:
         before = _read_by_the_process()
-        counts.append(load_frozen(model, recipe))
+        counts.append(Base(recipe).load(model))
         counts.append(_read_by_the_process() - before)
 
     settings = deepspeed_settings(recipe, ranks.world)

@@ -119,8 +119,8 @@ def _in_flush(fault: Fault) -> None:
 
 def _in_pruning(fault: Fault) -> None:
     """When one file of a checkpoint that is taken away is gone."""
-    checkpoint = importlib.import_module("dsmemvp.checkpoints.checkpoint")
-    old = checkpoint.shutil.rmtree
+    choosing = importlib.import_module("dsmemvp.checkpoints.choosing")
+    old = choosing.shutil.rmtree
 
     def rmtree(path: Path | str, **named) -> None:
         if Path(path).name.startswith("old-"):
@@ -128,7 +128,7 @@ def _in_pruning(fault: Fault) -> None:
             fault()
         old(path, **named)
 
-    checkpoint.shutil.rmtree = rmtree
+    choosing.shutil.rmtree = rmtree
 
 
 def _in_connecting(fault: Fault) -> None:
@@ -137,7 +137,7 @@ def _in_connecting(fault: Fault) -> None:
     old = heartbeat.connect
 
     def connect(address: str, port: int, *given):
-        print(f"hub: {address} {port}", file=sys.stderr, flush=True)
+        print(f"heartbeat server: {address} {port}", file=sys.stderr, flush=True)
         fault()
         return old(address, port, *given)
 

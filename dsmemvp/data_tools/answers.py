@@ -1,4 +1,4 @@
-"""Helpers of the tools that show samples."""
+"""How the right answer to a sample is shown to people."""
 
 from dsmemvp.data.sample import Sample
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -41,8 +42,8 @@ def estimate(characters: int, max_length: int) -> int:
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Token counts in a file, mapped into memory where they are asked for; what travels to workers is its name."""
+class TokenCounts:
+    """Token counts in a file, mapped into memory when they are asked for; what travels to workers is its name."""
 
     path: Path
 
@@ -52,7 +53,9 @@ class Lengths:
 
     @cached_property
     def _counts(self) -> np.ndarray:
-        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        if self.path.exists() and not self.path.is_file():
+            raise ValueError("it is not a regular file")
+        return np.lib.format.open_memmap(self.path, mode="r")
 
     def __getstate__(self) -> dict[str, Path]:
         return {"path": self.path}
@@ -61,7 +64,7 @@ class Lengths:
         """The checksum of the counts, for ranks to compare. Raises UserError or OSError."""
         try:
             counts = self._counts
-        except ValueError as error:
+        except (ValueError, EOFError, SyntaxError, TokenError) as error:  # numpy reads the header as Python
             raise UserError(f"{self.path} does not hold token counts ({error}); delete it") from None
         if counts.shape != (samples,) or counts.dtype != np.uint32:
             raise UserError(f"{self.path} does not hold token counts of {samples} samples; delete it")
@@ -73,7 +76,7 @@ def countable(manifests: Sequence[Manifest]) -> bool:
     return not any(manifest.remote for manifest in manifests) and sum(m.samples for m in manifests) <= MOST
 
 
-def lengths_path(folder: Path, manifests: Sequence[Manifest], collator: Collator) -> Path:
+def counts_path(folder: Path, manifests: Sequence[Manifest], collator: Collator) -> Path:
     """Where the counts of these data sets are kept."""
     tokenizer = hashlib.sha256(Path(collator.tokenizer_path).read_bytes()).hexdigest()
     settings = [PROMPT_FORMAT, collator.captions, collator.max_length, collator.answers]
@@ -81,10 +84,10 @@ def lengths_path(folder: Path, manifests: Sequence[Manifest], collator: Collator
     return folder / f"token_counts-{hashlib.sha256(follows_from.encode()).hexdigest()[:16]}.npy"
 
 
-def count_lengths(folder: Path, manifests: Sequence[Manifest], collator: Collator, processes: int = 0) -> Lengths:
+def count_tokens(folder: Path, manifests: Sequence[Manifest], collator: Collator, processes: int = 0) -> TokenCounts:
     """The counts, read from `folder` or counted and written there. `processes` 0: one per core. A sample that cannot be
     used counts as one token. Raises UserError or OSError."""
-    path = lengths_path(folder, manifests, collator)
+    path = counts_path(folder, manifests, collator)
     if not path.exists():
         counts = [
             part
@@ -96,7 +99,7 @@ def count_lengths(folder: Path, manifests: Sequence[Manifest], collator: Collato
         content = io.BytesIO()
         np.save(content, np.concatenate(counts).astype(np.uint32), allow_pickle=False)
         replace_file(path, content.getvalue())
-    return Lengths(path)
+    return TokenCounts(path)
 
 
 def _shard(manifest: Manifest, collator: Collator, shard: int) -> np.ndarray:
