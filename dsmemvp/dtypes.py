@@ -17,5 +17,6 @@ STORED = {
     "BOOL": torch.bool,
 }
 """As safetensors names them."""
+STORED_AS = {dtype: name for name, dtype in STORED.items()}
 WEIGHTS = {name: STORED[name] for name in ("F16", "BF16", "F32", "F64")}
 """Of STORED, those from which frozen weights and checkpoints are loaded, converted to the model's."""

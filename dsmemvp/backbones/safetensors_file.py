@@ -1,14 +1,20 @@
 """What a folder of safetensors files holds: its tensors' names, types, shapes and places in the files.
 
 A file is 8 bytes of length, a JSON header of that length, and the tensors without gaps (safetensors' README). Only
-headers are read here, and what does not add up is refused: a truncated file is found before anything is loaded.
+headers are read and made here, and what does not add up is refused: a truncated file is found before anything is
+loaded.
 """
 
+import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+
+from dsmemvp.dtypes import STORED_AS
 from dsmemvp.errors import UserError
 from dsmemvp.json_text import parse_json, read_json
 
@@ -65,6 +71,18 @@ def read_metadata(path: Path, key: str) -> dict[str, str]:
     return about
 
 
+def make_header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
+    """What a file begins with that holds tensors of these names, types and shapes in this order."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, dtype, shape in tensors:
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": STORED_AS[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    content = json.dumps(header, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)  # tensors begin at a multiple of 8, as safetensors itself does it
+    return len(content).to_bytes(8, "little") + content
+
+
 def _opened(path: Path) -> BinaryIO:
     if path.exists() and not path.is_file():
         raise UserError("it is not a regular file")
@@ -91,9 +109,9 @@ def folder_tensors(folder: Path, key: str) -> dict[str, StoredTensor]:
     if whole.is_file():
         return read_header(whole, key)
     if not (folder / INDEX).is_file():
-        torch = any(folder.glob("pytorch_model*.bin"))
+        has_bin_files = any(folder.glob("pytorch_model*.bin"))
         remedy = f"; its pytorch_model files become safetensors with: dsmemvp convert {folder} --out FOLDER"
-        raise UserError(f"{key}: {folder} has neither model.safetensors nor {INDEX}{remedy if torch else ''}")
+        raise UserError(f"{key}: {folder} has neither model.safetensors nor {INDEX}{remedy if has_bin_files else ''}")
     files = _index(folder / INDEX, key)
     absent = sorted({name for name in files.values() if not (folder / name).is_file()})
     if absent:

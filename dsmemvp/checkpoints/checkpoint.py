@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from dsmemvp.atomic_files import flush
-from dsmemvp.backbones.safetensors_file import read_header, read_metadata
+from dsmemvp.backbones.safetensors_file import make_header, read_header, read_metadata
 from dsmemvp.checkpoints.state_file import OtherVersion, own_sum, read_fields, sum_of
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Vision
@@ -149,9 +149,7 @@ def save_checkpoint(run: Path, state: State, values: Tensors, moments: Tensors) 
     try:
         content: dict[str, Any] = {"format": FORMATS[-1], **asdict(state), "files": {}}
         for name, tensors in zip(TENSOR_FILES, (values, moments), strict=True):
-            written = save({name: t.contiguous() for name, t in tensors.items()})
-            (partial / name).write_bytes(written)
-            content["files"][name] = [len(written), zlib.crc32(written)]
+            content["files"][name] = _write_tensors(partial / name, tensors)
         content["crc32"] = own_sum(content)
         (partial / "state.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
@@ -164,6 +162,23 @@ def save_checkpoint(run: Path, state: State, values: Tensors, moments: Tensors) 
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return final
+
+
+def _write_tensors(path: Path, tensors: Tensors) -> list[int]:
+    """One safetensors file; returns its [bytes, CRC-32]. Raises OSError.
+
+    Nothing is copied, and Python's lock is only held between the tensors: safetensors' own `save` holds it for the
+    whole file, and a step that runs beside it would wait."""
+    about = ((name, t.dtype, tuple(t.shape)) for name, t in tensors.items())
+    header = make_header(about, {})
+    size, total = len(header), zlib.crc32(header)
+    with path.open("wb") as file:
+        file.write(header)
+        for tensor in tensors.values():
+            values = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+            file.write(values)
+            size, total = size + len(values), zlib.crc32(values, total)
+    return [size, total]
 
 
 def read_checkpoint(folder: Path, whole: bool = False) -> Checkpoint:

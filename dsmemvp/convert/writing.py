@@ -14,15 +14,13 @@ import torch
 from transformers import PretrainedConfig
 
 from dsmemvp.atomic_files import flush
-from dsmemvp.backbones.safetensors_file import INDEX
+from dsmemvp.backbones.safetensors_file import INDEX, make_header
 from dsmemvp.convert.lazy import Tensors
-from dsmemvp.dtypes import STORED
 from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
 from dsmemvp.progress import Progress
 
 PARTIAL = "partial-conversion"
-NAMES = {dtype: name for name, dtype in STORED.items()}
 
 
 def write_model(
@@ -89,16 +87,11 @@ def _shards(tensors: Tensors, shard_bytes: int) -> list[Tensors]:
 
 
 def write_safetensors(path: Path, tensors: Tensors, progress: Progress) -> None:
-    """8 bytes of length, a JSON header of that length, the tensors (safetensors' README)."""
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    content = json.dumps(header, separators=(",", ":")).encode()
-    content += b" " * (-len(content) % 8)  # tensors begin at a multiple of 8, as safetensors itself does it
+    """One file of `tensors`, in their order, read one at a time. Raises OSError, and UserError if one is not what was
+    announced."""
+    about = ((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
     with path.open("wb") as file:
-        file.write(len(content).to_bytes(8, "little") + content)
+        file.write(make_header(about, {"format": "pt"}))
         for name, tensor in tensors.items():
             values = tensor.read()
             if values.dtype != tensor.dtype or tuple(values.shape) != tensor.shape:

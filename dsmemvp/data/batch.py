@@ -167,6 +167,10 @@ class MicroBatch:
     samples: tuple[Sample, ...] = ()
     """The samples' fields, if they are needed for scoring."""
 
+    def pin_memory(self) -> "MicroBatch":
+        """Called by the loader, if it pins."""
+        return replace(self, batch=self.batch.pin_memory())
+
 
 def make_batch(
     items: Sequence[Item], resolution: int, reserved: Sequence[Reserved] = (), last_only: bool = False

@@ -59,11 +59,13 @@ def training_steps(
     steps: range,
     workers: int,
     balancing: Balancing | None = None,
+    pinned: bool = False,
 ) -> Iterator[list[MicroBatch]]:
     """This rank's micro-batches of the global batches `steps`, counted from the start of the run: one list per
-    optimizer step. Raises SampleError, UserError or OSError (also out of a worker)."""
+    optimizer step. `pinned`: in pinned memory, put there by a thread beside the steps. Raises SampleError, UserError or
+    OSError (also out of a worker)."""
     own = _Balanced(order.batch, collator, share, balancing or Balancing())
-    return _load(_Steps(manifests, collator, own, steps, order.near_shards), workers)
+    return _load(_Steps(manifests, collator, own, steps, order.near_shards), workers, pinned)
 
 
 def evaluation_batches(manifest: Manifest, share: Share) -> range:
@@ -171,7 +173,7 @@ def weigh(reader: Reader, place: Place, collator: Collator, token_counts: TokenC
     return Weight(tokens + image * sum(r.count for r in collator.reserved), image)
 
 
-def _load(dataset: _Steps, workers: int) -> Iterator[list[MicroBatch]]:
+def _load(dataset: _Steps, workers: int, pinned: bool = False) -> Iterator[list[MicroBatch]]:
     if workers:
         # the server imports this module once; the workers of all loaders are forked from it
         multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
@@ -186,6 +188,7 @@ def _load(dataset: _Steps, workers: int) -> Iterator[list[MicroBatch]]:
         # its own generator: making the iterator must not draw from the run's random state
         generator=torch.Generator().manual_seed(0),
         collate_fn=_as_it_is,
+        pin_memory=pinned,
         multiprocessing_context=multiprocessing.get_context("forkserver") if workers else None,
         worker_init_fn=_settle,
     )

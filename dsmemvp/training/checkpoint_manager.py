@@ -1,6 +1,7 @@
 """Checkpoints among ranks: from which one all resume, and saving while training continues.
 
-Ranks wait only until values and moments are in the first rank's memory; a thread of that rank writes them.
+Ranks wait only until values and moments are in the first rank's memory; a thread of that rank cuts whole tensors out of
+it and writes them.
 """
 
 import threading
@@ -34,11 +35,12 @@ def agreed_checkpoint(run: Path, ranks: Ranks, find: Find = newest_checkpoint) -
 
 
 class Saved(Protocol):
-    """What a checkpoint holds of the weights: whole float32 tensors on the CPU, by name. All ranks call it together."""
+    """What a checkpoint holds of the weights. All ranks call it together."""
 
-    def values(self) -> Tensors: ...
-
-    def moments(self) -> Tensors: ...
+    def gather(self) -> Callable[[], tuple[Tensors, Tensors]]:
+        """What it returns gives (values, moments) on the first rank, whole float32 tensors on the CPU by name, in any
+        thread until the next `gather`."""
+        ...
 
 
 class CheckpointManager:
@@ -76,12 +78,12 @@ class CheckpointManager:
         if self._error is not None:
             self._monitor.say(f"continuing without the last checkpoint: {self._error}")
             self._error = None
-        values, moments = weights.values(), weights.moments()
+        gathered = weights.gather()
         self.saved = state.step
         if self._ranks.first:
             waited = time.monotonic() - began
             self._thread = threading.Thread(
-                target=self._write, args=(state, values, moments, waited), name="checkpoint writer"
+                target=self._write, args=(state, gathered, waited), name="checkpoint writer"
             )
             self._thread.start()
 
@@ -101,11 +103,11 @@ class CheckpointManager:
             self._thread.join()
             self._thread = None
 
-    def _write(self, state: State, values, moments, waited: float) -> None:
+    def _write(self, state: State, gathered: Callable[[], tuple[Tensors, Tensors]], waited: float) -> None:
         began = time.monotonic()
         try:
             self._guard()
-            folder = save_checkpoint(self._run, state, values, moments)
+            folder = save_checkpoint(self._run, state, *gathered())
         except Exception as error:  # of whatever kind: a thread's error is nobody's, and the run would end as if saved
             self._error = error
             self._monitor.say(f"step {state.step}: no checkpoint, the one before stays: {error}")

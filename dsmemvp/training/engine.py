@@ -22,12 +22,7 @@ from dsmemvp.errors import UserError
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_empty, loss_sum
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
 from dsmemvp.training.gradients import GradientWatch
-from dsmemvp.training.master_weights import (
-    MasterWeights,
-    PartitionedMasterWeights,
-    ReplicatedMasterWeights,
-    set_module_value,
-)
+from dsmemvp.training.master_weights import MasterWeights, set_module_value
 
 LANGUAGE = "language"
 """The language model's loss, among a method's own."""
@@ -65,7 +60,7 @@ class Trainer:
         """The next stage trains the tensors whose names begin so (none: all). Moments begin anew. All ranks call it
         together. Raises UserError if there are none."""
         values = self.values()
-        if isinstance(self.master_weights, PartitionedMasterWeights):
+        if partitioned(deepspeed_settings(self.recipe, self.ranks.world)):
             self.engine.empty_partition_cache()
         self.engine.destroy()
         self._start(trains, values)
@@ -78,9 +73,7 @@ class Trainer:
         for name, parameter in self.trainables.items():
             parameter.requires_grad_(name in trained)
         self.engine = build_engine(self.model, trained, self.recipe, self.ranks, settings)
-        self.master_weights = (PartitionedMasterWeights if partitioned(settings) else ReplicatedMasterWeights)(
-            self.engine, trained
-        )
+        self.master_weights = MasterWeights(self.engine, trained, self.ranks, partitioned(settings))
         self.master_weights.set_moments({}, updates=0)
         self.set(values)
         self.gradients = GradientWatch(trained)
@@ -98,9 +91,15 @@ class Trainer:
         values = self.held | self.master_weights.values()
         return {name: values[name] for name in self.trainables}
 
-    def moments(self) -> Tensors:
-        """Of what the stage trains."""
-        return self.master_weights.moments()
+    def gather(self) -> Callable[[], tuple[Tensors, Tensors]]:
+        """As `MasterWeights.gather`: values of all trainables, moments of what the stage trains."""
+        gathered, held = self.master_weights.gather(), self.held  # of this stage, if another has begun meanwhile
+
+        def whole() -> tuple[Tensors, Tensors]:
+            values, moments = gathered()
+            return {name: held[name] if name in held else values[name] for name in self.trainables}, moments
+
+        return whole
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all trainables."""

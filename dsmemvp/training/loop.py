@@ -21,6 +21,7 @@ from dsmemvp.training.context import RunContext
 from dsmemvp.training.engine import Trainer, build_trainer, load_base
 from dsmemvp.training.health import Health
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
+from dsmemvp.training.prefetch import on_device
 from dsmemvp.training.preparation import Prepared, count_this_start, prepare, training_token_counts
 from dsmemvp.training.saving import Saving
 from dsmemvp.training.skips import Skips
@@ -168,7 +169,9 @@ class _Loop:
         steps = range(self.step - span.first, until - span.first)
         collator = self.prepared.inputs.collator
         data, workers = span.data, recipe.data.workers
-        return training_steps(data.manifests, data.order, collator, share, steps, workers, balancing)
+        pinned = ranks.device.type == "cuda"
+        source = training_steps(data.manifests, data.order, collator, share, steps, workers, balancing, pinned)
+        return on_device(source, ranks.device)
 
     def _train_step(self, span: Span, batches: Sequence[MicroBatch], throughput: Throughput, costs: CostModel) -> None:
         totals = exchange(self.context, self.trainer, span, batches, costs, self.saving.requested())

@@ -173,7 +173,7 @@ BEFORE = {
     "update": ("torch.optim", "AdamW.step"),
     "evaluation": ("dsmemvp.evaluation.answering", "Answering.__call__"),
     "save-write": ("dsmemvp.training.checkpoint_manager", "save_checkpoint"),
-    "save-tensors": ("dsmemvp.checkpoints.checkpoint", "save"),
+    "save-tensors": ("dsmemvp.checkpoints.checkpoint", "_write_tensors"),
 }
 
 
