@@ -229,8 +229,9 @@ def build_engine(
         betas=(training.betas[0], training.betas[1]),
         fused=ranks.device.type == "cuda",
     )
-    for block in model.whole_blocks() if partitioned(settings) else ():
-        set_z3_leaf_module(block, True)
+    whole = set(model.whole_blocks()) if partitioned(settings) else set()
+    for block in model.language.layers:  # what an earlier stage has frozen may train in this one
+        set_z3_leaf_module(block, block in whole)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
 
