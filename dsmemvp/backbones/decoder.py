@@ -6,7 +6,6 @@ V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from dsmemvp.backbones.attention import Packing, attend
 from dsmemvp.backbones.families import decoder_family
 from dsmemvp.backbones.fused import RmsNorm, rotate, silu_mul
 from dsmemvp.backbones.linear import Linear, with_own_linears
-from dsmemvp.backbones.recompute import KEPT, BlockValues, Policy, Rule, run_again
+from dsmemvp.backbones.recompute import KEPT, BlockValues, Policy, Rule
 from dsmemvp.dropout import Dropout
 
 Branch = Callable[[torch.Tensor], torch.Tensor | None]
@@ -74,7 +73,7 @@ class DecoderBlock(nn.Module):
         if plain:
             return self._run(hidden_1Td, rules, branch, _of_rows(dropout, rows_S))
         with BlockValues(KEPT[policy], rules, hidden=hidden_1Td) as values:
-            return self._run(hidden_1Td, rules, partial(run_again, branch), _of_rows(dropout, rows_S), values)
+            return self._run(hidden_1Td, rules, branch, _of_rows(dropout, rows_S), values)
 
     def _run(
         self,

@@ -31,8 +31,13 @@ def rotate(x_1HTD: torch.Tensor, cos_1TD: torch.Tensor, sin_1TD: torch.Tensor, i
     """Rotary positions (Su et al., arXiv 2104.09864), halves of a head paired as transformers pairs them; `inverse`
     turns back, which is also the backward."""
     first, second = x_1HTD.chunk(2, dim=-1)
-    turned = torch.cat((second, -first) if inverse else (-second, first), dim=-1).mul_(sin_1TD[:, None])
-    return (x_1HTD * cos_1TD[:, None]).add_(turned)
+    out = x_1HTD * cos_1TD[:, None]
+    if not inverse:
+        return out.add_(torch.cat((-second, first), dim=-1).mul_(sin_1TD[:, None]))
+    sines = sin_1TD[:, None].chunk(2, dim=-1)
+    for half, other, sine, sign in zip(out.chunk(2, dim=-1), (second, first), sines, (1, -1), strict=True):
+        half.addcmul_(other, sine, value=sign)
+    return out
 
 
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

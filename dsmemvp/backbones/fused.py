@@ -3,7 +3,7 @@ Written out in torch's operations, autograd would keep float32 copies and every 
 
 On a GPU each runs as a kernel of its own (kernels/), unless DSMEMVP_KERNELS=0 turns these off; elsewhere as torch's
 operations (elementwise.py). Weights get no gradient, since they are frozen.
-T tokens, H heads, D head width, N slots.
+T tokens, H heads, D head width.
 """
 
 import logging
@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from dsmemvp.backbones import elementwise, kernels
-from dsmemvp.dropout import Dropout
 
 log = logging.getLogger(__name__)
 
@@ -45,63 +43,44 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return _Gated.apply(gate, up)
 
 
-def slot_activation(scores_1TN: torch.Tensor, dropout: Dropout | None, p: float) -> torch.Tensor:
-    """dropout(silu(scores)) with the mask of `dropout`; None: without."""
-    if dropout is None or not p:
-        return F.silu(scores_1TN)
-    return _SlotsActive.apply(scores_1TN, dropout.keys, p)
-
-
 class _Normed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         assert not weight.requires_grad, "a trained norm takes the other way"
         ctx.save_for_backward(x)
         ctx.weight, ctx.eps = weight, eps  # not saved: under ZeRO-3 that would keep its memory alive
-        return _form(x).rms_norm(x, weight, eps)
+        return form_of(x).rms_norm(x, weight, eps)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return _form(x).rms_norm_backward(gradient, x, ctx.weight, ctx.eps), None, None
+        return form_of(x).rms_norm_backward(gradient, x, ctx.weight, ctx.eps), None, None
 
 
 class _Rotated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        return _form(x).rotate(x, cos, sin)
+        return form_of(x).rotate(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _form(gradient).rotate(gradient, *ctx.saved_tensors, inverse=True), None, None
+        return form_of(gradient).rotate(gradient, *ctx.saved_tensors, inverse=True), None, None
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        return _form(gate).silu_mul(gate, up)
+        return form_of(gate).silu_mul(gate, up)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return _form(gradient).silu_mul_backward(gradient, *ctx.saved_tensors)
+        return form_of(gradient).silu_mul_backward(gradient, *ctx.saved_tensors)
 
 
-class _SlotsActive(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, scores: torch.Tensor, keys: torch.Tensor, p: float) -> torch.Tensor:
-        ctx.save_for_backward(scores, keys)
-        ctx.p = p
-        return _form(scores).slot_activation(scores, keys, p)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _form(gradient).slot_activation_backward(gradient, *ctx.saved_tensors, ctx.p), None, None
-
-
-def _form(x: torch.Tensor) -> Any:
-    """The functions for a tensor: torch's operations, or kernels."""
+def form_of(x: torch.Tensor) -> Any:
+    """The elementwise functions for a tensor: torch's operations, or kernels."""
     kernel = x.is_cuda and x.dtype != torch.float64 and _compiled()
     return import_module("dsmemvp.backbones.kernels.functions") if kernel else elementwise
 

@@ -163,7 +163,9 @@ class VisualPrompt(nn.Module):
         return None
 
     def mlp(self, site: Site, x: torch.Tensor, state: State, batch: Batch) -> torch.Tensor | None:
-        """What is added to a block's feed-forward output; `x` is the feed-forward's normed input."""
+        """What is added to a block's feed-forward output; `x` is the feed-forward's normed input. What autograd saves
+        of `x` itself is not kept under a policy of gradient checkpointing; anything else of size it has to compute
+        again by itself, such as by backbones/recompute.py's `run_again`."""
         return None
 
     def leave(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from decoders import CASES, batch_of, pair, random_texts
 
-from dsmemvp.backbones.attention import Packing, attend
+from dsmemvp.backbones.attention import SHORT, Packing, attend
 from dsmemvp.backbones.key_value_cache import GROW, KeyValueCache
 from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
@@ -140,3 +140,20 @@ def test_decoding_hides_the_places_that_the_full_forward_hides(extra):
     assert not torch.allclose(whole(empty)[0], everything_read[0], atol=1e-4)
     torch.testing.assert_close(whole(empty)[1], everything_read[1])  # it has no such places
     _decoded_both_ways(model, batch(empty), whole, 4)
+
+
+@pytest.mark.parametrize("length", [1, 40, SHORT, SHORT + 1])
+def test_gradients_in_16_bits_are_those_of_float64_within_rounding(length):
+    """The exact ones of the same rounded inputs: the kernel's own gradients are as far from these."""
+    generator = torch.Generator().manual_seed(7)
+    query, key, value = (torch.randn(1, heads, length, 16, generator=generator).bfloat16() for heads in (4, 2, 2))
+    weights = torch.randn(1, length, 4, 16, generator=generator).bfloat16()
+    packing = Packing(torch.tensor([0, length], dtype=torch.int32), (length,))
+    found = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        inputs = [t.to(dtype).requires_grad_() for t in (query, key, value)]
+        out, _ = attend(*inputs, packing, 0.25)
+        found[dtype] = torch.autograd.grad((out * weights.to(dtype)).sum(), inputs)
+    size = max(exact.norm() for exact in found[torch.float64])
+    for low, exact in zip(found[torch.bfloat16], found[torch.float64], strict=True):
+        assert (low.double() - exact).norm() <= 0.02 * size

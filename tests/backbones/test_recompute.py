@@ -6,10 +6,10 @@ import pytest
 import small
 import torch
 from decoders import CASES, pair
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsmemvp.backbones.attention import Packing
-from dsmemvp.backbones.fused import slot_activation
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.dropout import Dropout, token_keys
 from dsmemvp.model import loss_sum
@@ -36,7 +36,7 @@ def _gradients(case: str, policy: str, dtype: torch.dtype) -> list[torch.Tensor]
     dropout = Dropout(token_keys(torch.arange(3), LENGTHS, positions, seed=1))
 
     def branch(place, x):
-        return slot_activation(x @ key.T, dropout.at(place), 0.4) @ value
+        return dropout.at(place)(F.silu(x @ key.T), 0.4) @ value
 
     out = hidden
     for place in range(2):
@@ -72,7 +72,7 @@ def test_a_step_of_a_whole_model_is_the_same_under_every_policy(method):
     loss, found, flops = _train(model, "elementwise")
     assert loss == plain_loss
     for name in plain:
-        assert (found[name] - plain[name]).norm() <= 1e-5 * plain[name].norm(), name
+        assert (found[name] - plain[name]).norm() <= 5e-5 * plain[name].norm(), name
     executed = {"none": plain_flops, "elementwise": flops}
     for policy in POLICIES:
         loss, other, executed[policy] = _train(model, policy)

@@ -54,7 +54,7 @@ def _recorded(model, batch):
         hook.remove()
     # each of the three samples is a group of its own
     cut = [[t[0].double().split(batch.lengths) for t in tensors] for tensors in (inputs, outputs)]
-    return states[0]["key_sum"].double(), states[0]["value_sum"].double(), *cut
+    return states[0]["key"].double(), states[0]["value"].double(), *cut
 
 
 def _silu(score):

@@ -39,7 +39,7 @@ def test_activations_are_what_a_real_step_allocates(method, policy):
 def test_recomputing_holds_less_and_computes_more():
     recipe = read_recipe(RECIPE, TINY)
     none, full = (trace(recipe, configs_of_shapes(recipe), 120, policy) for policy in ("none", "full"))
-    assert full.held < none.held / 3 and full.peak < 0.6 * none.peak
+    assert full.held < none.held / 2 and full.peak < 0.8 * none.peak
     # 6N instead of 4N per token, less down_proj, the last layer and what no gradient goes through
     assert 1.1 < full.flops / none.flops < 1.4
 

@@ -7,10 +7,12 @@ import torch
 
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
+from dsmemvp.dropout import Dropout
 from dsmemvp.errors import UserError
 from dsmemvp.prompts import Sizes
 from dsmemvp.prompts.interface import Site
 from dsmemvp.prompts.memvp import Method, Settings
+from dsmemvp.prompts.memvp.branch import hand_out, memory_branch
 
 SITE = Site("decoder", 0)
 LAMBDA, S, SLOTS, PATCHES, WIDTH = 0.3, 0.7, 7, 5, 12
@@ -81,8 +83,7 @@ def test_the_memorys_gradient_is_summed_over_layers_in_float32():
     torch.manual_seed(0)
     method, batch = _method(), _batch([True])
     state = method(torch.randn(1, PATCHES, 6).bfloat16().float(), batch)
-    key, value = state["key_sum"], state["value_sum"]
-    key, value = key.detach().requires_grad_(), value.detach().requires_grad_()
+    key, value = (state[name].detach().clone().requires_grad_() for name in ("key", "value"))
     key16, value16 = key.detach().bfloat16(), value.detach().bfloat16()
     inputs = [torch.randn(1, 4, WIDTH).bfloat16() for _ in range(40)]
     per_layer = []
@@ -96,7 +97,9 @@ def test_the_memorys_gradient_is_summed_over_layers_in_float32():
     for g in per_layer:
         in_bf16 += g
 
-    state = {"key_sum": key, "value_sum": value, "key": key16, "value": value16}
+    sums = {"key_gradient": torch.zeros_like(key), "value_gradient": torch.zeros_like(value)}
+    token = hand_out(key, value, tuple(sums.values()))
+    state = {"key": key16, "value": value16, "token": token, **sums}
     sum(method.mlp(Site("decoder", i), x, state, batch).sum() for i, x in enumerate(inputs)).backward()
     assert value.grad.dtype == torch.float32
     error = (value.grad.double() - exact).norm()
@@ -122,3 +125,26 @@ def test_dropout_acts_on_slots_in_training_only():
 def test_too_few_slots_for_the_image_tokens_are_refused():
     with pytest.raises(UserError, match=r"method.slots: 4 slots cannot hold the 5 image tokens"):
         _new(Sizes(PATCHES, 6, WIDTH), 4, 4, LAMBDA, S, 0.0)
+
+
+def test_the_branchs_own_gradients_are_autograds():
+    """Of groups of 3, 0 and 2 tokens, with dropout, in float64."""
+    torch.manual_seed(1)
+    sizes, p = [3, 0, 2], 0.4
+    x, key, value = (
+        torch.randn(*shape, dtype=torch.float64) for shape in ((1, 5, WIDTH), (3, 6, WIDTH), (3, 6, WIDTH))
+    )
+    given = [t.requires_grad_() for t in (x, key, value)]
+    dropout, weights = Dropout(torch.arange(5)), torch.randn(1, 5, WIDTH, dtype=torch.float64)
+    parts = [
+        dropout_of(torch.nn.functional.silu(part @ k.T), p) @ v
+        for part, k, v, dropout_of in zip(
+            x[0].split(sizes), key, value, map(Dropout, dropout.keys.split(sizes)), strict=True
+        )
+    ]
+    plain = torch.autograd.grad((S * torch.cat(parts)[None] * weights).sum(), given)
+    sums = torch.zeros_like(key), torch.zeros_like(value)
+    token = hand_out(key, value, sums)
+    out = memory_branch(x, key.detach(), value.detach(), sizes, S, dropout, p, token, sums)
+    for found, exact in zip(torch.autograd.grad((out * weights).sum(), given), plain, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-12)

@@ -10,20 +10,18 @@ Samples that lie side by side and look at the same image, or at none, have one m
 tokens are multiplied with it together. T tokens in the pack, G groups, N slots, d width, I images, P image tokens.
 """
 
-from collections.abc import Sequence
-
 import torch
 from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.nn import functional as F
 
-from dsmemvp.backbones.fused import slot_activation
 from dsmemvp.config.fields import CONFIG, Factor, Fraction, Width
 from dsmemvp.config.methods import MethodSettings
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
 from dsmemvp.prompts.interface import FeedForwardMemory, PublishedLayout, Site, Sizes, State, Tower, VisualPrompt
+from dsmemvp.prompts.memvp.branch import hand_out, memory_branch
 from dsmemvp.prompts.memvp.published import Published
 from dsmemvp.prompts.parts.projector import Projector
 
@@ -79,8 +77,8 @@ class Method(VisualPrompt):
         return state | self(output, batch) if tower == "vision" else state
 
     def forward(self, features_IPv: torch.Tensor, batch: Batch) -> State:
-        """-> each group's memory, [G, N, d]: `key` and `value` in the compute type, to multiply, and in float32
-        `key_sum` and `value_sum`, which gather their gradients."""
+        """-> each group's memory, [G, N, d]: `key` and `value` in the compute type; if there is to be a gradient, its
+        float32 sums and what hands them out (branch.py)."""
         visual_IPd = self.projector(features_IPv).float() * self.visual_scale
         rows = [row for row, _, _ in batch.image_runs]
         # a group without image reads any row, times zero
@@ -92,19 +90,20 @@ class Method(VisualPrompt):
         key, value = (memory_GNd + p.float() for p in (self.key_positions, self.value_positions))
         dtype = features_IPv.dtype
         low = {"key": key.detach().to(dtype), "value": value.detach().to(dtype)}
-        return {"key_sum": key, "value_sum": value, **low}
+        if not torch.is_grad_enabled():
+            return low
+        sums = {"key_gradient": torch.zeros_like(key), "value_gradient": torch.zeros_like(value)}
+        return low | sums | {"token": hand_out(key, value, tuple(sums.values()))}
 
     def mlp(self, site: Site, x: torch.Tensor, state: State, batch: Batch) -> torch.Tensor | None:
         if site.tower != "decoder":
             return None
-        key_GNd, value_GNd = state["key"], state["value"]
-        if "key_sum" in state:
-            key_GNd, value_GNd = _SharedMemory.apply(state["key_sum"], state["value_sum"], key_GNd, value_GNd)
         sizes = [tokens for _, _, tokens in batch.image_runs]
-        scores_1TN = grouped_product(x, key_GNd.transpose(1, 2), sizes)
         dropout = batch.token_dropout.at(site, "memory") if self.training else None
-        active_1TN = slot_activation(scores_1TN, dropout, self.dropout)
-        return self.output_scale * grouped_product(active_1TN, value_GNd, sizes)
+        given = (x, state["key"], state["value"], sizes, self.output_scale, dropout, self.dropout)
+        if "token" not in state:
+            return memory_branch(*given)
+        return memory_branch(*given, state["token"], (state["key_gradient"], state["value_gradient"]))
 
     def decoding(self, state: State, batch: Batch) -> State:
         """The compute type's memory of each sample: decoding has no gradient to gather."""
@@ -114,29 +113,3 @@ class Method(VisualPrompt):
     def memory(self, state: State) -> FeedForwardMemory:
         key, value = state["key"].float(), state["value"].float()
         return FeedForwardMemory(key, value, self.output_scale, self.image_tokens)
-
-
-def grouped_product(x_1Ta: torch.Tensor, matrix_Gab: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """[1, T, b]: the tokens of each group times its own matrix."""
-    if len(set(sizes)) == 1:  # one group, or one new token of each sample
-        grouped = x_1Ta.view(len(sizes), sizes[0], x_1Ta.shape[-1])
-        return (grouped @ matrix_Gab).flatten(0, 1)[None]
-    parts = zip(x_1Ta[0].split(list(sizes)), matrix_Gab.unbind(0), strict=True)
-    return torch.cat([part @ matrix for part, matrix in parts])[None]
-
-
-class _SharedMemory(torch.autograd.Function):
-    """The 16-bit memory for one layer, whose gradient goes to the float32 memory: over 32 or 40 layers it is summed in
-    float32, and no layer keeps a copy of its own."""
-
-    @staticmethod
-    def forward(key32, value32, key16, value16):
-        return key16.view_as(key16), value16.view_as(value16)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, key_gradient, value_gradient):
-        return key_gradient.float(), value_gradient.float(), None, None

@@ -1,0 +1,107 @@
+"""The memory branch of one layer and its gradient.
+
+One memory serves all layers, so its gradient is a sum over 32 or 40 of them. Each layer adds its part to one float32
+sum in place (`Sums`), and `hand_out` gives the whole to autograd when all layers have. Left to autograd, every layer
+would make float32 tensors of the memory's size, and more time would pass in adding these up than in the branch's
+products.
+
+The branch keeps its input alone; its scores are computed again in the backward.
+T tokens in the pack, G groups of tokens with one memory, N slots, d width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from dsmemvp.backbones.fused import form_of
+from dsmemvp.dropout import Dropout
+
+
+def hand_out(key_GNd: torch.Tensor, value_GNd: torch.Tensor, sums: Sequence[torch.Tensor]) -> torch.Tensor:
+    """-> a scalar that every layer's branch takes. Its gradient comes when all have added to `sums`, float32 tensors of
+    the memory's shapes, which then are the gradients of key and value."""
+    return _HandOut.apply(key_GNd, value_GNd, *sums)
+
+
+def memory_branch(
+    x_1Td: torch.Tensor,
+    key_GNd: torch.Tensor,
+    value_GNd: torch.Tensor,
+    sizes: Sequence[int],
+    scale: float,
+    dropout: Dropout | None,
+    p: float,
+    token: torch.Tensor | None = None,
+    sums: Sequence[torch.Tensor] = (),
+) -> torch.Tensor:
+    """scale * dropout(silu(x K^T)) V, [1, T, d]; group g has `sizes[g]` of the tokens. `token` and `sums` as in
+    `hand_out`; without, the memory gets no gradient."""
+    keys = dropout.keys if dropout is not None and p else None
+    if token is None or not torch.is_grad_enabled():
+        active = _active(grouped_product(x_1Td, key_GNd.transpose(1, 2), sizes), keys, p)
+        return grouped_product(active, value_GNd, sizes) * scale
+    return _Branch.apply(x_1Td, token, key_GNd, value_GNd, keys, list(sizes), scale, p, sums)
+
+
+class _HandOut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, key: torch.Tensor, value: torch.Tensor, *sums: torch.Tensor) -> torch.Tensor:
+        ctx.sums = sums
+        return key.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return *ctx.sums, None, None
+
+
+class _Branch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, token, key, value, keys, sizes, scale, p, sums) -> torch.Tensor:
+        ctx.save_for_backward(x, key, value, keys)
+        ctx.sizes, ctx.scale, ctx.p, ctx.sums = sizes, scale, p, sums
+        active = _active(grouped_product(x, key.transpose(1, 2), sizes), keys, p)
+        return grouped_product(active, value, sizes).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, key, value, keys = ctx.saved_tensors
+        sizes, (key_sum, value_sum) = ctx.sizes, ctx.sums
+        scores = grouped_product(x, key.transpose(1, 2), sizes)
+        gradient = gradient * ctx.scale
+        _add_products(value_sum, _active(scores, keys, ctx.p), gradient, sizes)
+        to_active = grouped_product(gradient, value.transpose(1, 2), sizes)
+        to_scores = _active_backward(to_active, scores, keys, ctx.p)
+        _add_products(key_sum, to_scores, x, sizes)
+        to_x = grouped_product(to_scores, key, sizes) if ctx.needs_input_grad[0] else None
+        return to_x, gradient.new_zeros(()), *[None] * 7
+
+
+def _active(scores: torch.Tensor, keys: torch.Tensor | None, p: float) -> torch.Tensor:
+    return F.silu(scores) if keys is None else form_of(scores).slot_activation(scores, keys, p)
+
+
+def _active_backward(gradient: torch.Tensor, scores: torch.Tensor, keys: torch.Tensor | None, p: float) -> torch.Tensor:
+    if keys is None:
+        return torch.ops.aten.silu_backward(gradient, scores)
+    return form_of(scores).slot_activation_backward(gradient, scores, keys, p)
+
+
+def grouped_product(x_1Ta: torch.Tensor, matrix_Gab: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """[1, T, b]: the tokens of each group times its own matrix; no gradient."""
+    if len(set(sizes)) == 1:  # one group, or one new token of each sample
+        grouped = x_1Ta.view(len(sizes), sizes[0], x_1Ta.shape[-1])
+        return (grouped @ matrix_Gab).flatten(0, 1)[None]
+    out_Tb = x_1Ta.new_empty(x_1Ta.shape[1], matrix_Gab.shape[-1])
+    parts = zip(x_1Ta[0].split(list(sizes)), matrix_Gab.unbind(0), out_Tb.split(list(sizes)), strict=True)
+    for part, matrix, out in parts:
+        torch.mm(part, matrix, out=out)
+    return out_Tb[None]
+
+
+def _add_products(sum_GNd: torch.Tensor, left_1TN: torch.Tensor, right_1Td: torch.Tensor, sizes: Sequence[int]) -> None:
+    """Add the product over each group's tokens to its sum: computed in the compute type, added in float32."""
+    rows = (left_1TN[0].split(list(sizes)), right_1Td[0].split(list(sizes)))
+    for total, left, right in zip(sum_GNd, *rows, strict=True):
+        total.add_(left.T @ right)
