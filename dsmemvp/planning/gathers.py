@@ -55,9 +55,13 @@ class _Coordinator:
     def __post_init__(self) -> None:
         self.fetches = [e.module for e in self.trace.events if e.fetch]
         self.numel = [p.numel for p in self.trace.parameters]
-        self.uses = [(p, step) for step, m in enumerate(self.fetches) for p in sorted(set(self.trace.own[m]))]
+        self.uses = [(p, step) for step, m in enumerate(self.fetches) for p in sorted(set(self._held_by(m)))]
         self.decided: dict[tuple[int, int], set[int]] = {}
         self.holders: dict[int, set[int]] = {i: set() for i in range(len(self.numel))}
+
+    def _held_by(self, module: int) -> tuple[int, ...]:
+        """What is gathered for a module."""
+        return self.trace.inside[module] if module in self.trace.whole else self.trace.own[module]
 
     def update(self) -> None:
         """The optimizer's step: everything is released, then the persistent parameters are gathered."""
@@ -94,14 +98,14 @@ class _Coordinator:
             else:
                 self._release(event)
         for module in list(self.backward):
-            left = set(self.trace.own[module]) | self.recomputed.pop(module, set())
+            left = set(self._held_by(module)) | self.recomputed.pop(module, set())
             for p in left:
                 self.holders[p].discard(module)
             self._drop(left - self.persistent)
         return tuple(self.gathered)
 
     def _fetch(self, event: Event) -> None:
-        own = set(self.trace.own[event.module])
+        own = set(self._held_by(event.module))
         if not event.forward:
             self.backward[event.module] = None
         self._gather(own - self.available)
@@ -142,7 +146,7 @@ class _Coordinator:
         self.peak, self.largest = max(self.peak, self.live), max(self.largest, elements)
 
     def _release(self, event: Event) -> None:
-        module, own = event.module, set(self.trace.own[event.module])
+        module, own = event.module, set(self._held_by(event.module))
         release = self._to_release(module)
         if not event.forward:
             again = self.recomputed.pop(module, set())
@@ -162,16 +166,18 @@ class _Coordinator:
     def _to_release(self, module: int) -> set[int]:
         """Decided once for each place in the order, as DeepSpeed does."""
         if self.recording:
-            return set(self.trace.own[module])
+            return set(self._held_by(module))
         key = (module, self.step)
         if key not in self.decided:
-            release = {p for p in self.trace.own[module] if p not in self.persistent}
+            release = {p for p in self._held_by(module) if p not in self.persistent}
             release -= {p for p in release if self.fetched_for[p] > self.step}
+            # DeepSpeed looks inside all later modules if this one is gathered as one, and into none if it is not
+            table = self.trace.inside if module in self.trace.whole else self.trace.own
             passed = 0
             for later in self.fetches[self.step :]:
                 if passed >= self.sharding.max_reuse:
                     break
-                release -= set(self.trace.own[later])
-                passed += sum(self.numel[p] for p in self.trace.own[later])
+                release -= set(table[later])
+                passed += sum(self.numel[p] for p in table[later])
             self.decided[key] = release
         return self.decided[key]

@@ -54,8 +54,11 @@ class Event:
 class Trace:
     parameters: tuple[Parameter, ...]
     own: tuple[tuple[int, ...], ...]
-    """Module -> its own parameters, without those of the modules inside it; a block that is gathered as one has all,
-    and the modules inside it none."""
+    """Module -> its own parameters, without those of the modules inside it."""
+    inside: tuple[tuple[int, ...], ...]
+    """Module -> its own parameters and those of all modules inside it."""
+    whole: frozenset[int]
+    """Modules that are gathered as one, with all inside."""
     events: tuple[Event, ...]
     held: int
     """Bytes alive between forward and backward, parameters not counted."""
@@ -86,11 +89,15 @@ def trace(recipe: Recipe, configs: Configs, tokens: int, recompute: Policy) -> T
             loss.backward()
     places = {id(p): i for i, p in enumerate(model.parameters())}
     whole = set(model.whole_blocks())
-    inside = _inside(model)
-    owned = [m.parameters(recurse=m in whole) if m not in inside else () for m in model.modules()]
+    modules = list(model.modules())
+    own, inside = (
+        tuple(tuple(places[id(p)] for p in m.parameters(recurse=recurse)) for m in modules) for recurse in (False, True)
+    )
     return Trace(
         parameters=tuple(Parameter(n, p.numel(), p.requires_grad, p.dim() > 1) for n, p in model.named_parameters()),
-        own=tuple(tuple(places[id(p)] for p in own) for own in owned),
+        own=own,
+        inside=inside,
+        whole=frozenset(i for i, m in enumerate(modules) if m in whole),
         events=tuple(order.events),
         held=held,
         peak=meter.peak,

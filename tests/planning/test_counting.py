@@ -20,7 +20,8 @@ def _trace(*, again: bool = False) -> Trace:
         events += [Event(m, fetch, forward=True, again=True) for m in (A, B, A) for fetch in (True, False)]
     events += [Event(B, False, forward=False)]
     parameters = (Parameter("a", 100, False, True), Parameter("b", 100, False, True), Parameter("c", 10, True, True))
-    return Trace(parameters, ((A,), (B,), (C,)), tuple(events), held=0, peak=1000, flops=0, item=2)
+    own = ((A,), (B,), (C,))
+    return Trace(parameters, own, own, frozenset(), tuple(events), held=0, peak=1000, flops=0, item=2)
 
 
 def _sharding(**more) -> Sharding:
