@@ -7,7 +7,7 @@ Building is in two phases, so that the frozen part can be partitioned and loaded
 T tokens in the pack, B samples, S supervised tokens, V vocabulary, I images.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,6 +48,8 @@ class VisualLanguageModel(nn.Module):
         self.method = VisualPrompt()
         self.recompute: dict[Tower, Sequence[Policy]] = {}
         self.set_recompute("none")
+        self.choose: Callable[[int, int], Sequence[Policy]] | None = None
+        """(tokens, images) of a micro-batch -> the decoder's policies; None: those of `set_recompute`."""
 
     def forward(self, batch: Batch, decoding: Decoding | None = None) -> tuple[torch.Tensor, Losses | State]:
         """-> float32 logits [S, V] at the batch's supervised tokens, and the method's auxiliary losses by name; in
@@ -104,6 +106,8 @@ class VisualLanguageModel(nn.Module):
         hidden: dict[Tower, torch.Tensor] = {}
         logits_SV = torch.empty(0)
         context = _Context(batch, Packing(batch.cu_seqlens, batch.lengths, cache))
+        if self.choose is not None and torch.is_grad_enabled():
+            self.set_recompute(self.choose(batch.tokens.shape[0], batch.images.shape[0]))
         for site in sites:
             if site.tower not in hidden:
                 hidden[site.tower] = self._start(site.tower, batch)
@@ -217,6 +221,8 @@ def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs)
         model.language.replace_linears(model.method.replacement)
     check_window(configs.language, recipe.data.max_length, sum(place.count for place in model.method.reserved()))
     policy = recipe.training.recompute
+    if policy == "auto":
+        policy = "elementwise"  # until a budget chooses (training/engine.py)
     model.set_recompute(policy, "full" if policy == "full" else "none")
 
 

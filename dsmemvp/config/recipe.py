@@ -120,10 +120,13 @@ class Training:
     micro_tokens: Annotated[int, Field(ge=0, le=2**20)] = 0
     """Most tokens per rank and forward, reserved places included; as few micro-steps are accumulated as keep to it. A
     longer sample stands alone. 0: micro_batch decides."""
-    recompute: Literal["none", "elementwise", "qkv", "attention", "mlp", "qkv+mlp", "full"] = "elementwise"
+    recompute: Literal["none", "elementwise", "qkv", "attention", "mlp", "qkv+mlp", "full", "auto"] = "elementwise"
     """Gradient checkpointing: of every decoder layer's activations `elementwise` keeps the results of matrix products
     and of attention; `qkv`, `attention`, `mlp` or `qkv+mlp` of these are computed again in the backward pass as well;
-    `full` keeps a layer's input alone, in the vision tower too. `none` keeps all that torch's operations save."""
+    `full` keeps a layer's input alone, in the vision tower too. `none` keeps all that torch's operations save.
+    `auto` takes for each micro-batch the mixture over layers that computes least again within `activation_budget`."""
+    activation_budget: Annotated[float, Field(ge=0, le=10**6), FROM_TEXT] = 0.0
+    """GiB that a micro-step's activations may take under `recompute: auto`. 0, on a GPU: what is free of it."""
     deepspeed: Text = "ds_configs/zero3.json"
     """DeepSpeed configuration; `auto` in it is filled from this recipe."""
     log_every: Annotated[int, Field(ge=1, le=10**9)] = 10

@@ -13,6 +13,8 @@ from dsmemvp.planning.sharding import Sharding
 from dsmemvp.planning.trace import Parameter, Trace
 
 FLOAT32 = 4
+RESERVE = 4 * 2**30
+"""Bytes of a GPU that CUDA, NCCL and gaps between allocations take."""
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,12 @@ from dsmemvp.planning.cluster import Cluster
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.planning.duration import Duration, duration
 from dsmemvp.planning.gathers import simulate
-from dsmemvp.planning.memory import Memory, memory
+from dsmemvp.planning.memory import RESERVE, Memory, memory
 from dsmemvp.planning.sharding import Sharding, read_sharding
 from dsmemvp.planning.trace import SUPERVISED, Trace, trace
 from dsmemvp.planning.traffic import Traffic, traffic
 from dsmemvp.prompts import method_class
 
-RESERVE = 4 * 2**30
-"""Bytes of a GPU that CUDA, NCCL and gaps between allocations take."""
 SAME, SAME_SECONDS = 0.05, 1e-3
 """Steps whose estimates differ by less than this share of the fastest, or by less than this time, count as equally
 fast: starting the kernels and collectives of a step, which is not estimated, takes about as long."""
@@ -109,7 +107,8 @@ def _plan(
 ) -> Plan:
     training = recipe.training
     micro_steps = training.micro_steps(cluster.gpus)
-    policies = POLICIES[POLICIES.index(training.recompute) :]
+    first = "elementwise" if training.recompute == "auto" else training.recompute
+    policies = POLICIES[POLICIES.index(first) :]
     choices = []
     for sharding in shardings:
         weighed = (weigh(traced(policy), sharding, policy, cluster, micro_steps) for policy in policies)

@@ -6,7 +6,8 @@ from pathlib import Path
 from dsmemvp.counting import counted
 from dsmemvp.markdown import table
 from dsmemvp.planning.duration import EFFICIENCY, HOST, LINK_SHARE
-from dsmemvp.planning.plan import RESERVE, SAME, SAME_SECONDS, Choice, Plan
+from dsmemvp.planning.memory import RESERVE
+from dsmemvp.planning.plan import SAME, SAME_SECONDS, Choice, Plan
 from dsmemvp.planning.trace import SUPERVISED
 
 GIB = 2**30

@@ -7,7 +7,7 @@ is a byte per element on a GPU and the type's size here.
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,15 +70,16 @@ class Trace:
     """Bytes of a parameter's element."""
 
 
-def trace(recipe: Recipe, configs: Configs, tokens: int, recompute: Policy) -> Trace:
-    """One micro-step of `recipe.training.micro_batch` samples with an image and `tokens` text tokens each."""
-    recipe = replace(recipe, training=replace(recipe.training, recompute=recompute))
+def trace(recipe: Recipe, configs: Configs, tokens: int, recompute: Policy | Sequence[Policy]) -> Trace:
+    """One micro-step of `recipe.training.micro_batch` samples with an image and `tokens` text tokens each. `recompute`:
+    one policy, or one for each decoder layer."""
     dtype = NAMED[recipe.model.dtype]
     with torch.device("meta"):
         reserved = build_method(recipe.method, sizes_of(configs)).reserved()
     example = example_batch(recipe, configs, reserved, tokens)
     with FakeTensorMode() as mode:
         model = _build(recipe, configs, dtype)
+        model.set_recompute(recompute, "full" if recompute == "full" else "none")
         batch = example.map(mode.from_tensor)
         order = _Order(model)
         with _Meter() as meter:

@@ -1,5 +1,6 @@
 """Recipe -> a DeepSpeed engine around the model; under ZeRO-3 a rank loads only its partitions of the frozen part."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -20,10 +21,13 @@ from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.dtypes import NAMED
 from dsmemvp.errors import UserError
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_empty, loss_sum
+from dsmemvp.planning.budget import activation_budget
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
+from dsmemvp.planning.memory import RESERVE
 from dsmemvp.training.gradients import GradientWatch
 from dsmemvp.training.master_weights import MasterWeights, set_module_value
 
+log = logging.getLogger(__name__)
 LANGUAGE = "language"
 """The language model's loss, among a method's own."""
 WHOLE: dict[str, Any] = {"zero_optimization": {"stage": 0}}
@@ -216,7 +220,23 @@ def build_trainer(
     # the master weights start from these unrounded values; the module computes in the recipe's type
     initial = {name: p.detach().clone() for name, p in trainables.items()}
     cast(trainables, ranks.device, NAMED[recipe.model.dtype])
-    return Trainer(recipe, ranks, model, trainables, initial, trains)
+    trainer = Trainer(recipe, ranks, model, trainables, initial, trains)
+    if recipe.training.recompute == "auto":
+        budget = activation_budget(recipe, configs, _free_bytes(recipe, ranks.device))
+        model.choose = budget.choose
+        if ranks.first:
+            log.info("activations: %s", budget.example(recipe.training.micro_batch))
+    return trainer
+
+
+def _free_bytes(recipe: Recipe, device: torch.device) -> int:
+    """For activations: training.activation_budget, or of a GPU what is free but for a reserve. Raises UserError if
+    neither is known."""
+    if recipe.training.activation_budget:
+        return int(recipe.training.activation_budget * 2**30)
+    if device.type != "cuda":
+        raise UserError("training.activation_budget: say how many GiB activations may take; only a GPU's are known")
+    return torch.cuda.mem_get_info(device)[0] - RESERVE
 
 
 def build_engine(

@@ -12,7 +12,8 @@ from dsmemvp.config.reading import read_recipe
 from dsmemvp.errors import UserError
 from dsmemvp.planning.cluster import Cluster, clusters, quantity
 from dsmemvp.planning.gathers import simulate
-from dsmemvp.planning.plan import RESERVE, compare, with_batch_for
+from dsmemvp.planning.memory import RESERVE
+from dsmemvp.planning.plan import compare, with_batch_for
 from dsmemvp.planning.sharding import Sharding, read_sharding
 from dsmemvp.planning.table import lines, recommendation
 from dsmemvp.planning.trace import trace
