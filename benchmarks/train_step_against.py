@@ -26,13 +26,13 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 WORKER = Path(__file__).parent / "train_step_worker.py"
 LANGUAGE = {
-    "vocab_size": 8000,
+    "vocab_size": 32000,
     "hidden_size": 768,
-    "num_hidden_layers": 12,
+    "num_hidden_layers": 8,
     "num_attention_heads": 12,
     "intermediate_size": 2048,
 }
-"""97 M parameters."""
+"""106 M parameters."""
 VISION = {
     "image_size": 64,
     "patch_size": 8,
