@@ -164,6 +164,8 @@ def raise_file_limit() -> None:
 def own_device() -> torch.device:
     """The GPU of this process's number on its node, if there are any."""
     if get_accelerator().device_name() == "cuda":
+        # on Hopper from torch 2.11 on it is the first choice, and plans anew for every length: half a second each
+        torch.backends.cuda.enable_cudnn_sdp(False)
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
