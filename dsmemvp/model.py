@@ -105,9 +105,7 @@ class VisualLanguageModel(nn.Module):
         """-> logits (empty if the decoder is not walked to its end), and the state after the last site."""
         hidden: dict[Tower, torch.Tensor] = {}
         logits_SV = torch.empty(0)
-        context = _Context(batch, Packing(batch.cu_seqlens, batch.lengths, cache))
-        if self.choose is not None and torch.is_grad_enabled():
-            self.set_recompute(self.choose(batch.tokens.shape[0], batch.images.shape[0]))
+        context = _Context(batch, Packing(batch.cu_seqlens, batch.lengths, cache), self._policies(batch))
         for site in sites:
             if site.tower not in hidden:
                 hidden[site.tower] = self._start(site.tower, batch)
@@ -125,6 +123,11 @@ class VisualLanguageModel(nn.Module):
                 logits_SV = self.language.head(normed_Sd)
         return logits_SV, state
 
+    def _policies(self, batch: Batch) -> dict[Tower, Sequence[Policy]]:
+        if self.choose is None or not torch.is_grad_enabled():
+            return self.recompute
+        return self.recompute | {"decoder": self.choose(batch.tokens.shape[0], batch.images.shape[0])}
+
     def _depth(self, tower: Tower) -> int:
         part = self.language if tower == "decoder" else self.vision
         return part.depth if part is not None else 0
@@ -141,7 +144,7 @@ class VisualLanguageModel(nn.Module):
 
     def _step(self, site: Site, context: "_Context", hidden: torch.Tensor, state: State) -> torch.Tensor:
         """One block with what the method does around it."""
-        batch, method, policy = context.batch, self.method, self.recompute[site.tower][site.block]
+        batch, method, policy = context.batch, self.method, context.policies[site.tower][site.block]
         hidden = method.enter(site, hidden, state, batch)
 
         def branch(x: torch.Tensor) -> torch.Tensor | None:
@@ -169,6 +172,7 @@ class _Context:
 
     batch: Batch
     packing: Packing
+    policies: dict[Tower, Sequence[Policy]]
     rotary: Rotary | None = None
 
 

@@ -9,7 +9,6 @@ T tokens in the pack, B samples, H heads, K key/value heads, D head width.
 """
 
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -38,12 +37,6 @@ class Packing:
     @property
     def longest(self) -> int:
         return max(self.lengths)
-
-    @property
-    def bounds(self) -> list[tuple[int, int]]:
-        """[start, stop) of every sample in T."""
-        stops = list(accumulate(self.lengths))
-        return list(zip([0, *stops], stops, strict=False))
 
 
 def attend(
@@ -102,32 +95,31 @@ class _OnCpu:
         mixed = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
         wide = torch.promote_types(query.dtype, torch.float32)
         log_sums = query.new_empty(1, query.shape[2], query.shape[1], dtype=wide)
-        parts = zip(*_parts(packing, query, *_repeated(query, key, value)), _masks(packing, query), strict=True)
-        for (start, stop), (q, k, v, mask) in zip(packing.bounds, parts, strict=True):
+        parts = _parts(packing, query, *_repeated(query, key, value), mixed.transpose(1, 2), log_sums.transpose(1, 2))
+        for q, k, v, own_mixed, own_sums, mask in zip(*parts, _masks(packing, query), strict=True):
             out, sums = aten._scaled_dot_product_flash_attention_for_cpu(
                 q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale
             )
-            mixed[:, start:stop] = out.transpose(1, 2)
-            log_sums[:, start:stop] = sums.transpose(1, 2)
+            own_mixed.copy_(out)
+            own_sums.copy_(sums)
         return mixed, log_sums
 
     @staticmethod
     def backward(gradient, query, key, value, mixed, log_sums, packing: Packing, scale: float):
         rows = (gradient.transpose(1, 2), query, *_repeated(query, key, value), mixed.transpose(1, 2))
         parts = zip(*_parts(packing, *rows, log_sums.transpose(1, 2)), _masks(packing, query), strict=True)
-        found = [_OnCpu._sample(g, q, k, v, out, sums, mask, scale) for g, q, k, v, out, sums, mask in parts]
+        found = [_sample_backward(g, q, k, v, out, sums, mask, scale) for g, q, k, v, out, sums, mask in parts]
         dq, dk, dv = (torch.cat(samples, dim=2) for samples in zip(*found, strict=True))
         return dq, _summed(dk, key), _summed(dv, value)
 
-    @staticmethod
-    def _sample(gradient, query, key, value, mixed, log_sums, mask, scale: float):
-        """The kernel's backward takes five times as long as five products if the sample is short and in 16 bits."""
-        length = query.shape[2]
-        if query.dtype == torch.bfloat16 and length <= SHORT and mask is None:
-            return _by_products(gradient, query, key, value, mixed, log_sums, scale)
-        return aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient, query, key, value, mixed, log_sums, 0.0, mask is None, attn_mask=mask, scale=scale
-        )
+
+def _sample_backward(gradient, query, key, value, mixed, log_sums, mask, scale: float):
+    """The kernel's backward takes five times as long as five products if the sample is short and in 16 bits."""
+    if query.dtype == torch.bfloat16 and query.shape[2] <= SHORT and mask is None:
+        return _by_products(gradient, query, key, value, mixed, log_sums, scale)
+    return aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        gradient, query, key, value, mixed, log_sums, 0.0, mask is None, attn_mask=mask, scale=scale
+    )
 
 
 def _by_products(gradient, query, key, value, mixed, log_sums, scale: float):

@@ -9,7 +9,7 @@ from dsmemvp.backbones.recompute import KEPT, Policy
 
 def kept_bytes(config: Any, policy: Policy, item: int) -> int:
     """Bytes that a layer keeps per token, `item` per element, its input included; the policy is not `none`."""
-    width, heads, shared, head = _sizes(config)
+    width, heads, shared, head = attention_sizes(config)
     queries, keys = heads * head * item, shared * head * item
     sizes = {"query": queries, "key": keys, "value": keys, "mixed": queries, "log_sums": 4 * heads}
     if config.model_type == "qwen3":  # norms of the heads
@@ -20,7 +20,7 @@ def kept_bytes(config: Any, policy: Policy, item: int) -> int:
 
 def recomputed_flops(config: Any, policy: Policy) -> int:
     """FLOPs of a layer's products that are computed again per token."""
-    width, heads, shared, head = _sizes(config)
+    width, heads, shared, head = attention_sizes(config)
     projections = 2 * width * (heads + 2 * shared) * head
     kept = KEPT[policy]
     flops = 0
@@ -33,7 +33,8 @@ def recomputed_flops(config: Any, policy: Policy) -> int:
     return flops
 
 
-def _sizes(config: Any) -> tuple[int, int, int, int]:
+def attention_sizes(config: Any) -> tuple[int, int, int, int]:
+    """(width, heads, key/value heads, width of a head)"""
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     return config.hidden_size, heads, getattr(config, "num_key_value_heads", None) or heads, head

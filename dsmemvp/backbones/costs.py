@@ -7,6 +7,7 @@ both alike and is left out, as are the method's own layers and the head, which r
 
 from typing import Any
 
+from dsmemvp.backbones.block_costs import attention_sizes
 from dsmemvp.backbones.vision_families import vision_family
 from dsmemvp.data.balancing import CostModel
 
@@ -16,10 +17,8 @@ def cost_model(
 ) -> CostModel:
     """`language` and `vision` are transformers' configurations; `resolution` is the images' (0: the tower's own), and
     `adapters` says whether the tower's blocks have any. One token outside of attention costs 1."""
-    width, depth = language.hidden_size, language.num_hidden_layers
-    heads = language.num_attention_heads
-    head = getattr(language, "head_dim", None) or width // heads
-    shared = getattr(language, "num_key_value_heads", None) or heads
+    depth = language.num_hidden_layers
+    width, heads, shared, head = attention_sizes(language)
     linear = 2 * width * head * (heads + shared) + 3 * width * language.intermediate_size
     per_token = 2 * depth * linear
     per_pair = 3 * depth * 2 * heads * head / 2  # scores and mixing; a token looks at half of all on average

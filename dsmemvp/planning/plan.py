@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
-from dsmemvp.backbones.recompute import Policy
+from dsmemvp.backbones.recompute import KEPT, Policy
 from dsmemvp.backbones.weights import configs_of_shapes, read_configs
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
@@ -25,7 +25,7 @@ SAME, SAME_SECONDS = 0.05, 1e-3
 fast: starting the kernels and collectives of a step, which is not estimated, takes about as long."""
 MOST_PLACES, MOST_MICRO_STEPS = 2**22, 10_000
 """Text tokens of a micro-batch and micro-steps of a step that are planned for; both are gone through one by one."""
-POLICIES: tuple[Policy, ...] = ("none", "elementwise", "qkv", "attention", "mlp", "qkv+mlp", "full")
+POLICIES: tuple[Policy, ...] = ("none", *KEPT)
 """From the one that keeps most to the one that computes most again."""
 
 
