@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from dsmemvp.backbones import attention_products
 from dsmemvp.backbones.key_value_cache import KeyValueCache
 
 aten = torch.ops.aten
-SHORT = 136
-"""Most tokens of a sample whose attention's backward is done by products on CPUs; longer ones are faster by the kernel
-(measured with 12 heads of width 64, one core)."""
 
 
 @dataclass(frozen=True)
@@ -114,23 +112,11 @@ class _OnCpu:
 
 
 def _sample_backward(gradient, query, key, value, mixed, log_sums, mask, scale: float):
-    """The kernel's backward takes five times as long as five products if the sample is short and in 16 bits."""
-    if query.dtype == torch.bfloat16 and query.shape[2] <= SHORT and mask is None:
-        return _by_products(gradient, query, key, value, mixed, log_sums, scale)
+    if mask is None and attention_products.serves(query):
+        return attention_products.backward(gradient, query, key, value, mixed, log_sums, scale, causal=True)
     return aten._scaled_dot_product_flash_attention_for_cpu_backward(
         gradient, query, key, value, mixed, log_sums, 0.0, mask is None, attn_mask=mask, scale=scale
     )
-
-
-def _by_products(gradient, query, key, value, mixed, log_sums, scale: float):
-    """The backward of causal attention (Dao et al., arXiv 2205.14135, appendix B.2) with the weights written out,
-    [1, H, L, L]; the softmax in float32."""
-    weights = (query @ key.transpose(-1, -2)).float().mul_(scale).sub_(log_sums[..., None]).exp_().tril_()
-    to_value = weights.to(query.dtype).transpose(-1, -2) @ gradient
-    own = (gradient.float() * mixed).sum(-1, keepdim=True)
-    to_weights = (gradient @ value.transpose(-1, -2)).float()
-    to_scores = (to_weights.sub_(own).mul_(weights).mul_(scale)).to(query.dtype)
-    return to_scores @ key, to_scores.transpose(-1, -2) @ query, to_value
 
 
 class _OnCuda:

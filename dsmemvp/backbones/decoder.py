@@ -93,8 +93,8 @@ class DecoderBlock(nn.Module):
         out_1Td = self._linear(self.mlp, "down_proj", gated, dropout)
         added = branch(found["normed_middle"])
         if added is not None:
-            out_1Td = out_1Td + added
-        return found["middle"] + out_1Td
+            out_1Td = out_1Td.add_(added)
+        return out_1Td.add_(found["middle"])
 
     def _rules(
         self, rotary: Rotary, packing: Packing, dropout: Dropout | None, rows_S: torch.Tensor | None, fused: bool
@@ -124,7 +124,7 @@ class DecoderBlock(nn.Module):
             mixed = mixed.flatten(-2)
             if rows_S is not None:
                 hidden, mixed = hidden[:, rows_S], mixed[:, rows_S]
-            return (hidden + self._linear(attention, "o_proj", mixed, behind),)
+            return (self._linear(attention, "o_proj", mixed, behind).add_(hidden),)
 
         def norm_middle(middle):
             return (self.post_attention_layernorm(middle, fused),)

@@ -14,17 +14,22 @@ _silu_backward = torch.ops.aten.silu_backward
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """weight * x / sqrt(mean(x^2) + eps), the mean in float32."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+    wide, scale = _wide(x, eps)
+    return weight * (wide * scale).to(x.dtype)
 
 
 def rms_norm_backward(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """To x. With n = x / rms(x) and g = gradient * weight: (g - n * mean(g * n)) / rms(x)."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    normed = wide * scale
+    """To x. With s = 1 / rms(x) and g = gradient * weight: s * (g - x * s^2 * mean(g * x))."""
+    wide, scale = _wide(x, eps)
     g = (gradient * weight).to(wide.dtype)
-    return ((g - normed * (g * normed).mean(-1, keepdim=True)) * scale).to(x.dtype)
+    own = torch.linalg.vecdot(g, wide)[..., None] * scale.pow(2) / -x.shape[-1]
+    return g.addcmul_(wide, own).mul_(scale).to(x.dtype)
+
+
+def _wide(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """x in float32 at least, and 1 / rms(x) of every row."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide, torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
 
 
 def rotate(x_1HTD: torch.Tensor, cos_1TD: torch.Tensor, sin_1TD: torch.Tensor, inverse: bool = False) -> torch.Tensor:

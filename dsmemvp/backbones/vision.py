@@ -11,13 +11,30 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import AttentionInterface
 
+from dsmemvp.backbones import attention_products
 from dsmemvp.backbones.decoder import Branch, no_branch
 from dsmemvp.backbones.linear import Linear, with_own_linears
 from dsmemvp.backbones.vision_families import vision_family
 from dsmemvp.config.recipe import Vision
 from dsmemvp.data.images import STATISTICS
 from dsmemvp.dropout import Dropout
+
+
+def _attend(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: None, scaling: float, **_: Any
+) -> tuple[torch.Tensor, None]:
+    """What transformers' attention layers call: [I, heads, tokens, D] -> [I, tokens, heads, D]."""
+    if torch.is_grad_enabled() and attention_products.serves(query):
+        mixed = attention_products.Unmasked.apply(query, key, value, scaling)
+    else:
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=scaling)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+_ATTENTION = "dsmemvp_vision"
+AttentionInterface.register(_ATTENTION, _attend)
 
 
 class Adapter(nn.Module):
@@ -78,7 +95,7 @@ class VisionTower(nn.Module):
         the pixels' mean and deviation."""
         super().__init__()
         self.config, self.family = config, vision_family(config)
-        config._attn_implementation = "sdpa"
+        config._attn_implementation = _ATTENTION
         width, eps = config.hidden_size, config.layer_norm_eps
         embeddings: Any = self.family.embeddings(config)
         embeddings.mask_token = None  # DINOv2's, which only its training uses

@@ -6,7 +6,8 @@ import pytest
 import torch
 from decoders import CASES, batch_of, pair, random_texts
 
-from dsmemvp.backbones.attention import SHORT, Packing, attend
+from dsmemvp.backbones import attention_products
+from dsmemvp.backbones.attention import Packing, attend
 from dsmemvp.backbones.key_value_cache import GROW, KeyValueCache
 from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
@@ -142,7 +143,7 @@ def test_decoding_hides_the_places_that_the_full_forward_hides(extra):
     _decoded_both_ways(model, batch(empty), whole, 4)
 
 
-@pytest.mark.parametrize("length", [1, 40, SHORT, SHORT + 1])
+@pytest.mark.parametrize("length", [1, 40, attention_products.LONGEST, attention_products.LONGEST + 1])
 def test_gradients_in_16_bits_are_those_of_float64_within_rounding(length):
     """The exact ones of the same rounded inputs: the kernel's own gradients are as far from these."""
     generator = torch.Generator().manual_seed(7)
