@@ -1,6 +1,6 @@
-"""The backward of attention on CPUs, in 16 bits, as products with the weights written out (Dao et al., arXiv 2205.14135,
-appendix B.2). torch's kernel for it takes two to five times as long, since it works in float32 throughout; its forward
-is used as it is.
+"""The backward of attention on CPUs, in 16 bits, as products with the weights written out (Dao et al.,
+arXiv 2205.14135, appendix B.2). torch's kernel for it takes two to five times as long, since it works in float32
+throughout; its forward is used as it is.
 
 I images or samples, H heads, L tokens, D head width.
 """
