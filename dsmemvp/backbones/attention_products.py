@@ -8,6 +8,7 @@ I images or samples, H heads, L tokens, D head width.
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 aten = torch.ops.aten
 LONGEST = 600
@@ -17,6 +18,8 @@ _ELEMENTS = 2**20
 
 
 def serves(query_IHLD: torch.Tensor) -> bool:
+    if isinstance(query_IHLD, FakeTensor):  # a plan's, which stands for one on a GPU
+        return False
     return query_IHLD.is_cpu and query_IHLD.dtype == torch.bfloat16 and query_IHLD.shape[2] <= LONGEST
 
 

@@ -18,6 +18,7 @@ MOST = 1 << 20
 """Bytes of such a file."""
 MOST_NUMBER = 10**15
 HPZ = "zero_hpz_partition_size"
+PREFETCH = "stage3_prefetch_bucket_size"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ ZERO: dict[str, Any] = {
     "use_multi_rank_bucket_allreduce": AUTO_FLAG,
     **dict.fromkeys(("log_trace_cache_warnings", "enable_sanity_checks"), AUTO_FLAG),
     **{key: _whole(1) for key in ("reduce_bucket_size", "allgather_bucket_size", "sub_group_size")},
-    **{key: _whole(0) for key in ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")},
+    **{key: _whole(0) for key in (PREFETCH, "stage3_param_persistence_threshold")},
     **{key: _whole(0) for key in ("stage3_max_live_parameters", "stage3_max_reuse_distance")},
     "stage3_model_persistence_threshold": _whole(0),
 }

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsmemvp.planning.sharding import Sharding
+from dsmemvp.planning.sharding import Sharding, prefetched
 from dsmemvp.planning.trace import Event, Trace
 
 NEVER = -1
@@ -57,6 +57,10 @@ class _Coordinator:
         self.numel = [p.numel for p in self.trace.parameters]
         self.uses = [(p, step) for step, m in enumerate(self.fetches) for p in sorted(set(self._held_by(m)))]
         self.decided: dict[tuple[int, int], set[int]] = {}
+        blocks = [sum(self.numel[p] for p in self.trace.inside[module]) for module in self.trace.whole]
+        self.ahead = (
+            self.sharding.prefetch if self.sharding.prefetch is not None else prefetched(max(blocks, default=0))
+        )
         self.holders: dict[int, set[int]] = {i: set() for i in range(len(self.numel))}
 
     def _held_by(self, module: int) -> tuple[int, ...]:
@@ -128,7 +132,7 @@ class _Coordinator:
             passed.add(p)
 
     def _prefetch(self) -> None:
-        most = min(self.sharding.max_live - self.counted, self.sharding.prefetch)
+        most = min(self.sharding.max_live - self.counted, self.ahead)
         ahead: set[int] = set()
         while self.queue and sum(self.numel[p] for p in ahead) < most:
             p, step = self.queue.popleft()

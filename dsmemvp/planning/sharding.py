@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsmemvp.errors import UserError
-from dsmemvp.planning.deepspeed_file import HPZ, read_settings
+from dsmemvp.planning.deepspeed_file import HPZ, PREFETCH, read_settings
+
+_PREFETCH = 50_000_000
+"""DeepSpeed's default."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,8 @@ class Sharding:
     stage: int
     persistence: int = 100_000
     """ZeRO-3: parameters of up to so many elements stay whole on every GPU."""
-    prefetch: int = 50_000_000
+    prefetch: int | None = _PREFETCH
+    """None: by the blocks of the model (`prefetched`)."""
     max_live: int = 1_000_000_000
     max_reuse: int = 1_000_000_000
     reduce_bucket: int = 500_000_000
@@ -25,11 +29,18 @@ class Sharding:
 
 _KEYS = {
     "persistence": "stage3_param_persistence_threshold",
-    "prefetch": "stage3_prefetch_bucket_size",
+    "prefetch": PREFETCH,
     "max_live": "stage3_max_live_parameters",
     "max_reuse": "stage3_max_reuse_distance",
     "reduce_bucket": "reduce_bucket_size",
 }
+
+
+def prefetched(block: int) -> int:
+    """Elements that are fetched ahead, where DeepSpeed's file says "auto" and each of the decoder's blocks, of `block`
+    elements, is gathered as one: so many that the next block is on its way while one computes. 0: no block is gathered
+    as one."""
+    return round(1.4 * block) or _PREFETCH
 
 
 def read_sharding(path: Path) -> Sharding:
@@ -40,6 +51,10 @@ def read_sharding(path: Path) -> Sharding:
         raise UserError(f"training.deepspeed: {path}: ZeRO stage 2 cannot be planned, only 1 and 3")
     if sent != "fp32":
         raise UserError(f"training.deepspeed: {path}: communication_data_type {sent} cannot be planned, only fp32")
-    numbers = {field: zero[key] for field, key in _KEYS.items() if zero.get(key, "auto") != "auto"}
+    numbers: dict[str, int | None] = {
+        field: zero[key] for field, key in _KEYS.items() if zero.get(key, "auto") != "auto"
+    }
+    if zero.get(PREFETCH) == "auto":
+        numbers["prefetch"] = None
     offload = zero.get("offload_param", {}).get("device", "auto") == "cpu"
     return Sharding(path.stem, zero["stage"], **numbers, hpz=zero.get(HPZ, 1) != 1, offload=offload)

@@ -22,8 +22,10 @@ from dsmemvp.dtypes import NAMED
 from dsmemvp.errors import UserError
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_empty, loss_sum
 from dsmemvp.planning.budget import activation_budget
+from dsmemvp.planning.deepspeed_file import PREFETCH
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
 from dsmemvp.planning.memory import RESERVE
+from dsmemvp.planning.sharding import prefetched
 from dsmemvp.training.gradients import GradientWatch
 from dsmemvp.training.master_weights import MasterWeights, set_module_value
 
@@ -252,6 +254,10 @@ def build_engine(
     whole = set(model.whole_blocks()) if partitioned(settings) else set()
     for block in model.language.layers:  # what an earlier stage has frozen may train in this one
         set_z3_leaf_module(block, block in whole)
+    zero = settings["zero_optimization"]
+    if zero.get(PREFETCH) == "auto":
+        sizes = [sum(math.prod(whole_shape(p)) for p in block.parameters()) for block in whole]
+        zero[PREFETCH] = prefetched(max(sizes, default=0))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
 

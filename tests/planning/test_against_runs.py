@@ -34,6 +34,8 @@ def _run(tmp_path: Path, zero: dict, recompute: str, language: dict):
     small = {"stage3_prefetch_bucket_size": 20_000_000, "stage3_max_reuse_distance": 100_000_000}
     small |= {"stage3_max_live_parameters": 150_000_000}
     small = {key: number // (1 if language is HALF_A_BILLION else 40) for key, number in small.items()}
+    if language is ODD:
+        small["stage3_prefetch_bucket_size"] = "auto"
     small |= {"stage3_param_persistence_threshold": 520_000, "reduce_bucket_size": 2_000_000}
     settings["zero_optimization"] |= small
     settings["zero_optimization"] |= zero
