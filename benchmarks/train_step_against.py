@@ -48,7 +48,7 @@ def compare(given: argparse.Namespace) -> None:
     print(f"{given.method}, {given.global_batch} samples per step, {given.dtype}; places: of the sequence, per sample")
     print("| file | ranks | threads | old, samples/s | new | ratio | of a round | of CPU seconds | old, places | new |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
-    with _worktree(given.against) as old:
+    with worktree(given.against) as old:
         for sharding in given.sharding:
             for ranks in given.ranks:
                 _row(given, old, sharding, ranks)
@@ -58,15 +58,15 @@ def _row(given: argparse.Namespace, old: Path, sharding: str, ranks: int) -> Non
     threads = given.threads or max(1, len(os.sched_getaffinity(0)) // ranks)
     with ExitStack() as stack:
         sides = {
-            side: stack.enter_context(_Contender(side, root, _spec(given, side, root, sharding), ranks, threads))
+            side: stack.enter_context(Contender(side, root, spec_of(given, side, root, sharding), ranks, threads))
             for side, root in (("old", old), ("new", ROOT))
         }
-        rounds = [_round(sides, given.steps) for _ in range(given.rounds + 1)]
+        rounds = [take_turns(sides, given.steps) for _ in range(given.rounds + 1)]
         del rounds[0]  # allocates, and records the order of gathers
         places = {side: contender.tokens / (given.global_batch * given.steps) for side, contender in sides.items()}
-    seconds, used = ({side: _of_medians(rounds, side, which) for side in sides} for which in (0, 1))
+    seconds, used = ({side: of_medians(rounds, side, which) for side in sides} for which in (0, 1))
     speeds = {side: given.global_batch * given.steps / taken for side, taken in seconds.items()}
-    ratios = [_of_medians([r], "old", 0) / _of_medians([r], "new", 0) for r in rounds]
+    ratios = [of_medians([r], "old", 0) / of_medians([r], "new", 0) for r in rounds]
     speed, cpu = speeds["new"] / speeds["old"], used["old"] / used["new"]
     print(
         f"| `{sharding}` | {ranks} | {threads} | {speeds['old']:.2f} | {speeds['new']:.2f} | {speed:.2f}"
@@ -75,7 +75,7 @@ def _row(given: argparse.Namespace, old: Path, sharding: str, ranks: int) -> Non
     )
 
 
-def _round(sides: dict[str, "_Contender"], steps: int) -> dict[str, list[tuple[float, float]]]:
+def take_turns(sides: dict[str, "Contender"], steps: int) -> dict[str, list[tuple[float, float]]]:
     """(seconds, CPU seconds) of every step."""
     seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for step in range(steps):
@@ -84,14 +84,14 @@ def _round(sides: dict[str, "_Contender"], steps: int) -> dict[str, list[tuple[f
     return seconds
 
 
-def _of_medians(rounds: list[dict[str, list[tuple[float, float]]]], side: str, which: int) -> float:
+def of_medians(rounds: list[dict[str, list[tuple[float, float]]]], side: str, which: int) -> float:
     """Sum over steps of the median over rounds."""
     return sum(
         statistics.median(step[which] for step in steps) for steps in zip(*(r[side] for r in rounds), strict=True)
     )
 
 
-def _spec(given: argparse.Namespace, side: str, root: Path, sharding: str) -> dict[str, Any]:
+def spec_of(given: argparse.Namespace, side: str, root: Path, sharding: str) -> dict[str, Any]:
     return {
         "side": side,
         "root": str(root.resolve()),
@@ -107,7 +107,7 @@ def _spec(given: argparse.Namespace, side: str, root: Path, sharding: str) -> di
     }
 
 
-class _Contender:
+class Contender:
     """The ranks of one side, waiting for lines on their standard inputs."""
 
     def __init__(self, side: str, root: Path, spec: dict[str, Any], ranks: int, threads: int):
@@ -132,16 +132,24 @@ class _Contender:
 
     def run(self, step: int) -> tuple[float, float]:
         """Seconds of the slowest rank, and CPU seconds of all."""
-        for process in self.processes:
-            process.stdin.write(f"{step}\n")
-            process.stdin.flush()
-        seconds, used = zip(*self._answers(), strict=True)
+        seconds, used = zip(*self._asked(f"{step}"), strict=True)
         return max(seconds), sum(used)
+
+    def memory(self, step: int) -> tuple[int, int]:
+        """Bytes of the rank that has most: held between forward and backward, and at any moment."""
+        held, peak = zip(*self._asked(f"memory {step}"), strict=True)
+        return max(held), max(peak)
+
+    def _asked(self, line: str) -> list[Any]:
+        for process in self.processes:
+            process.stdin.write(f"{line}\n")
+            process.stdin.flush()
+        return self._answers()
 
     def _answers(self) -> list[Any]:
         return [_last_json(process) for process in self.processes]
 
-    def __enter__(self) -> "_Contender":
+    def __enter__(self) -> "Contender":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -168,7 +176,7 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _worktree(against: str) -> Iterator[Path]:
+def worktree(against: str) -> Iterator[Path]:
     """The folder `against`, or a work tree of the commit `against` for as long as it is needed."""
     if Path(against).is_dir():
         yield Path(against)

@@ -1,6 +1,6 @@
 """One rank of one contender of `train_step.py --against`: builds the model with the code that PYTHONPATH names, then
-runs training steps, each named by a line of standard input, and answers with the seconds and
-the CPU seconds that it took.
+runs training steps, each named by a line of standard input, and answers with the seconds and the CPU seconds that it
+took, or after "memory" with the bytes that are held between its forward and backward, and the most at any moment.
 
 The same file drives both sides. `_Old` is code up to commit 4a25991, whose batches are laid out padded; `_New` is what
 came after. The samples of a step are the same for both: 8 of ScienceQA's lengths, assigned to the ranks by each
@@ -11,11 +11,11 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from measured_memory import held_and_peak
 from scienceqa_lengths import Length, draw
 from transformers import CLIPVisionConfig, LlamaConfig
 
@@ -37,9 +37,8 @@ def main() -> None:
     run, about = side.build(spec, *_configs(spec))
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
-        start, used = time.perf_counter(), time.process_time()
-        run(int(line))
-        print(json.dumps([time.perf_counter() - start, time.process_time() - used]), flush=True)
+        what, _, step = line.rpartition(" ")
+        print(json.dumps(run.memory(int(step)) if what == "memory" else run.seconds(int(step))), flush=True)
     side.leave()
 
 
@@ -64,7 +63,7 @@ class _New:
 
         self.package, self.leave = dsmemvp, leave_ranks
 
-    def build(self, spec: dict[str, Any], language: Any, vision: Any) -> tuple[Callable[[int], None], dict]:
+    def build(self, spec: dict[str, Any], language: Any, vision: Any) -> "tuple[_Steps, dict]":
         from dsmemvp.backbones.configs import Configs
         from dsmemvp.backbones.costs import cost_model
         from dsmemvp.backbones.partitioned import fill_randomly
@@ -90,9 +89,7 @@ class _New:
             batches.append(
                 make_batch(by_image(items), vision.image_size, reserved=trainer.model.method.reserved()).batch
             )
-        supervised = _supervised(spec)
-        run = _steps(trainer, batches, supervised)
-        return run, {"tokens": sum(b.tokens.numel() for b in batches)}
+        return _Steps(trainer, batches, _supervised(spec)), {"tokens": sum(b.tokens.numel() for b in batches)}
 
 
 class _Old:
@@ -103,7 +100,7 @@ class _Old:
 
         self.package, self.leave = dsmemvp, leave_ranks
 
-    def build(self, spec: dict[str, Any], language: Any, vision: Any) -> tuple[Callable[[int], None], dict]:
+    def build(self, spec: dict[str, Any], language: Any, vision: Any) -> "tuple[_Steps, dict]":
         from dsmemvp.data.dealing import Weight, deal
         from dsmemvp.models.joined import Configs
         from dsmemvp.models.partitioned import fill_randomly
@@ -133,8 +130,7 @@ class _Old:
                 pixels = None if image is None else (image / 255 - mean) / deviation  # by the loader, not the step
                 items.append(Item(i, _encoded(EncodedText, samples[i]), pixels))
             batches.append(old_make_batch(items, vision.image_size, trainer.model.method.slots))
-        run = _steps(trainer, batches, _supervised(spec))
-        return run, {"tokens": sum(b.size * b.length for b in batches)}
+        return _Steps(trainer, batches, _supervised(spec)), {"tokens": sum(b.size * b.length for b in batches)}
 
 
 def _training(Training: Any, spec: dict[str, Any], ranks: Any) -> Any:
@@ -156,12 +152,25 @@ def _supervised(spec: dict[str, Any]) -> list[int]:
     return [sum(s.length.tokens - s.length.prompt for s in samples) for samples in _global_batches(spec)]
 
 
-def _steps(trainer: Any, batches: list[Any], supervised: list[int]) -> Callable[[int], None]:
-    def run(step: int) -> None:
-        trainer.accumulate([batches[step]], 1 / supervised[step])
-        trainer.update(1e-4)
+class _Steps:
+    def __init__(self, trainer: Any, batches: list[Any], supervised: list[int]):
+        self._trainer, self._batches, self._supervised = trainer, batches, supervised
 
-    return run
+    def seconds(self, step: int) -> list[float]:
+        start, used = time.perf_counter(), time.process_time()
+        self._accumulate(step)
+        self._trainer.update(1e-4)
+        return [time.perf_counter() - start, time.process_time() - used]
+
+    def memory(self, step: int) -> list[int]:
+        """Of this rank: (held, peak)"""
+        held, _ = held_and_peak(lambda: self._trainer.engine(self._batches[step]))
+        _, peak = held_and_peak(lambda: self._accumulate(step))
+        self._trainer.update(1e-4)
+        return [held, peak]
+
+    def _accumulate(self, step: int) -> None:
+        self._trainer.accumulate([self._batches[step]], 1 / self._supervised[step])
 
 
 if __name__ == "__main__":

@@ -38,6 +38,19 @@ def test_the_benchmark_of_loading_reads_what_it_loads(repository, tmp_path):
     assert 0.99 * written < float(rows[-1][3]) * 1e6 < 1.01 * written
 
 
+def test_the_benchmark_of_policies_weighs_what_each_keeps(repository):
+    command = [sys.executable, str(repository / "benchmarks" / "policies.py"), "--policies", "elementwise", "full"]
+    command += ["--steps", "1", "--rounds", "1", "--global-batch", "2", "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+    rows = [
+        [c.strip() for c in line.strip("|").split("|")] for line in done.stdout.splitlines() if line.startswith("|")
+    ]
+    (light, *kept), (heavy, *computed) = rows[2:]
+    assert (light, heavy) == ("elementwise", "full")
+    assert float(computed[0]) < 0.6 * float(kept[0]) and float(computed[2]) < float(kept[2])
+
+
 def test_the_benchmark_of_growth_goes_through_all_its_sizes(repository, tmp_path):
     command = [sys.executable, str(repository / "benchmarks" / "growth.py"), "--quick", "--work", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(repository)}

@@ -80,7 +80,9 @@ class _Gated(torch.autograd.Function):
 
 
 def form_of(x: torch.Tensor) -> Any:
-    """The elementwise functions for a tensor: torch's operations, or kernels."""
+    """The elementwise functions for a tensor: torch's operations, or kernels, or on the meta device their shapes."""
+    if x.is_meta:
+        return import_module("dsmemvp.backbones.kernels.shapes").operations
     kernel = x.is_cuda and x.dtype != torch.float64 and _compiled()
     return import_module("dsmemvp.backbones.kernels.functions") if kernel else elementwise
 

@@ -26,6 +26,8 @@ class Gathers:
     """Most elements of parameters that are not persistent, whole at the same time."""
     coalesced: int
     """Most elements gathered in one collective: they lie twice in memory for a moment."""
+    collectives: int = 0
+    """That gather, in a step's last micro-step."""
 
 
 def simulate(trace: Trace, sharding: Sharding, micro_steps: int) -> Gathers:
@@ -39,7 +41,7 @@ def simulate(trace: Trace, sharding: Sharding, micro_steps: int) -> Gathers:
     for _ in range(2):
         coordinator.update()
         per_step = coordinator.micro_steps(micro_steps)
-    return Gathers(tuple(per_step), coordinator.peak, coordinator.largest)
+    return Gathers(tuple(per_step), coordinator.peak, coordinator.largest, coordinator.calls)
 
 
 @dataclass
@@ -51,6 +53,7 @@ class _Coordinator:
     live: int = 0
     peak: int = 0
     largest: int = 0
+    calls: int = 0
 
     def __post_init__(self) -> None:
         self.fetches = [e.module for e in self.trace.events if e.fetch]
@@ -92,7 +95,7 @@ class _Coordinator:
         self.recording = recording
         self.queue = deque(() if recording else self.uses)
         self.fetched_for = [NEVER] * len(self.numel)
-        self.step = self.counted = 0
+        self.step = self.counted = self.calls = 0
         self.gathered: list[int] = []
         self.backward: dict[int, None] = {}  # modules whose backward has begun, in that order
         self.recomputed: dict[int, set[int]] = {}
@@ -144,6 +147,7 @@ class _Coordinator:
     def _gather(self, parameters: set[int]) -> None:
         elements = sum(self.numel[p] for p in parameters)
         self.gathered += sorted(parameters)
+        self.calls += bool(parameters)
         self.available |= parameters
         self.counted += elements
         self.live += sum(self.numel[p] for p in parameters - self.persistent)

@@ -1,21 +1,20 @@
 """One forward and backward of the real model on fake tensors: which modules run in which order, what is held, how much
 is computed. Nothing is allocated; a 13B model takes seconds.
 
-Fake CPU tensors stand for those of a GPU. The same operations save the same tensors there but for dropout's mask, which
-is a byte per element on a GPU and the type's size here.
+Fake CPU tensors stand for those of a GPU: the same operations save the same tensors there. What depends on kernels (how
+many, how many bytes they move) is counted on the meta device, where the model takes a GPU's way.
 """
 
-import weakref
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from transformers import AttentionInterface
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import Policy
@@ -24,6 +23,7 @@ from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dtypes import NAMED
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum, sizes_of
+from dsmemvp.planning.meter import Meter, Operation
 from dsmemvp.prompts import build_method
 
 SUPERVISED = 8
@@ -68,21 +68,39 @@ class Trace:
     """Of matrix products and attention, recomputed ones included."""
     item: int
     """Bytes of a parameter's element."""
+    operations: Counter[Operation] = field(default_factory=Counter)
+    """How often the host calls each; on the meta device with kernels of this package."""
+    written_out: Counter[Operation] = field(default_factory=Counter)
+    """The same in torch's operations alone."""
 
 
-def trace(recipe: Recipe, configs: Configs, tokens: int, recompute: Policy | Sequence[Policy]) -> Trace:
+def trace(
+    recipe: Recipe,
+    configs: Configs,
+    tokens: int,
+    recompute: Policy | Sequence[Policy],
+    device: Literal["cpu", "meta"] = "cpu",
+) -> Trace:
     """One micro-step of `recipe.training.micro_batch` samples with an image and `tokens` text tokens each. `recompute`:
-    one policy, or one for each decoder layer."""
+    one policy, or one for each decoder layer. `device`: cpu takes the way of CPUs through the model, on fake tensors;
+    meta that of GPUs in 16 bits, with their attention and kernels."""
     dtype = NAMED[recipe.model.dtype]
     with torch.device("meta"):
         reserved = build_method(recipe.method, sizes_of(configs)).reserved()
     example = example_batch(recipe, configs, reserved, tokens)
-    with FakeTensorMode() as mode:
-        model = _build(recipe, configs, dtype)
+    with ExitStack() as stack:
+        if device == "cpu":
+            mode = stack.enter_context(FakeTensorMode())
+            model, batch = _build(recipe, configs, dtype), example.map(mode.from_tensor)
+        else:
+            with torch.device("meta"):
+                model = _build(recipe, configs, dtype)
+            batch = example.to(torch.device("meta"))
+            if model.vision is not None:
+                model.vision.config._attn_implementation = "traced_flash"
         model.set_recompute(recompute, "full" if recompute == "full" else "none")
-        batch = example.map(mode.from_tensor)
         order = _Order(model)
-        with _Meter() as meter:
+        with Meter() as meter:
             logits, losses = model(batch)
             loss = loss_sum(logits, batch.targets) + sum(losses.values())
             del logits, losses
@@ -104,6 +122,8 @@ def trace(recipe: Recipe, configs: Configs, tokens: int, recompute: Policy | Seq
         peak=meter.peak,
         flops=meter.flops,
         item=dtype.itemsize,
+        operations=meter.operations,
+        written_out=meter.written_out,
     )
 
 
@@ -126,37 +146,13 @@ def example_batch(recipe: Recipe, configs: Configs, reserved: Sequence[Reserved]
     return make_batch([Item(i, text, image) for i, image in enumerate(images)], side, reserved).batch
 
 
-class _Meter(TorchDispatchMode):
-    """Counts bytes of storages made inside it, from when they are made until nothing refers to them, and FLOPs."""
+def _flash(_: nn.Module, query: Any, key: Any, value: Any, mask: None, scaling: float, **more: Any) -> Any:
+    """Attention of the vision tower as on a GPU. On the meta device torch itself would write it out."""
+    assert mask is None and not more.get("dropout")
+    return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, scale=scaling)[0].transpose(1, 2), None
 
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = self.flops = 0
-        self._seen: set[int] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.flops += count(*args, **(kwargs or {}), out_val=out)
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage(), given)
-        return out
-
-    def _add(self, storage, given: set[int]) -> None:
-        key = id(storage)
-        if key in self._seen or key in given:
-            return
-        self._seen.add(key)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._remove, key, storage.nbytes()).atexit = False
-
-    def _remove(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
+AttentionInterface.register("traced_flash", _flash)
 
 
 class _Order:

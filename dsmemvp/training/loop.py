@@ -20,6 +20,7 @@ from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.engine import Trainer, build_trainer, load_base
 from dsmemvp.training.health import Health
+from dsmemvp.training.mixture import Mixture
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
 from dsmemvp.training.prefetch import on_device
 from dsmemvp.training.preparation import Prepared, count_this_start, prepare, training_token_counts
@@ -112,6 +113,7 @@ class _Loop:
         self.trained = span_after(self.prepared.spans, self.step)
         """The stage that the trainer is made for."""
         self.language_parameters = multiplied(self.trainer.model.language)
+        self.mixture = Mixture(self.trainer.model.choose)
 
     def run(self) -> None:
         try:
@@ -148,7 +150,7 @@ class _Loop:
             for callback in self.callbacks:
                 callback.after_step(self.step, self.trainer.model.method)
             if self.step % training.log_every == 0 and throughput.steps:
-                self._log(span, throughput)
+                self._log(span, throughput, batches)
                 throughput = Throughput()
             self.monitor.advance()
             if self.saving.is_due(self.step):
@@ -204,13 +206,17 @@ class _Loop:
             samples = [number for _, number in sorted(map(json.loads, assigned))]
             self.monitor.write("order", {"step": self.step + 1, "samples": samples})
 
-    def _log(self, span: Span, throughput: Throughput) -> None:
+    def _log(self, span: Span, throughput: Throughput, batches: Sequence[MicroBatch]) -> None:
+        mixture, changed = self.mixture.of([micro.batch for micro in batches])
+        if changed:
+            self.monitor.say(f"step {self.step}: {changed}")
         numbers = throughput.numbers(self.language_parameters) | {
             "speed/peak_gib": peak_memory(self.context.ranks.device),
             "training/cut_contexts": float(self.cut),
             "training/skipped_samples": float(self.skips.total),
             "training/not_finite": float(self.health.not_finite),
             "training/spikes": float(self.health.spikes),
+            **mixture,
         }
         own = "".join(f"  {name} {numbers[f'loss/{name}']:.4f}" for name in throughput.losses)
         rate, norm = throughput.rate, throughput.norm

@@ -6,9 +6,9 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 
 import pytest
-from measured_memory import held_and_peak
 from transformers import LlamaConfig, Qwen3Config
 
+from benchmarks.measured_memory import held_and_peak
 from dsmemvp.backbones.block_costs import kept_bytes, recomputed_flops
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import configs_of_shapes

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from measured_memory import held_and_peak
 
+from benchmarks.measured_memory import held_and_peak
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.config.reading import read_recipe

@@ -81,6 +81,7 @@ def test_bf16_input_space_and_recomputation_train_past_a_bad_sample_and_evaluate
 
     said = _train(recipe_path, 2, tmp_path, *settings, "data.on_bad_sample=skip")
     assert "1 time a sample was left out" in said and "with images layers keep" in said
+    assert "step 1: for" in said and said.count("layers keep 2 elementwise") == 2  # at the start, and never changed
     assert all(torch.isfinite(t).all() for t in _trained(tmp_path, 6).values())
     board = EventAccumulator(str(tmp_path / "run")).Reload()
     assert [point.step for point in board.Scalars("loss/train")] == list(range(1, 7))
@@ -93,6 +94,10 @@ def test_bf16_input_space_and_recomputation_train_past_a_bad_sample_and_evaluate
         "speed/peak_gib",
         "training/skipped_samples",
         "training/imbalance",
+    }
+    layers = {name: board.Scalars(name) for name in board.Tags()["scalars"] if "layers" in name}
+    assert {name: [(p.step, p.value) for p in points] for name, points in layers.items()} == {
+        "training/layers_elementwise": [(1, 2)]
     }
     groups = sorted({name.partition("/")[0] for name in board.Tags()["scalars"]})
     assert groups[0] == "loss" and all(group > "score" for group in groups[1:])  # as TensorBoard shows them

@@ -7,6 +7,7 @@ is decided outside. Ask `available()` first; the other files need triton.
     activation.py  silu(gate) * up
     slots.py       dropout(silu(scores)), the mask computed from counters
     arithmetic.py  what they share
+    shapes.py      what they give on the meta device, where a step is traced as it runs on a GPU
 
 Each is bound by memory, so each reads an input once, computes in float32, and rounds and writes an output once; each
 docstring counts the bytes. Block sizes follow from the shape by a rule; nothing is tuned at run time. bf16, fp16 and

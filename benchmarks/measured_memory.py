@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import accumulate
+from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -12,7 +13,7 @@ def held_and_peak(function: Callable[[], object]) -> tuple[int, int]:
     profiled.start()
     result = function()  # noqa: F841, what it refers to is to be alive when the records end
     profiled.stop()
-    assert profiled.profiler is not None
-    records = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    profiler: Any = profiled.profiler
+    records = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     sums = list(accumulate(event.nbytes() for event in sorted(records, key=lambda event: event.start_ns())))
     return sums[-1], max(sums)
