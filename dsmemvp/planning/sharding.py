@@ -21,6 +21,8 @@ class Sharding:
     """A second partition of the frozen weights inside each node."""
     offload: bool = False
     """The frozen partitions lie in host memory."""
+    pinned: bool = False
+    """That memory is pinned."""
 
 
 _KEYS = {
@@ -41,5 +43,6 @@ def read_sharding(path: Path) -> Sharding:
     if sent != "fp32":
         raise UserError(f"training.deepspeed: {path}: communication_data_type {sent} cannot be planned, only fp32")
     numbers = {field: zero[key] for field, key in _KEYS.items() if zero.get(key, "auto") != "auto"}
-    offload = zero.get("offload_param", {}).get("device", "auto") == "cpu"
-    return Sharding(path.stem, zero["stage"], **numbers, hpz=zero.get(HPZ, 1) != 1, offload=offload)
+    host = zero.get("offload_param", {})
+    offload, pinned = host.get("device", "auto") == "cpu", host.get("pin_memory", "auto") is True
+    return Sharding(path.stem, zero["stage"], **numbers, hpz=zero.get(HPZ, 1) != 1, offload=offload, pinned=pinned)
