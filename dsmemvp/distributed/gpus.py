@@ -1,4 +1,4 @@
-"""A machine with NVIDIA GPUs whose torch cannot use them: DeepSpeed would compute on the CPU without a word, for days."""
+"""A machine with NVIDIA GPUs whose torch cannot use them. DeepSpeed would compute on the CPU without a word."""
 
 import shutil
 import subprocess
@@ -66,4 +66,3 @@ def _said_by_cuda() -> str:
     except Exception as error:  # of the driver or of torch: whatever it says may help
         return f" ({' '.join(str(error).split())[:300]})"
     return ""
-

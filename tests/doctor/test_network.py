@@ -107,10 +107,7 @@ def test_a_port_that_is_taken_would_fail_on_the_first_rank_s_host():
         first = Here(0, 2, 0, 1, "127.0.0.1", port, on_gpus=True)
         (found,) = rendezvous(first, socket.gethostname(), NAMED)
         assert found.level == "FAIL" and f"port {port}" in found.found and "MASTER_PORT" in found.todo
-        assert [f.level for f in rendezvous(Here(1, 2, 0, 1, "127.0.0.1", port, on_gpus=True), "localhost", NAMED)] == [
-            "ok"
-        ]
-        assert [f.level for f in rendezvous(first, socket.gethostname(), NAMED | {"TORCHELASTIC_USE_AGENT_STORE": "True"})] == [
-            "ok"
-        ]
+        other_rank, served = Here(1, 2, 0, 1, "127.0.0.1", port, on_gpus=True), {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+        assert [f.level for f in rendezvous(other_rank, "localhost", NAMED)] == ["ok"]
+        assert [f.level for f in rendezvous(first, socket.gethostname(), NAMED | served)] == ["ok"]
     assert [f.level for f in rendezvous(first, socket.gethostname(), NAMED)] == ["ok"]

@@ -97,7 +97,7 @@ def test_gaps_of_pinned_host_memory_are_counted_and_said(monkeypatch):
     offload = next(c.memory for c in plan.choices if c.sharding.name == "zero3_offload")
     weights = offload.host_per_node - offload.host_gaps
     assert weights == pytest.approx(2 * 13.3e9, rel=0.01)
-    # nearly all of LLaMA-13B: 320 matrices of 5,120 x 5,120 / 8 and 13,824 x 5,120 / 8 elements in blocks of 8 and 32 MiB
+    # nearly all of LLaMA-13B: matrices of 5,120 x 5,120 and 13,824 x 5,120, an eighth of each in blocks of 8 and 32 MiB
     matrices = 40 * (4 * 8 + 3 * 32) * 2**20 * 8
     assert matrices < offload.host_per_node < 1.08 * matrices
     assert any("powers of two" in note and "zero3_offload" in note for note in plan.notes)
