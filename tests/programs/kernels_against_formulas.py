@@ -1,7 +1,7 @@
 """The Triton kernels against float64 formulas, autograd and transformers, on "cpu" (in Triton's interpreter, with
 TRITON_INTERPRET=1) or "cuda" (compiled). Prints, as JSON, what went wrong in each check, or null.
 
-Argument: the device.
+Arguments: the device, and the checks to make; none: all. With some named, the exit code says whether they passed.
 """
 
 import json
@@ -164,9 +164,11 @@ CHECKS: dict[str, Callable[[str, torch.dtype], None]] = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def main(device: str) -> None:
+def main(device: str, *names: str) -> None:
     wrong = {}
     for name, check in CHECKS.items():
+        if names and name not in names:
+            continue
         for label, dtype in DTYPES.items():
             torch.manual_seed(0)
             try:
@@ -175,6 +177,8 @@ def main(device: str) -> None:
             except Exception:  # each is told, so that one run shows all that fail
                 wrong[f"{name} {label}"] = traceback.format_exc()
     print(json.dumps(wrong))
+    if names and any(wrong.values()):
+        sys.exit("\n".join(filter(None, wrong.values())))
 
 
 if __name__ == "__main__":
