@@ -25,6 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ENOUGH = 480.0
 """Seconds for all stages together."""
+REPORTED = ("20", "recompute", "decoding", "answers", "step")
+"""Beginnings of the names of stages whose output stands in the report."""
 LAST_WORDS = 5.0
 """Seconds that a stage has to print its stacks when its time is over."""
 CHECK = "import torch; print(torch.cuda.is_available(), torch.__version__, torch.version.cuda)"
@@ -63,6 +65,8 @@ def stages(device: str, work: Path) -> list[Stage]:
     python, size = sys.executable, "tiny" if device == "cpu" else ""
     marked = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
     step = ("--rounds", "1")
+    answers = ("benchmarks/generate.py", "--shape", size or "7b", "--only", "memvp", "--lengths", "32")
+    answers += ("--questions", "1", "--batches", "2")
     return [
         Stage("environment", 60, (*own, "environment")),
         *(
@@ -78,6 +82,8 @@ def stages(device: str, work: Path) -> list[Stage]:
         Stage("recompute policies", 60, (*own, "policies")),
         Stage("loader", 60, (python, *marked, "tests/training/test_prefetch.py", "tests/data/test_batch.py")),
         Stage("decoding", 60, (*own, "decoding")),
+        Stage("answers, 7B", 60, (python, *answers), gib=22),
+        Stage("answers, 7B, no graph", 60, ("env", "DSMEMVP_GRAPHS=0", python, *answers), gib=22),
         Stage("step, 7B", 120, (python, "benchmarks/train_step.py", "--shape", size or "7b", *step), gib=30),
         Stage("step, 13B", 150, (python, "benchmarks/train_step.py", "--shape", size or "13b", *step), gib=44),
     ]
@@ -172,7 +178,7 @@ def markdown(results: Sequence[Result], date: str, command: str) -> list[str]:
     lines = [f"### First run on a GPU, {date}", "", *about.splitlines(), "", f"`{command}`", "", *table(results)]
     for result in results:
         said = result.said.strip()
-        if said and result.outcome == "ok" and result.stage.name.startswith(("step", "recompute", "20", "decoding")):
+        if said and result.outcome == "ok" and result.stage.name.startswith(REPORTED):
             lines += ["", f"{result.stage.name}:", "", *said.splitlines()]
     return lines
 

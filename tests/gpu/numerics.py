@@ -1,5 +1,6 @@
 """What a device computes beside the CPU, from attention to answers: float64 there where that can be had."""
 
+import logging
 import time
 from functools import partial
 from pathlib import Path
@@ -139,19 +140,25 @@ def _trained(method: str, device: str, dtype):
 
 
 def decoding(device: str, work: Path) -> None:
-    """Greedy answers of tiny models with a key/value cache are the CPU's, token by token."""
+    """Greedy answers of tiny models with a key/value cache are the CPU's, token by token; on a GPU most steps are
+    replayed from a CUDA graph."""
     import small
 
-    from dsmemvp.generation.decoder import Decoder
+    from dsmemvp.distributed.ranks import Ranks
+    from dsmemvp.generation.decoder import build_decoder
     from dsmemvp.generation.generate import Sampling, generate
 
+    said: list[logging.LogRecord] = []
+    logging.getLogger("dsmemvp.generation.steps").addFilter(lambda record: said.append(record) or True)
     for method in small.METHODS:
-        said = []
+        tokens = []
         for place in ("cpu", device):
-            made = small.model(method).to(place)
-            decoder = Decoder(made.language.config, made, torch.device(place), small.EOS, in_step=False)
+            ranks = Ranks(0, 1, torch.device(place, 0 if place == "cuda" else None))
+            made = small.model(method).to(ranks.device)
+            decoder = build_decoder(made, made, ranks, small.EOS)
             began = time.perf_counter()
-            said.append(generate(decoder, small.prompts(made), Sampling(24)))
+            tokens.append(generate(decoder, small.prompts(made), Sampling(80)))
             seconds = time.perf_counter() - began
-        assert said[0] == said[1], f"{method}: {said[1]} and not {said[0]}"
-        print(f"{method}: {sum(map(len, said[1]))} tokens, {seconds:.2f} s")
+        assert tokens[0] == tokens[1], f"{method}: {tokens[1]} and not {tokens[0]}"
+        assert not said, f"{method}: {said[0].getMessage()}"
+        print(f"{method}: {sum(map(len, tokens[1]))} tokens, {seconds:.2f} s")

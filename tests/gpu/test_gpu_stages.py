@@ -20,7 +20,7 @@ PROGRAMS = {
     "exits": "import sys; sys.exit(3)",
     "step after all": "print('| c |')",
 }
-IN_OTHER_TESTS = ("kernel ", "loader", "step, 13B")
+IN_OTHER_TESTS = ("kernel ", "loader", "answers, 7B, no graph", "step, 13B")
 """Stages that tests/backbones/test_kernels.py runs on the CPU, or that do nothing there, or the same as another one."""
 
 
