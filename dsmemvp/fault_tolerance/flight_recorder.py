@@ -34,7 +34,7 @@ def dump(folder: Path, rank: int) -> str:
 def _traces() -> tuple[dict[str, Any], bytes]:
     """NCCL's recorder on GPUs, gloo's elsewhere. Without stacks: to look them up may take a lock that another thread
     holds."""
-    recorder = torch._C._distributed_c10d
+    recorder: Any = torch._C._distributed_c10d
     if torch.distributed.is_nccl_available() and torch.cuda.is_available():
         text, written = recorder._dump_nccl_trace_json(True, False), recorder._dump_nccl_trace(True, False, False)
     else:

@@ -9,6 +9,7 @@ B samples, V vocabulary.
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from dsmemvp.data.batch import Batch
 from dsmemvp.model import Decoding
 
 log = logging.getLogger(__name__)
-Forward = Callable[..., tuple[torch.Tensor, object]]
+Forward = Callable[..., Any]
 Replay = Callable[[], object]
 Record = Callable[[Callable[[], torch.Tensor]], tuple[Replay, torch.Tensor]]
 """A function -> what repeats its work on the GPU, none of its Python, and the tensor that its result is in each time.
