@@ -146,8 +146,7 @@ def join_ranks(seconds: float, stop: Stop | None = None) -> Ranks:
     backend = "nccl" if device.type == "cuda" else "gloo"
     # explicit, since DeepSpeed's default has changed between versions
     rank, world, timeout = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), timedelta(seconds=seconds + SLACK)
-    for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):  # the new name, and the one before
-        os.environ.setdefault(name, RECORDED)
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED)
     store, first_address = meet(rank, world, seconds + SLACK, stop or Stop())
     given: dict[str, Any] = {"store": store, "rank": rank, "world_size": world, "timeout": timeout}
     if device.type == "cuda" and world > 1:  # as DeepSpeed does it: torch then builds later groups from this one
