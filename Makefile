@@ -1,6 +1,7 @@
 # Each target works as the first command on a fresh machine with Python 3.11 or 3.12.
 #   make demo    make a tiny model and data set, train MemVP on two CPU ranks, evaluate with and without images
 #   make test    all tests but the following ones        make check   lint, format, types
+#   make gpu     what to run first on a machine with a CUDA GPU, at most 8 minutes; WHEELS=FOLDER has what is not installed
 #   make fuzz N=1000    more damaged files than `make test` has
 #   make test-cluster   bad days of a run, and tests on a real two-node Slurm cluster, brought up on this machine (root;
 #                       Debian's packages)
@@ -19,7 +20,7 @@ N ?= 1000
 # make soak: hours
 HOURS ?= 1
 
-.PHONY: demo test test-cluster fuzz soak check install lock
+.PHONY: demo test test-cluster gpu fuzz soak check install lock
 
 install: .venv/ready
 
@@ -43,6 +44,10 @@ test: .venv/ready
 
 test-cluster: .venv/ready
 	python -m pytest -m "cluster or faults"
+
+# with the Python of .venv/ if there is one, else with the machine's own: images for GPUs bring a torch that fits the driver
+gpu:
+	python3 tests/gpu/first_run.py $(if $(WHEELS),--wheels "$(WHEELS)")
 
 fuzz: .venv/ready
 	$(ON_CPU) OMP_NUM_THREADS=1 python tests/fuzz/run.py --cases $(N) --seed $(or $(SEED),1) $(if $(READER),--reader "$(READER)")

@@ -91,13 +91,18 @@ class VisualLanguageModel(nn.Module):
     def _decode(self, batch: Batch, decoding: Decoding) -> tuple[torch.Tensor, State]:
         cache, sites = decoding.cache, self._schedule()
         first, state = not cache.lengths, decoding.state
+        if not first:
+            cache.make_room()
         if state is None:
             state = self.method.begin(batch)
         else:
             sites = [site for site in sites if site.tower == "decoder"]
         logits_SV, state = self._walk(batch, state, sites, cache)
-        cache.lengths = list(batch.lengths) if first else [length + 1 for length in cache.lengths]
-        return logits_SV, self.method.decoding(state, batch) if first else state
+        if not first:
+            cache.advance()
+            return logits_SV, state
+        cache.begin(batch.lengths, batch.cu_seqlens)
+        return logits_SV, self.method.decoding(state, batch)
 
     def _walk(
         self, batch: Batch, state: State, sites: Iterable[Site], cache: KeyValueCache | None = None

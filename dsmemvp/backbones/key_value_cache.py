@@ -20,6 +20,8 @@ class KeyValueCache:
     """[B, C] bool, of layers that do not read all places."""
     lengths: list[int] = field(default_factory=list)
     """Of the samples, as they were before this forward."""
+    lengths_B: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    """The same on the keys' device, changed in place: a step of decoding may be recorded (generation/steps.py)."""
 
     def fill(
         self,
@@ -34,24 +36,38 @@ class KeyValueCache:
         if hidden is not None:
             self.hidden[layer] = _padded(hidden[None, None, :, None], lengths)[:, 0, :, 0]
 
+    def begin(self, lengths: Sequence[int], cu_seqlens: torch.Tensor) -> None:
+        """The prompts have been read."""
+        self.lengths, self.lengths_B = list(lengths), cu_seqlens.diff().long()
+
+    def make_room(self) -> bool:
+        """For one token more of every sample; whether tensors had to be replaced by larger ones."""
+        if all(max(self.lengths) < key.shape[2] for key, _ in self.layers.values()):
+            return False
+        for layer, (key, value) in self.layers.items():
+            self.layers[layer] = (F.pad(key, (0, 0, 0, GROW)), F.pad(value, (0, 0, 0, GROW)))
+        self.hidden = {layer: F.pad(places, (0, GROW)) for layer, places in self.hidden.items()}
+        return True
+
+    def advance(self) -> None:
+        """Every layer has got a token more of every sample."""
+        self.lengths = [length + 1 for length in self.lengths]
+        self.lengths_B += 1
+
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add one token of every sample, [1, heads, B, D]; returns the layer's keys and values."""
+        """Add one token of every sample, [1, heads, B, D], for which there is room; returns the layer's keys and
+        values."""
         kept = self.layers[layer]
-        if max(self.lengths) == kept[0].shape[2]:
-            kept = self.layers[layer] = (F.pad(kept[0], (0, 0, 0, GROW)), F.pad(kept[1], (0, 0, 0, GROW)))
-            if layer in self.hidden:
-                self.hidden[layer] = F.pad(self.hidden[layer], (0, GROW))
         rows = torch.arange(len(self.lengths), device=key.device)
-        at = torch.tensor(self.lengths, device=key.device)
         for whole, new in zip(kept, (key, value), strict=True):
-            whole[rows, :, at] = new[0].transpose(0, 1)
+            whole[rows, :, self.lengths_B] = new[0].transpose(0, 1)
         return kept
 
     def seen(self, layer: int, window: int | None = None) -> torch.Tensor:
         """[B, 1, 1, C] bool: the places that a new token of each sample sees, its own included; the last `window` of
         them if the layer's attention slides."""
         key = self.layers[layer][0]
-        filled = torch.tensor(self.lengths, device=key.device)[:, None] + 1
+        filled = self.lengths_B[:, None] + 1
         places = torch.arange(key.shape[2], device=key.device)
         seen = places < filled
         if window is not None:

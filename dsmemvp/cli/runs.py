@@ -81,7 +81,8 @@ def join(recipe: "Recipe", stop: Stop) -> "tuple[Ranks, Heartbeat]":
     silence, standstill = recipe.training.silence_timeout, recipe.training.standstill_timeout
     try:
         ranks = join_ranks(standstill, stop)
-        return ranks, Heartbeat(ranks, silence, standstill, stop)
+        collectives = Path(recipe.output) / recipe.name / "collectives"
+        return ranks, Heartbeat(ranks, silence, standstill, stop, collectives)
     except Exception as error:
         if not stop.asked:
             raise

@@ -21,6 +21,7 @@ from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.utils import logger as deepspeed_logger
 
 from dsmemvp import log
+from dsmemvp.distributed.gpus import check_no_gpu_is_lost
 from dsmemvp.distributed.launchers import Place, find_place
 from dsmemvp.distributed.rendezvous import meet
 from dsmemvp.distributed.stopping import Stop, unsignalled
@@ -29,6 +30,8 @@ from dsmemvp.errors import UserError
 T = TypeVar("T")
 SLACK = 60.0
 """Seconds by which a collective waits longer than the heartbeat of ranks (heartbeat.py), which has more to say."""
+RECORDED = "2000"
+"""Collectives that torch's flight recorder remembers (fault_tolerance/flight_recorder.py)."""
 
 
 class _Cpu(CPU_Accelerator):
@@ -143,6 +146,7 @@ def join_ranks(seconds: float, stop: Stop | None = None) -> Ranks:
     backend = "nccl" if device.type == "cuda" else "gloo"
     # explicit, since DeepSpeed's default has changed between versions
     rank, world, timeout = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), timedelta(seconds=seconds + SLACK)
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED)
     store, first_address = meet(rank, world, seconds + SLACK, stop or Stop())
     given: dict[str, Any] = {"store": store, "rank": rank, "world_size": world, "timeout": timeout}
     if device.type == "cuda" and world > 1:  # as DeepSpeed does it: torch then builds later groups from this one
@@ -162,7 +166,9 @@ def raise_file_limit() -> None:
 
 
 def own_device() -> torch.device:
-    """The GPU of this process's number on its node, if there are any."""
+    """The GPU of this process's number on its node, if there are any. Raises UserError if there are, and torch cannot
+    use them."""
+    check_no_gpu_is_lost(os.environ)
     if get_accelerator().device_name() == "cuda":
         # on Hopper from torch 2.11 on it is the first choice, and plans anew for every length: half a second each
         torch.backends.cuda.enable_cudnn_sdp(False)

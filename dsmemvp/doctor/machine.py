@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import psutil
 import torch
 
 from dsmemvp.counting import counted
+from dsmemvp.distributed.gpus import TODO, lost_gpus
 from dsmemvp.doctor.finding import Finding, Here, fail, gib, ok, warning
 
 BUFFER = 66 * 2**20
@@ -25,10 +25,8 @@ def devices(here: Here) -> list[Finding]:
         text = (
             f"none; {counted(here.local_world, 'CPU rank')}, {gib(memory.available)} of {gib(memory.total)} memory free"
         )
-        if shutil.which("nvidia-smi") and os.environ.get("DS_ACCELERATOR") != "cpu":
-            return [
-                warning("GPUs", text, "there is an nvidia-smi, but torch sees no GPU; look at driver and torch build")
-            ]
+        if problem := lost_gpus(os.environ):
+            return [fail("GPUs", problem, TODO)]
         return [ok("GPUs", text)]
     memories = []
     for number in range(torch.cuda.device_count()):

@@ -91,8 +91,8 @@ def _named(stats: dict[str, tuple[bool, int]], variable: str, value: str) -> Fin
 
 
 def rendezvous(here: Here, own: str, environment: Mapping[str, str]) -> list[Finding]:
-    """Whether the first rank's host is found by its name, its port is free there, and, with gloo over several nodes,
-    this node knows itself (`own`, its name) under an address that others can reach."""
+    """Whether the first rank's host is found by its name, its port is free there, and, on several nodes, this node
+    knows itself (`own`, its name) under an address that others can reach: also beside GPUs ranks talk over gloo."""
     addresses = _addresses(own)
     if not here.several_nodes:
         found = (
@@ -104,7 +104,7 @@ def rendezvous(here: Here, own: str, environment: Mapping[str, str]) -> list[Fin
         return [
             fail("rendezvous", f"the first rank's host {here.address} has no address here", "see DNS or /etc/hosts")
         ]
-    if not here.on_gpus and not environment.get("GLOO_SOCKET_IFNAME") and only_local(addresses):
+    if not environment.get("GLOO_SOCKET_IFNAME") and only_local(addresses):
         text = f"{own}, this host's name, has {'the address ' + addresses[0] if addresses else 'no address'}"
         todo = (
             "gloo tells it to other nodes; set GLOO_SOCKET_IFNAME to the interface that joins them, or mend /etc/hosts"

@@ -10,6 +10,7 @@ Both ends of a connection prove that they know a token of this run (heartbeat_pr
 network can end it.
 
 This is apart from the collectives, which only say that somebody is missing (gloo) or nothing at all (nccl), and late.
+What they know, the collectives that each rank has called, every rank adds to the verdict (flight_recorder.py).
 """
 
 import contextlib
@@ -22,12 +23,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import ClassVar
 
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.distributed.stopping import REQUEUE, UNEXPECTED, USER_ERROR, Stop, Stopped, exit_code, leave_word
 from dsmemvp.errors import UserError
+from dsmemvp.fault_tolerance import flight_recorder
 from dsmemvp.fault_tolerance.failure_detector import GATHER
 from dsmemvp.fault_tolerance.heartbeat_protocol import BEAT, RankStatus, connect
 from dsmemvp.fault_tolerance.heartbeat_server import ANY_ADDRESS, PAUSE, HeartbeatServer, open_listeners
@@ -44,16 +47,18 @@ Listener = Callable[[str, int], object]
 
 class Heartbeat:
     """`silence` and `standstill` are the seconds after which a rank that is not heard, or does not move on, is given
-    up. Use as a context manager around all that ranks do together. Raises RuntimeError if rank 0 is not reached."""
+    up; `folder` takes the collectives of ranks that are ended. Use as a context manager around all that ranks do
+    together. Raises RuntimeError if rank 0 is not reached."""
 
     listeners: ClassVar[list[Listener]] = []
     """Called in the main thread whenever it begins a phase: "loading", "reading", "forward and backward" (at each
     micro-step), "update", "saving", "validating" and "evaluating" (at each batch). A profiler or a fault test adds its
     function here; an exception that it raises is the run's."""
 
-    def __init__(self, ranks: Ranks, silence: float, standstill: float, stop: Stop):
+    def __init__(self, ranks: Ranks, silence: float, standstill: float, stop: Stop, folder: Path):
         self._beat, self._stop = RankStatus(ranks.rank, socket.gethostname()), stop
         self._silence, self._standstill = silence, standstill
+        self._collectives = folder if ranks.world > 1 else None
         self._main = threading.get_ident()
         self._failed_in = ""
         """Where the main thread was when it met an error."""
@@ -137,6 +142,10 @@ class Heartbeat:
             if code != USER_ERROR or beat.rank == 0:  # of a user's error one line is enough
                 sys.stderr.write(f"dsmemvp: {verdict}\n" + ("" if code == USER_ERROR else f"  ending {own}\n"))
             sys.stderr.flush()
+            if code == UNEXPECTED and self._collectives is not None:
+                said = flight_recorder.dump(self._collectives, beat.rank)
+                sys.stderr.write(f"  collectives of rank {beat.rank}: {said}\n")
+                sys.stderr.flush()
             sys.stdout.flush()
         if code == USER_ERROR:  # if srun ends the rank that met it before it can
             leave_word(verdict.removeprefix("error: "))

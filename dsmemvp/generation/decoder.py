@@ -1,5 +1,6 @@
 """The model as transformers' `generate` needs it: from its loop come new tokens, which become a batch of one token per
-sample. Keys, values and the method's state are kept in a `Decoding` of ours (model.py), not in transformers' cache.
+sample (steps.py). Keys, values and the method's state are kept in a `Decoding` of ours (model.py), not in transformers'
+cache.
 
 The adapter owns no parameter. It calls the model's forward, which under ZeRO-3 is the engine's, since DeepSpeed's
 hooks at the root begin and end every forward.
@@ -14,10 +15,13 @@ import torch
 from transformers import GenerationMixin, LlamaConfig, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
+from dsmemvp.backbones.key_value_cache import KeyValueCache
 from dsmemvp.backbones.partitioned import is_partitioned
 from dsmemvp.data.batch import Batch
 from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.generation.steps import Record, Steps, cuda_graph
 from dsmemvp.model import Decoding, VisualLanguageModel
+from dsmemvp.prompts.interface import State
 
 
 @dataclass
@@ -35,14 +39,22 @@ SIZES = (
 
 class Decoder(PreTrainedModel, GenerationMixin):
     """`forward(batch, decoding)` is the model's or its engine's, on `place`. With `in_step`, all ranks generate at the
-    same time, and each continues until the last one is done."""
+    same time, and each continues until the last one is done. `record` as in `Steps`."""
 
     config_class = LlamaConfig
     _supports_sdpa = True
 
-    def __init__(self, config: LlamaConfig, forward: Callable[..., Any], place: torch.device, eos: int, in_step: bool):
+    def __init__(
+        self,
+        config: LlamaConfig,
+        forward: Callable[..., Any],
+        place: torch.device,
+        eos: int,
+        in_step: bool,
+        record: Record | None = None,
+    ):
         super().__init__(LlamaConfig(**{name: getattr(config, name) for name in SIZES if hasattr(config, name)}))
-        self._run, self._place = forward, place
+        self._run, self._place, self._record = forward, place, record
         self.eos, self.in_step = eos, in_step
 
     @property
@@ -53,39 +65,18 @@ class Decoder(PreTrainedModel, GenerationMixin):
     def dtype(self) -> torch.dtype:
         return torch.float32
 
+    def steps(self, prompts: Batch, state: State | None = None) -> Steps:
+        """What `generate` is given as its `steps`; `state` as in `Decoding`."""
+        return Steps(self._run, prompts, Decoding(KeyValueCache(), state), self._record)
+
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids: torch.Tensor, batch: Batch, decoding: Decoding, **_: Any
+        self, input_ids: torch.Tensor, steps: Steps, **_: Any
     ) -> dict[str, Any]:
-        """`batch` is that of the prompts; `input_ids`, [B, 1 + new tokens], begins with a column without meaning."""
-        if decoding.cache.lengths:
-            batch = next_tokens(input_ids[:, -1], batch, decoding.cache.lengths)
-        return {"batch": batch, "decoding": decoding}
+        """`input_ids`, [B, 1 + new tokens], begins with a column without meaning."""
+        return {"tokens_B": input_ids[:, -1], "steps": steps}
 
-    def forward(self, batch: Batch, decoding: Decoding, **_: Any) -> StepOutput:
-        logits_BV, decoding.state = self._run(batch, decoding)
-        return StepOutput(logits_BV[:, None])
-
-
-def next_tokens(tokens_B: torch.Tensor, before: Batch, positions: list[int]) -> Batch:
-    """One new token of every sample, without images and reserved places; each is its own memory group."""
-    B, device = tokens_B.shape[0], tokens_B.device
-    each = torch.arange(B, device=device)
-    return Batch(
-        tokens=tokens_B,
-        cu_seqlens=torch.arange(B + 1, dtype=torch.int32, device=device),
-        positions=torch.tensor(positions, device=device),
-        spans=torch.zeros(B, 2, 2, dtype=torch.long, device=device),
-        places={name: place[:0] for name, place in before.places.items()},
-        supervised=each,
-        targets=torch.zeros_like(each),
-        images=before.images[:0],
-        image_of=each,
-        lengths=(1,) * B,
-        image_rows=tuple(range(B)),
-        supervised_counts=(1,) * B,
-        sample_ids=before.sample_ids,
-        image_ids=before.image_ids[:0],
-    )
+    def forward(self, tokens_B: torch.Tensor, steps: Steps, **_: Any) -> StepOutput:
+        return StepOutput(steps(tokens_B)[:, None])
 
 
 def build_decoder(model: VisualLanguageModel, forward: Callable[..., Any], ranks: Ranks, eos: int) -> Decoder:
@@ -93,5 +84,7 @@ def build_decoder(model: VisualLanguageModel, forward: Callable[..., Any], ranks
     transformers logs is for those who call its `generate`, not for users; TRANSFORMERS_VERBOSITY brings it back."""
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()
-    in_step = ranks.world > 1 and any(map(is_partitioned, model.parameters()))
-    return Decoder(model.language.config, forward, ranks.device, eos, in_step)
+    cut = any(map(is_partitioned, model.parameters()))
+    # gathers of weights cannot be recorded
+    record = None if cut or ranks.device.type != "cuda" or os.environ.get("DSMEMVP_GRAPHS") == "0" else cuda_graph
+    return Decoder(model.language.config, forward, ranks.device, eos, cut and ranks.world > 1, record)

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from dsmemvp.backbones.key_value_cache import KeyValueCache
 from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.errors import UserError
 from dsmemvp.generation.decoder import Decoder
-from dsmemvp.model import Decoding
 from dsmemvp.prompts.interface import State
 
 Done = Callable[[int, list[int]], bool]
@@ -68,8 +66,7 @@ def generate(
             generation_config=_settings(sampling, decoder.eos),
             stopping_criteria=StoppingCriteriaList([_Ends(samples, done)]),
             synced_gpus=decoder.in_step,
-            batch=batch,
-            decoding=Decoding(KeyValueCache(), state),
+            steps=decoder.steps(batch, state),
         )
     rows = whole[:samples, 1:].tolist()
     # a sample that is done is filled up with EOS until the others are
@@ -83,7 +80,7 @@ def _settings(sampling: Sampling, eos: int) -> GenerationConfig:
         do_sample=sampling.temperature > 0,
         eos_token_id=eos,
         pad_token_id=eos,
-        use_cache=False,  # transformers' own; ours is in `Decoding`
+        use_cache=False,  # transformers' own; ours is in `Steps`
         **drawing,
     )
 

@@ -61,9 +61,8 @@ class _Coordinator:
         self.uses = [(p, step) for step, m in enumerate(self.fetches) for p in sorted(set(self._held_by(m)))]
         self.decided: dict[tuple[int, int], set[int]] = {}
         blocks = [sum(self.numel[p] for p in self.trace.inside[module]) for module in self.trace.whole]
-        self.ahead = (
-            self.sharding.prefetch if self.sharding.prefetch is not None else prefetched(max(blocks, default=0))
-        )
+        given = self.sharding.prefetch
+        self.ahead = given if given is not None else prefetched(max(blocks, default=0))
         self.holders: dict[int, set[int]] = {i: set() for i in range(len(self.numel))}
 
     def _held_by(self, module: int) -> tuple[int, ...]:

@@ -28,7 +28,9 @@ class Memory:
     activations: int
     """Most that a micro-step's forward and backward hold beyond all that."""
     host_per_node: int
-    """Pinned host memory of a node."""
+    """Host memory of a node."""
+    host_gaps: int = 0
+    """What of it is left over in pinned blocks."""
 
     @property
     def gpu(self) -> int:
@@ -46,13 +48,29 @@ def memory(trace: Trace, sharding: Sharding, cluster: Cluster, gathers: Gathers)
     persistent = sum(partition(p, n) * n for p in parameters if p.numel <= sharding.persistence) * item if apart else 0
     secondary = frozen_share * n // cluster.on_node if sharding.hpz else 0
     host = share if sharding.offload else 0
+    blocks = _pinned(trace, n) if sharding.offload and sharding.pinned else host
     return Memory(
         weights=share - host + persistent + secondary,
         trained=4 * FLOAT32 * sum(partition(p, n) for p in parameters if p.trained),
         buffers=FLOAT32 * sharding.reduce_bucket + ((gathers.live + gathers.coalesced) * item if apart else 0),
         activations=trace.peak,
-        host_per_node=host * cluster.on_node,
+        host_per_node=blocks * cluster.on_node,
+        host_gaps=(blocks - host) * cluster.on_node,
     )
+
+
+def _pinned(trace: Trace, n: int) -> int:
+    """Bytes of a GPU's partitions in pinned memory. DeepSpeed pins each by itself; those of each group of trained
+    tensors it then moves into a buffer, and what they have left torch keeps for later."""
+    sizes = [partition(p, n) * trace.item for p in trace.parameters]
+    trained = [p for p in trace.parameters if p.trained]
+    groups = [[partition(p, n) for p in trained if p.decayed is decayed] for decayed in (True, False)]
+    return sum(map(pinned_block, [*sizes, *(sum(group) * trace.item for group in groups)]))
+
+
+def pinned_block(size: int) -> int:
+    """Bytes that torch takes for so many in pinned memory: the next power of two (ATen/core/CachingHostAllocator.h)."""
+    return 1 << (size - 1).bit_length() if size else 0
 
 
 def _replicated(trace: Trace, cluster: Cluster) -> Memory:

@@ -25,6 +25,8 @@ SAME, SAME_SECONDS = 0.05, 1e-3
 fast: starting the kernels and collectives of a step, which is not estimated, takes about as long."""
 MOST_PLACES, MOST_MICRO_STEPS = 2**22, 10_000
 """Text tokens of a micro-batch and micro-steps of a step that are planned for; both are gone through one by one."""
+MUCH_ROUNDING = 0.2
+"""Share of pinned host memory lost in gaps that is worth a note."""
 POLICIES: tuple[Policy, ...] = ("none", *KEPT)
 """From the one that keeps most to the one that computes most again."""
 
@@ -117,7 +119,20 @@ def _plan(
     fastest = min((c.duration.step for c in fitting), default=0.0)
     enough = max(fastest * (1 + SAME), fastest + SAME_SECONDS)
     best = min((c for c in fitting if c.duration.step <= enough), key=_complexity, default=None)
-    return Plan(cluster, recipe, tuple(choices), best, notes)
+    return Plan(cluster, recipe, tuple(choices), best, (*notes, *_gaps(choices)))
+
+
+def _gaps(choices: Sequence[Choice]) -> list[str]:
+    notes = []
+    for choice in choices:
+        host, gaps = choice.memory.host_per_node, choice.memory.host_gaps
+        if gaps > MUCH_ROUNDING * (host - gaps):
+            notes.append(
+                f"{choice.sharding.name}: torch rounds pinned blocks up to powers of two, which makes"
+                f" {(host - gaps) / 2**30:.1f} GiB of host memory per node {host / 2**30:.1f} GiB; with torch 2.13,"
+                " PYTORCH_ALLOC_CONF=pinned_max_round_threshold_mb:1 rounds none above 1 MiB"
+            )
+    return notes
 
 
 def _complexity(choice: Choice) -> tuple[bool, bool, bool, float]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dsmemvp.errors import UserError
 from dsmemvp.planning.deepspeed_file import HPZ, PREFETCH, read_settings
@@ -25,6 +26,8 @@ class Sharding:
     """A second partition of the frozen weights inside each node."""
     offload: bool = False
     """The frozen partitions lie in host memory."""
+    pinned: bool = False
+    """That memory is pinned."""
 
 
 _KEYS = {
@@ -51,10 +54,9 @@ def read_sharding(path: Path) -> Sharding:
         raise UserError(f"training.deepspeed: {path}: ZeRO stage 2 cannot be planned, only 1 and 3")
     if sent != "fp32":
         raise UserError(f"training.deepspeed: {path}: communication_data_type {sent} cannot be planned, only fp32")
-    numbers: dict[str, int | None] = {
-        field: zero[key] for field, key in _KEYS.items() if zero.get(key, "auto") != "auto"
-    }
+    numbers: dict[str, Any] = {field: zero[key] for field, key in _KEYS.items() if zero.get(key, "auto") != "auto"}
     if zero.get(PREFETCH) == "auto":
         numbers["prefetch"] = None
-    offload = zero.get("offload_param", {}).get("device", "auto") == "cpu"
-    return Sharding(path.stem, zero["stage"], **numbers, hpz=zero.get(HPZ, 1) != 1, offload=offload)
+    host = zero.get("offload_param", {})
+    offload, pinned = host.get("device", "auto") == "cpu", host.get("pin_memory", "auto") is True
+    return Sharding(path.stem, zero["stage"], **numbers, hpz=zero.get(HPZ, 1) != 1, offload=offload, pinned=pinned)

@@ -18,9 +18,7 @@ CASES = [f"{check} {dtype}" for check in CHECKS for dtype in DTYPES]
 TENSORS = {  # that each kernel reads and writes; "narrow" counts the heads' weight and the rows' keys, of a few bytes
     "rms_norm": {"ld": 2, "st": 1, "narrow": 0},  # x, weight
     "rms_norm of heads": {"ld": 1, "st": 1, "narrow": 1},  # x
-    "add_rms_norm": {"ld": 3, "st": 2, "narrow": 0},  # residual, x, weight
     "rms_norm_backward": {"ld": 3, "st": 1, "narrow": 0},  # gradient, x, weight
-    "rms_norm_backward and add": {"ld": 4, "st": 1, "narrow": 0},
     "rotate": {"ld": 4, "st": 2, "narrow": 0},  # halves of x, and of cos and sin the first
     "rotate back": {"ld": 4, "st": 2, "narrow": 0},
     "silu_mul": {"ld": 2, "st": 1, "narrow": 0},

@@ -155,6 +155,7 @@ def test_a_batch_moves_as_a_whole(items):
     assert (moved.lengths, moved.image_rows) == (batch.lengths, batch.image_rows)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
 def test_a_pinned_batch_is_the_same(items):
     batch = make_batch(items, R, [FRONT]).batch

@@ -28,11 +28,14 @@ def test_gpus_in_use_and_gpus_left_idle_are_told():
     assert level(gpus(four[:3], 1)) == ["ok"]  # one process, started by no launcher
 
 
-def test_an_nvidia_smi_without_gpus_for_torch_is_told(tmp_path, monkeypatch):
-    (tmp_path / "nvidia-smi").touch(mode=0o755)
+def test_gpus_that_torch_cannot_use_would_fail(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)'\n")
+    program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    assert level(devices(CPU)) == ["warning"]
+    (found,) = devices(CPU)
+    assert found.level == "FAIL" and "H100" in found.found and "DS_ACCELERATOR=cpu" in found.todo
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert level(devices(CPU)) == ["ok"]
 

@@ -86,12 +86,17 @@ def test_the_first_rank_s_host_must_have_an_address():
     assert [f.level for f in rendezvous(near, socket.gethostname(), {"GLOO_SOCKET_IFNAME": "eth0"})] == ["ok"]
 
 
-def test_a_host_that_knows_itself_as_local_cannot_be_reached_with_gloo():
+@pytest.mark.parametrize("on_gpus", [False, True])
+def test_a_host_that_knows_itself_as_local_cannot_be_reached_with_gloo(on_gpus):
     assert only_local(["127.0.1.1"]) and only_local(["127.0.0.1", "::1"]) and only_local([])
     assert not only_local(["10.0.0.1", "127.0.0.1"])
-    (found,) = rendezvous(Here(1, 2, 0, 1, "127.0.0.1", 1), "localhost", {})
+    here = Here(1, 2, 0, 1, "127.0.0.1", 1, on_gpus)
+    (found,) = rendezvous(here, "localhost", {})
     assert found.level == "FAIL" and "GLOO_SOCKET_IFNAME" in found.todo
-    assert [f.level for f in rendezvous(Here(1, 2, 0, 1, "127.0.0.1", 1, on_gpus=True), "localhost", {})] == ["ok"]
+    assert [f.level for f in rendezvous(here, "localhost", {"GLOO_SOCKET_IFNAME": "eth0"})] == ["ok"]
+
+
+NAMED = {"GLOO_SOCKET_IFNAME": "eth0"}
 
 
 def test_a_port_that_is_taken_would_fail_on_the_first_rank_s_host():
@@ -100,12 +105,9 @@ def test_a_port_that_is_taken_would_fail_on_the_first_rank_s_host():
         other.listen()
         port = other.getsockname()[1]
         first = Here(0, 2, 0, 1, "127.0.0.1", port, on_gpus=True)
-        (found,) = rendezvous(first, socket.gethostname(), {})
+        (found,) = rendezvous(first, socket.gethostname(), NAMED)
         assert found.level == "FAIL" and f"port {port}" in found.found and "MASTER_PORT" in found.todo
-        assert [f.level for f in rendezvous(Here(1, 2, 0, 1, "127.0.0.1", port, on_gpus=True), "localhost", {})] == [
-            "ok"
-        ]
-        assert [f.level for f in rendezvous(first, socket.gethostname(), {"TORCHELASTIC_USE_AGENT_STORE": "True"})] == [
-            "ok"
-        ]
-    assert [f.level for f in rendezvous(first, socket.gethostname(), {})] == ["ok"]
+        other_rank, served = Here(1, 2, 0, 1, "127.0.0.1", port, on_gpus=True), {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+        assert [f.level for f in rendezvous(other_rank, "localhost", NAMED)] == ["ok"]
+        assert [f.level for f in rendezvous(first, socket.gethostname(), NAMED | served)] == ["ok"]
+    assert [f.level for f in rendezvous(first, socket.gethostname(), NAMED)] == ["ok"]

@@ -4,7 +4,7 @@ import pytest
 
 from dsmemvp.planning.cluster import Cluster
 from dsmemvp.planning.gathers import Gathers, simulate
-from dsmemvp.planning.memory import memory
+from dsmemvp.planning.memory import memory, pinned_block
 from dsmemvp.planning.sharding import Sharding
 from dsmemvp.planning.trace import Event, Parameter, Trace
 from dsmemvp.planning.traffic import Collective, Traffic, traffic
@@ -69,6 +69,14 @@ def test_memory_of_the_second_partition_and_of_offloading():
     assert hpz.weights == (25 + 25 + 3) * 2 + 12 * 2 + (50 + 50) * 2
     offload = memory(_trace(), _sharding(offload=True), Cluster(4, 2), GATHERS)
     assert (offload.weights, offload.host_per_node) == (12 * 2, 2 * (25 + 25 + 3) * 2)
+
+
+def test_pinned_host_memory_comes_in_powers_of_two():
+    assert [pinned_block(size) for size in (0, 1, 2, 3, 4096, 4097)] == [0, 1, 2, 4, 4096, 8192]
+    found = memory(_trace(), _sharding(offload=True, pinned=True), Cluster(4, 2), GATHERS)
+    # 50, 50 and 6 bytes of a rank, and 6 once more in the buffer of the trained ones, on two ranks of a node
+    assert found.host_per_node == 2 * (64 + 64 + 8 + 8)
+    assert found.host_gaps == found.host_per_node - 2 * (50 + 50 + 6)
 
 
 def test_memory_of_the_replicated_base():

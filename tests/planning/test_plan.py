@@ -91,6 +91,18 @@ def test_the_fastest_that_fits_is_recommended_and_a_gpu_that_is_too_small_takes_
     assert by_name["flat"].traffic.across_nodes_per_node() > 50 * by_name["hpz"].traffic.across_nodes_per_node()
 
 
+def test_gaps_of_pinned_host_memory_are_counted_and_said(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (plan,) = compare(read_recipe(RECIPE), [Cluster(8, 8)], 200)
+    offload = next(c.memory for c in plan.choices if c.sharding.name == "zero3_offload")
+    weights = offload.host_per_node - offload.host_gaps
+    assert weights == pytest.approx(2 * 13.3e9, rel=0.01)
+    # nearly all of LLaMA-13B: matrices of 5,120 x 5,120 and 13,824 x 5,120, an eighth of each in blocks of 8 and 32 MiB
+    matrices = 40 * (4 * 8 + 3 * 32) * 2**20 * 8
+    assert matrices < offload.host_per_node < 1.08 * matrices
+    assert any("powers of two" in note and "zero3_offload" in note for note in plan.notes)
+
+
 def test_activations_that_do_not_fit_are_recomputed(shardings):
     recipe = read_recipe(RECIPE, [*TINY, f"training.deepspeed={shardings}/flat.json", "training.micro_batch=32"])
     plan = compare(recipe, [Cluster(1, 8)], 200)[0]

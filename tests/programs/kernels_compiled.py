@@ -67,9 +67,7 @@ def launches() -> dict[str, Callable[[], Any]]:
     return {
         "rms_norm": lambda: norm.rms_norm(x, weight, 1e-6),
         "rms_norm of heads": lambda: norm.rms_norm(narrow, weight[:128], 1e-6),
-        "add_rms_norm": lambda: norm.add_rms_norm(x, x, weight, 1e-6),
         "rms_norm_backward": lambda: norm.rms_norm_backward(x, x, weight, 1e-6),
-        "rms_norm_backward and add": lambda: norm.rms_norm_backward(x, x, weight, 1e-6, add=x),
         "rotate": lambda: rotary.rotate(head, angle, angle),
         "rotate back": lambda: rotary.rotate(head, angle, angle, inverse=True),
         "silu_mul": lambda: activation.silu_mul(gate, gate),

@@ -20,7 +20,7 @@ dsmemvp.prompts.__path__.append(str(Path(__file__).parent / "methods"))
 def main(runs: str) -> None:
     stop = Stop()
     ranks = join_ranks(seconds=600, stop=stop)
-    with Heartbeat(ranks, 60, 600, stop) as heartbeat:
+    with Heartbeat(ranks, 60, 600, stop, Path(runs).parent) as heartbeat:
         for recipe, overrides in json.loads(Path(runs).read_text()):
             train(RunContext(read_recipe(recipe, overrides), ranks, stop, heartbeat))
     leave_ranks()

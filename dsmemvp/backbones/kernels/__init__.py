@@ -1,8 +1,8 @@
-"""Triton kernels for the elementwise parts of a frozen decoder block: norm and residual, rotary, silu x mul, slot
+"""Triton kernels for the elementwise parts of a frozen decoder block: norm, rotary, silu x mul, slot
 activation with dropout, forward and backward. Plain functions on tensors, no autograd: what they save and when they run
 is decided outside. Ask `available()` first; the other files need triton.
 
-    norm.py        RMS norm, with and without the residual's sum
+    norm.py        RMS norm
     rotary.py      rotary positions and their inverse
     activation.py  silu(gate) * up
     slots.py       dropout(silu(scores)), the mask computed from counters
