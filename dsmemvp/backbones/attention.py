@@ -113,7 +113,7 @@ class _OnCpu:
 
 def _sample_backward(gradient, query, key, value, mixed, log_sums, mask, scale: float):
     if mask is None and attention_products.serves(query):
-        return attention_products.backward(gradient, query, key, value, mixed, log_sums, scale, causal=True)
+        return attention_products.gradients(gradient, query, key, value, mixed, log_sums, scale, causal=True)
     return aten._scaled_dot_product_flash_attention_for_cpu_backward(
         gradient, query, key, value, mixed, log_sums, 0.0, mask is None, attn_mask=mask, scale=scale
     )

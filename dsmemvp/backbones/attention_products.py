@@ -5,6 +5,7 @@ throughout; its forward is used as it is.
 I images or samples, H heads, L tokens, D head width.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def serves(query_IHLD: torch.Tensor) -> bool:
     return query_IHLD.is_cpu and query_IHLD.dtype == torch.bfloat16 and query_IHLD.shape[2] <= LONGEST
 
 
-def backward(
+def gradients(
     gradient: torch.Tensor,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -40,17 +41,18 @@ def backward(
     of_images = max(1, _ELEMENTS // (heads * length**2)) if of_heads == heads else 1
     tensors = (gradient, query, key, value, mixed, log_sums)
     if of_heads == heads and of_images >= images:
-        return _part(*tensors, scale, causal)
+        return _part(tensors, scale, causal)
     found = tuple(torch.empty_like(query) for _ in range(3))
     for image in range(0, images, of_images):
         for head in range(0, heads, of_heads):
             part = slice(image, image + of_images), slice(head, head + of_heads)
-            for whole, made in zip(found, _part(*(t[part] for t in tensors), scale, causal), strict=True):
+            for whole, made in zip(found, _part((t[part] for t in tensors), scale, causal), strict=True):
                 whole[part] = made
     return found
 
 
-def _part(gradient, query, key, value, mixed, log_sums, scale: float, causal: bool) -> tuple[torch.Tensor, ...]:
+def _part(tensors: Iterable[torch.Tensor], scale: float, causal: bool) -> tuple[torch.Tensor, ...]:
+    gradient, query, key, value, mixed, log_sums = tensors
     weights = (query @ key.transpose(-1, -2)).float().mul_(scale).sub_(log_sums[..., None]).exp_()
     if causal:
         weights.tril_()
@@ -73,4 +75,5 @@ class Unmasked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return *backward(gradient, *ctx.saved_tensors, ctx.scale, causal=False), None
+        query, key, value, mixed, log_sums = ctx.saved_tensors
+        return *gradients(gradient, query, key, value, mixed, log_sums, ctx.scale, causal=False), None
