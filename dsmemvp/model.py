@@ -21,6 +21,7 @@ from dsmemvp.backbones.families import check_window
 from dsmemvp.backbones.key_value_cache import KeyValueCache
 from dsmemvp.backbones.recompute import Policy, run_again
 from dsmemvp.backbones.vision import VisionTower
+from dsmemvp.backbones.vision_families import vision_family
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
 from dsmemvp.prompts import Sizes, State, VisualPrompt, build_method, method_class
@@ -56,7 +57,7 @@ class VisualLanguageModel(nn.Module):
         decoding, the state that the next step takes."""
         if decoding is not None:
             return self._decode(batch, decoding)
-        logits_SV, state = self._walk(batch, self.method.begin(batch), self._schedule())
+        logits_SV, state = self._walk(batch, self.method.begin(batch), self.schedule())
         return logits_SV, self.method.losses(state, batch)
 
     def set_recompute(self, decoder: Policy | Sequence[Policy], vision: Policy = "none") -> None:
@@ -69,7 +70,7 @@ class VisualLanguageModel(nn.Module):
     def look(self, batch: Batch) -> State | None:
         """What the method makes of the images alone, for `Decoding.state`; None if its schedule runs the decoder's
         blocks among those of the vision tower."""
-        sites = self._schedule()
+        sites = self.schedule()
         seen = [site for site in sites if site.tower == "vision"]
         if sites[: len(seen)] != seen:
             return None
@@ -82,14 +83,15 @@ class VisualLanguageModel(nn.Module):
     def trainables(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def _schedule(self) -> list[Site]:
+    def schedule(self) -> list[Site]:
+        """The method's, of this model's towers."""
         depths: dict[Tower, int] = {"decoder": self.language.depth}
         if self.vision is not None:
             depths["vision"] = self.vision.depth
         return self.method.schedule(depths)
 
     def _decode(self, batch: Batch, decoding: Decoding) -> tuple[torch.Tensor, State]:
-        cache, sites = decoding.cache, self._schedule()
+        cache, sites = decoding.cache, self.schedule()
         first, state = not cache.lengths, decoding.state
         if state is None:
             state = self.method.begin(batch)
@@ -152,7 +154,7 @@ class VisualLanguageModel(nn.Module):
 
         if site.tower == "vision":
             assert self.vision is not None
-            dropout = batch.image_dropout(hidden.shape[1]).at(site) if self.training else None
+            dropout = batch.image_dropout(*hidden.shape[:2]).at(site) if self.training else None
             block = self.vision.layers[site.block]
             given = (hidden, branch, dropout)
             hidden = run_again(block, *given) if policy == "full" else block(*given)
@@ -193,7 +195,10 @@ def loss_sum(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
 
 
 def sizes_of(configs: Configs) -> Sizes:
-    return Sizes(configs.image_tokens, configs.vision.hidden_size, configs.language.hidden_size)
+    """Depths are of the blocks that are run."""
+    vision, language = configs.vision, configs.language
+    depth = vision.num_hidden_layers - vision_family(vision).unused_blocks
+    return Sizes(configs.image_tokens, vision.hidden_size, language.hidden_size, depth, language.num_hidden_layers)
 
 
 def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:
@@ -221,7 +226,7 @@ def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs)
         torch.manual_seed(recipe.seed)
         model.method = build_method(recipe.method, sizes_of(configs))
         if model.vision is not None:
-            model.vision.add_adapters(recipe.vision)
+            model.vision.add_adapters(recipe.vision, [s.block for s in model.schedule() if s.tower == "vision"])
         model.language.replace_linears(model.method.replacement)
     check_window(configs.language, recipe.data.max_length, sum(place.count for place in model.method.reserved()))
     policy = recipe.training.recompute

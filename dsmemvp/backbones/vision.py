@@ -100,10 +100,10 @@ class VisionTower(nn.Module):
         if "position_ids" in dict(self.embeddings.named_buffers()):
             self.embeddings.position_ids = torch.arange(self.embeddings.num_positions, device=device)[None]
 
-    def add_adapters(self, vision: Vision) -> None:
-        """Trainable adapters in every block; none if `vision.adapter_dim` is 0."""
+    def add_adapters(self, vision: Vision, blocks: Sequence[int]) -> None:
+        """Trainable adapters in these blocks, those that are run; none if `vision.adapter_dim` is 0."""
         if vision.adapter_dim:
-            for block in self.layers:
+            for block in (self.layers[i] for i in blocks):
                 width = self.config.hidden_size
                 block.adapter = Adapter(width, vision.adapter_dim, vision.adapter_scale, vision.adapter_dropout)
 

@@ -48,6 +48,9 @@ class Sizes:
     image_tokens: int
     vision_width: int
     language_width: int
+    vision_depth: int
+    """Blocks"""
+    language_depth: int
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class VisualPrompt(nn.Module):
         raise NotImplementedError
 
     def reserved(self) -> Sequence[Reserved]:
-        """The places that it reserves in the sequence of a sample with an image."""
+        """The places that it reserves in a sample's sequence."""
         return ()
 
     def schedule(self, depths: Mapping[Tower, int]) -> list[Site]:
@@ -155,7 +158,8 @@ class VisualPrompt(nn.Module):
         return state
 
     def enter(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
-        """The hidden states on entering a block: [1, T, d] in the decoder, [max(I, 1), tokens, v] elsewhere."""
+        """The hidden states on entering a block: [1, T, d] in the decoder, [max(I, 1), tokens, v] elsewhere; there a
+        method may from some block on have a row of its own for every sample with an image."""
         return hidden
 
     def visible(self, site: Site) -> tuple[str, ...] | None:
