@@ -34,7 +34,7 @@ class MitpRecording:
             ("vision", "vision.", "vision_model.", CLIPVisionConfig(**self.spec["vision"])),
         ):
             folder = self.folder / part
-            folder.mkdir()
+            folder.mkdir(parents=True)
             config.save_pretrained(folder)
             named = {after + n.removeprefix(before): t for n, t in self.tensors.items() if n.startswith(before)}
             save_file(named, folder / "model.safetensors")

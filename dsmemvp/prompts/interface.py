@@ -139,6 +139,16 @@ class VisualPrompt(nn.Module):
         do not fit the sizes."""
         raise NotImplementedError
 
+    @classmethod
+    def shortened(cls, settings: Any, sizes: Sizes, blocks: int) -> Any:
+        """The settings for a decoder of so few blocks, a gradient passing through all of them but the first one's
+        input: on it planning/budget.py measures what a step holds beside the blocks."""
+        return settings
+
+    def first_block(self) -> int:
+        """The first block of the decoder that a gradient passes through; those below keep nothing for the backward."""
+        return 0
+
     def reserved(self) -> Sequence[Reserved]:
         """The places that it reserves in a sample's sequence."""
         return ()

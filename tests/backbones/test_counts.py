@@ -25,6 +25,12 @@ def test_the_recipes_have_the_published_numbers_of_parameters(name, trainable, f
     assert count(recipe, configs_of_shapes(recipe)) == (trainable, frozen)
 
 
+@pytest.mark.parametrize(("name", "trainable"), [("scienceqa-7b", 1_480_960), ("scienceqa-13b", 1_752_320)])
+def test_mitp_has_the_specified_numbers_of_parameters_in_the_same_recipes(name, trainable, capsys):
+    assert main(["count", str(RECIPES / f"{name}.yaml"), "method.name=mitp", "vision.adapter_dim=0"]) == 0
+    assert capsys.readouterr().out.startswith(f"{trainable:,} trainable parameters")
+
+
 @pytest.mark.parametrize(
     ("shape", "parameters"),
     [

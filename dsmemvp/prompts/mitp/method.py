@@ -13,6 +13,7 @@ second point on samples with an image, since their prompts then depend on the qu
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -52,6 +53,17 @@ class Method(VisualPrompt):
         self.hub = Hub(settings, sizes, len(self.vision_points)) if settings.hub != "off" else None
         cached = self.hub is not None and settings.vision == "cached"
         self.queries = Queries(self.prompts, sizes.vision_width) if cached else None
+
+    @classmethod
+    def shortened(cls, settings: Settings, sizes: Sizes, blocks: int) -> Settings:
+        """The vision tower between its first and its last point is the same."""
+        points = points_of(settings, sizes)
+        text = range(min(len(points.text), 3) - 1)
+        vision = points.vision if len(points.vision) == 1 else (points.vision[0], points.vision[-1])
+        return replace(settings, text_points=[*text, blocks - 1], vision_points=list(vision))
+
+    def first_block(self) -> int:
+        return self.text_points[0]
 
     def reserved(self) -> Sequence[Reserved]:
         return (Reserved(SLOTS, self.prompts, "before_cue", without_image=True),)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from dsmemvp.config.fields import CONFIG, FROM_TEXT, Factor, Width
+from dsmemvp.config.fields import CONFIG, FROM_TEXT, Factor, Text, Width
 from dsmemvp.config.methods import MethodSettings
 from dsmemvp.counting import counted
 from dsmemvp.data.text import CUE
@@ -45,7 +45,7 @@ class Settings(MethodSettings):
     """Weights of the hub: by similarity, or 1 / prompt_len; `off`: prompts are passed on as they are, images unseen."""
     vision: Literal["two_way", "cached"] = "two_way"
     """`two_way`: prompts in both towers; `cached`: learned queries read what the unchanged vision tower gives."""
-    cue: Literal["Response:"] = CUE  # type: ignore[assignment]
+    cue: Text = CUE
     """What stands between the slots and the answer: the end of every prompt. It must not be empty, since the place
     before the answer predicts its first token, which a slot cannot: it was written anew at the last text point."""
 
@@ -55,6 +55,17 @@ class Settings(MethodSettings):
         if any(behind <= before for before, behind in pairwise(points)):
             raise ValueError(f"must be increasing, not {', '.join(map(str, points[:20]))}")
         return points
+
+    @field_validator("cue")
+    @classmethod
+    def _real(cls, cue: str) -> str:
+        if not cue:
+            raise ValueError(
+                f"must not be empty: a slot cannot predict the answer's first token; {CUE!r} ends a prompt"
+            )
+        if cue != CUE:
+            raise ValueError(f"must be {CUE!r}, which ends every prompt, not {cue[:80]!r}")
+        return cue
 
 
 @dataclass
