@@ -93,6 +93,18 @@ class FeedForwardMemory:
     """The first so many slots carry an image, the others are purely learned."""
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What a method has compared at one place of its schedule: a square matrix for every sample."""
+
+    where: str
+    """In words"""
+    values: torch.Tensor
+    """[B, n, n]"""
+    what: str
+    """What a row and a column are, and the unit, in words"""
+
+
 class PublishedLayout(Protocol):
     """The files of a method's published code, which `dsmemvp convert` reads and `dsmemvp export --published` writes."""
 
@@ -208,6 +220,10 @@ class VisualPrompt(nn.Module):
         """What `dsmemvp inspect` looks into, from what `decoding` has returned; None for a method without a
         feed-forward memory."""
         return None
+
+    def compared(self, state: State) -> Sequence[Compared]:
+        """What `dsmemvp inspect` shows of a method without a feed-forward memory, from what `decoding` has returned."""
+        return ()
 
     def callbacks(self) -> Sequence[Callback]:
         return ()

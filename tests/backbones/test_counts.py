@@ -27,8 +27,9 @@ def test_the_recipes_have_the_published_numbers_of_parameters(name, trainable, f
 
 @pytest.mark.parametrize(("name", "trainable"), [("scienceqa-7b", 1_480_960), ("scienceqa-13b", 1_752_320)])
 def test_mitp_has_the_specified_numbers_of_parameters_in_the_same_recipes(name, trainable, capsys):
-    assert main(["count", str(RECIPES / f"{name}.yaml"), "method.name=mitp", "vision.adapter_dim=0"]) == 0
-    assert capsys.readouterr().out.startswith(f"{trainable:,} trainable parameters")
+    for given in ([f"{name}.yaml", "method.name=mitp", "vision.adapter_dim=0"], [f"{name}-mitp.yaml"]):
+        assert main(["count", str(RECIPES / given[0]), *given[1:]]) == 0
+        assert capsys.readouterr().out.startswith(f"{trainable:,} trainable parameters")
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,13 @@ from torch import nn
 
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch, Reserved
-from dsmemvp.prompts.interface import Site, Sizes, State, Tower, VisualPrompt
+from dsmemvp.prompts.interface import Compared, Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.mitp.hub import Hub, Queries
 from dsmemvp.prompts.mitp.settings import Settings, points_of
 
 SLOTS = "prompts"
+SIMILARITY = "similarity_"
+"""Of the hub with the number behind it, in the state"""
 
 
 class Method(VisualPrompt):
@@ -47,7 +49,7 @@ class Method(VisualPrompt):
         super().__init__()
         points = points_of(settings, sizes)
         self.text_points, self.vision_points = points.text, points.vision
-        self.prompts, self.carry = settings.prompt_len, settings.carry
+        self.settings, self.prompts, self.carry = settings, settings.prompt_len, settings.carry
         shape = (self.prompts, sizes.language_width)
         self.text_prompt = nn.Parameter(torch.empty(shape).normal_(std=settings.prompt_std))
         self.hub = Hub(settings, sizes, len(self.vision_points)) if settings.hub != "off" else None
@@ -141,11 +143,24 @@ class Method(VisualPrompt):
         mixed = self.hub.mix(state["seen"], text_Bnd)
         has_image = state["has_image"].to(text_Bnd.dtype)
         kept = text_Bnd if self.carry else state["first_text"]
-        state = state | {"text": self.hub.text(kept, mixed, has_image), f"similarity_{number}": mixed.similarity}
+        state = state | {"text": self.hub.text(kept, mixed, has_image), f"{SIMILARITY}{number}": mixed.similarity}
         if self.hub.from_rank_vision is not None and number + 1 < len(self.vision_points):
             kept = state["seen"] if self.carry else state["first_vision"]
             state["vision"] = self.hub.vision(kept, mixed, has_image)
         return state
+
+    def decoding(self, state: State, batch: Batch) -> State:
+        """Later steps need nothing: they find the slots in the cache. The hubs' similarities are for `compared`."""
+        return {name: value for name, value in state.items() if name.startswith(SIMILARITY)}
+
+    def compared(self, state: State) -> Sequence[Compared]:
+        unit = {"cos": "cosine", "dot": "product / sqrt(rank)"}[self.settings.sim]
+        scale = self.settings.tau if self.settings.sim == "cos" else 1.0
+        pairs = zip(self.vision_points, self.text_points, strict=False)
+        return [
+            Compared(f"vision {v}, text {t}", scale * state[f"{SIMILARITY}{r}"], f"{unit} of vision and text prompts")
+            for r, (v, t) in enumerate(pairs if self.hub is not None else ())
+        ]
 
 
 def _rows(batch: Batch, of_images: bool) -> list[int]:
