@@ -21,6 +21,7 @@ from dsmemvp.backbones.families import check_window
 from dsmemvp.backbones.key_value_cache import KeyValueCache
 from dsmemvp.backbones.recompute import Policy, run_again
 from dsmemvp.backbones.vision import VisionTower
+from dsmemvp.config.methods import VisionFeatures
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
 from dsmemvp.prompts import Sizes, State, VisualPrompt, build_method, method_class
@@ -41,9 +42,15 @@ class Decoding:
 
 
 class VisualLanguageModel(nn.Module):
-    def __init__(self, configs: Configs, sees_images: bool, statistics: str = "auto"):
+    def __init__(
+        self,
+        configs: Configs,
+        sees_images: bool,
+        statistics: str = "auto",
+        features: VisionFeatures | None = None,
+    ):
         super().__init__()
-        self.vision = VisionTower(configs.vision, statistics) if sees_images else None
+        self.vision = VisionTower(configs.vision, statistics, features) if sees_images else None
         self.language = DecoderTower(configs.language)
         self.method = VisualPrompt()
         self.recompute: dict[Tower, Sequence[Policy]] = {}
@@ -193,14 +200,19 @@ def loss_sum(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
 
 
 def sizes_of(configs: Configs) -> Sizes:
-    return Sizes(configs.image_tokens, configs.vision.hidden_size, configs.language.hidden_size)
+    vision, language = configs.vision, configs.language
+    depths = vision.num_hidden_layers, language.num_hidden_layers
+    return Sizes(configs.image_tokens, vision.hidden_size, language.hidden_size, *depths)
 
 
 def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:
-    """The model without anything trainable, on torch's default device and in its default type."""
-    sees_images = method_class(recipe.method.name).sees_images
-    model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics)
-    return model.requires_grad_(False)
+    """The model without anything of the method's own, on torch's default device and in its default type. Of it only
+    the language model's norms may be trained, if the method asks for it."""
+    sees_images, features = method_class(recipe.method.name).sees_images, recipe.method.vision_features()
+    model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics, features).requires_grad_(False)
+    for norm in model.language.norms() if recipe.method.trains_norms() else ():
+        norm.weight.requires_grad_(True)
+    return model
 
 
 def build_empty(recipe: Recipe, configs: Configs, device: torch.device) -> VisualLanguageModel:

@@ -29,8 +29,9 @@ class Reserved:
 
     name: str
     count: int
-    anchor: Literal["front", "after_question"] = "front"
-    """`front`: before the text, behind BOS if there is one; `after_question`: between the prompt and the answer."""
+    anchor: Literal["start", "front", "after_question"] = "front"
+    """`start`: before everything; `front`: before the text, behind BOS if there is one; `after_question`: between the
+    prompt and the answer."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,11 @@ _LONE = _Layout([0], ((0, 0), (0, 0)), {}, (), [])
 
 def _lay_out(item: Item, reserved: Sequence[Reserved], last_only: bool) -> _Layout:
     text = item.text
-    parts = {"front": text.tokens[: text.bos], "after_question": text.tokens[text.bos : text.prompt]}
+    parts = {
+        "start": text.tokens[:0],
+        "front": text.tokens[: text.bos],
+        "after_question": text.tokens[text.bos : text.prompt],
+    }
     tokens: list[int] = []
     places: dict[str, range] = {}
     question = (0, 0)

@@ -48,6 +48,9 @@ class Sizes:
     image_tokens: int
     vision_width: int
     language_width: int
+    vision_blocks: int = 0
+    """Of the whole tower; the last ones may not be built (config/methods.py, VisionFeatures)."""
+    decoder_blocks: int = 0
 
 
 @dataclass(frozen=True)
