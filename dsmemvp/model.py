@@ -254,6 +254,6 @@ def count(recipe: Recipe, configs: Configs) -> tuple[int, int]:
     """(trainable parameters, frozen parameters of the language model), counted without memory."""
     with torch.device("meta"):
         model = build_frozen(recipe, configs)
-        frozen = sum(p.numel() for p in model.language.parameters())
+        frozen = sum(p.numel() for p in model.language.parameters() if not p.requires_grad)
         add_trainables(model, recipe, configs)
     return sum(p.numel() for p in model.trainables().values()), frozen

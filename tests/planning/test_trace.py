@@ -17,7 +17,7 @@ RECIPE = Path(__file__).parent.parent.parent / "recipes" / "scienceqa-13b.yaml"
 TINY = ["model.language_shape=llama-tiny", "model.vision_shape=clip-tiny", "model.dtype=fp32", "training.micro_batch=2"]
 
 
-@pytest.mark.parametrize("method", ["memvp", "input_space"])
+@pytest.mark.parametrize("method", ["memvp", "input_space", "dvp"])
 @pytest.mark.parametrize("policy", ["none", *KEPT])
 def test_activations_are_what_a_real_step_allocates(method, policy):
     recipe = read_recipe(RECIPE, [*TINY, f"method.name={method}", f"training.recompute={policy}"])

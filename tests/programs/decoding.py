@@ -23,6 +23,7 @@ from dsmemvp.generation.generate import Sampling, generate
 from dsmemvp.training.inference import open_for_inference
 
 ROUNDS = {"memvp": [((2,), (0, 1, 3)), ((), (0, 1, 2, 3))], "input_space": [((0, 2), (1, 3))]}
+ROUNDS["dvp"] = [((1,), (0, 2, 3))]
 """For each round, the prompts of both ranks."""
 
 

@@ -42,7 +42,8 @@ class CrossAttention(nn.Module):
         if rows != list(range(visual_INv.shape[0])):
             key, value = key[rows], value[rows]
         scores_QHkN = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        weights_QHkN = scores_QHkN.float().softmax(-1)
+        wide = torch.promote_types(scores_QHkN.dtype, torch.float32)
+        weights_QHkN = scores_QHkN.to(wide).softmax(-1)
         kept = weights_QHkN
         if dropout is not None and p:
             kept = dropout(weights_QHkN.flatten(1), p).view_as(weights_QHkN)

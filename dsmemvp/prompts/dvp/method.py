@@ -39,7 +39,7 @@ class Settings(MethodSettings):
     not see it. At 0 the query is a raw embedding."""
     prompts: Width = 1
     """Prompt tokens; with more than one each has a learned offset to the query."""
-    slot: Literal["before_bos", "after_bos"] = "after_bos"
+    placement: Literal["before_bos", "after_bos"] = "after_bos"
     """Where the prompt's place is: in front of the whole sequence, or behind the token that begins it."""
     query: Literal["last", "mean"] = "last"
     """What asks: the hidden state at the prompt's last token before the answer, or the mean over the question's tokens;
@@ -90,7 +90,7 @@ class Method(VisualPrompt):
     def describe(cls, settings: Settings) -> dict[str, str]:
         prompts, where = (
             counted(settings.prompts, "prompt token"),
-            settings.slot.replace("_", " ").replace("bos", "BOS"),
+            settings.placement.replace("_", " ").replace("bos", "BOS"),
         )
         rows = {"prompt": f"{prompts} {where}, from layer {settings.layer} on"}
         rows["cross-attention"] = f"width {settings.width}, {counted(settings.heads, 'head')}, query: {settings.query}"
@@ -122,7 +122,7 @@ class Method(VisualPrompt):
         self._adapter = settings.adapter_ratio and sizes.language_width // settings.adapter_ratio
 
     def reserved(self) -> Sequence[Reserved]:
-        anchor: Literal["start", "front"] = "start" if self.settings.slot == "before_bos" else "front"
+        anchor: Literal["start", "front"] = "start" if self.settings.placement == "before_bos" else "front"
         return (Reserved(PLACES, self.settings.prompts, anchor),)
 
     def replacement(self, name: str, linear: nn.Linear) -> nn.Linear | None:
@@ -157,7 +157,7 @@ class Method(VisualPrompt):
         """[Q, 2]: of each sample with an image [start, stop) in T of its question's tokens; of BOS if it has none."""
         own = [b for b, row in enumerate(batch.image_rows) if row >= 0]
         spans_Q2 = batch.spans[own, 0]
-        before = self.settings.prompts if self.settings.slot == "before_bos" else 0
+        before = self.settings.prompts if self.settings.placement == "before_bos" else 0
         first_Q = batch.cu_seqlens[own].long() + before
         empty_Q1 = (spans_Q2[:, 1] == spans_Q2[:, 0])[:, None]
         return torch.where(empty_Q1, torch.stack((first_Q, first_Q + 1), dim=1), spans_Q2)
