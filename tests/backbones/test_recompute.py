@@ -73,7 +73,7 @@ def test_a_step_of_a_whole_model_is_the_same_under_every_policy(method):
     loss, found, flops = _train(model, "elementwise")
     assert loss == plain_loss
     for name in plain:
-        assert (found[name] - plain[name]).norm() <= 5e-5 * plain[name].norm(), name
+        assert (found[name] - plain[name]).norm() <= 5e-5 * plain[name].norm() + 1e-6, name
     executed = {"none": plain_flops, "elementwise": flops}
     for policy in POLICIES:
         loss, other, executed[policy] = _train(model, policy)
