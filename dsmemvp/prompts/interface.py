@@ -127,6 +127,8 @@ class VisualPrompt(nn.Module):
     """The method in a sentence, for model cards."""
     published: PublishedLayout | None = None
     """How its published code stores what it has trained."""
+    searched = ""
+    """The setting that `dsmemvp search` can look for, a whole number from 0 on; empty: none."""
 
     @classmethod
     def describe(cls, settings: Any) -> dict[str, str]:
@@ -197,6 +199,14 @@ class VisualPrompt(nn.Module):
         """What `dsmemvp inspect` looks into, from what `decoding` has returned; None for a method without a
         feed-forward memory."""
         return None
+
+    def choices(self) -> int:
+        """How many values the searched setting has."""
+        return 0
+
+    def choose(self, value: int) -> None:
+        """Take this value of the searched setting from the next forward on; all ranks call it together. Whatever the
+        value, the same tensors are trained."""
 
     def callbacks(self) -> Sequence[Callback]:
         return ()

@@ -37,7 +37,9 @@ def test_two_ranks_find_the_loss_and_the_gradients_of_one_process(recipe_path, r
     run_on_ranks(PROGRAM, 2, str(recipe_path), str(tmp_path / "found"), *paths)
     found = torch.load(tmp_path / "found")
     with_images, without = _alone(recipe_path, True), _alone(recipe_path, False)
-    assert len(with_images) == 1 + 8 + 2 * 2 * 4 + 5 + 2 * 2  # loss, attention, the decoder's adapters, norms, the tower's adapters
+    assert (
+        len(with_images) == 1 + 8 + 2 * 2 * 4 + 5 + 2 * 2
+    )  # loss, attention, the decoder's adapters, norms, the tower's adapters
     for path in paths:
         for what, wanted in (*((policy, with_images) for policy in dvp_on_ranks.POLICIES), ("without images", without)):
             own = found[f"{path} {what}"]

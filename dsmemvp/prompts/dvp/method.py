@@ -86,6 +86,8 @@ class Method(VisualPrompt):
         " to the picture makes one prompt token, which enters the language model at a chosen layer"
     )
 
+    searched = "layer"
+
     @classmethod
     def describe(cls, settings: Settings) -> dict[str, str]:
         prompts, where = (
@@ -115,11 +117,17 @@ class Method(VisualPrompt):
                 f"method.adapter_ratio: {settings.adapter_ratio} leaves nothing of the language model's width of"
                 f" {sizes.language_width}"
             )
-        self.settings, self.layer = settings, settings.layer
+        self.settings, self.layer, self.depth = settings, settings.layer, sizes.decoder_blocks
         self.attention = CrossAttention(
             sizes.vision_width, sizes.language_width, settings.width, settings.heads, settings.prompts
         )
         self._adapter = settings.adapter_ratio and sizes.language_width // settings.adapter_ratio
+
+    def choices(self) -> int:
+        return self.depth
+
+    def choose(self, value: int) -> None:
+        self.layer = value
 
     def reserved(self) -> Sequence[Reserved]:
         anchor: Literal["start", "front"] = "start" if self.settings.placement == "before_bos" else "front"
