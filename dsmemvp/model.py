@@ -21,7 +21,8 @@ from dsmemvp.backbones.families import check_window
 from dsmemvp.backbones.key_value_cache import KeyValueCache
 from dsmemvp.backbones.recompute import Policy, run_again
 from dsmemvp.backbones.vision import VisionTower
-from dsmemvp.backbones.vision_families import vision_family
+from dsmemvp.backbones.vision_families import built_blocks
+from dsmemvp.config.methods import VisionFeatures
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
 from dsmemvp.prompts import Sizes, State, VisualPrompt, build_method, method_class
@@ -42,9 +43,15 @@ class Decoding:
 
 
 class VisualLanguageModel(nn.Module):
-    def __init__(self, configs: Configs, sees_images: bool, statistics: str = "auto"):
+    def __init__(
+        self,
+        configs: Configs,
+        sees_images: bool,
+        statistics: str = "auto",
+        features: VisionFeatures | None = None,
+    ):
         super().__init__()
-        self.vision = VisionTower(configs.vision, statistics) if sees_images else None
+        self.vision = VisionTower(configs.vision, statistics, features) if sees_images else None
         self.language = DecoderTower(configs.language)
         self.method = VisualPrompt()
         self.recompute: dict[Tower, Sequence[Policy]] = {}
@@ -57,7 +64,7 @@ class VisualLanguageModel(nn.Module):
         decoding, the state that the next step takes."""
         if decoding is not None:
             return self._decode(batch, decoding)
-        logits_SV, state = self._walk(batch, self.method.begin(batch), self.schedule())
+        logits_SV, state = self._walk(batch, self.method.begin(batch), self._schedule())
         return logits_SV, self.method.losses(state, batch)
 
     def set_recompute(self, decoder: Policy | Sequence[Policy], vision: Policy = "none") -> None:
@@ -70,7 +77,7 @@ class VisualLanguageModel(nn.Module):
     def look(self, batch: Batch) -> State | None:
         """What the method makes of the images alone, for `Decoding.state`; None if its schedule runs the decoder's
         blocks among those of the vision tower."""
-        sites = self.schedule()
+        sites = self._schedule()
         seen = [site for site in sites if site.tower == "vision"]
         if sites[: len(seen)] != seen:
             return None
@@ -83,15 +90,14 @@ class VisualLanguageModel(nn.Module):
     def trainables(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def schedule(self) -> list[Site]:
-        """The method's, of this model's towers."""
+    def _schedule(self) -> list[Site]:
         depths: dict[Tower, int] = {"decoder": self.language.depth}
         if self.vision is not None:
             depths["vision"] = self.vision.depth
         return self.method.schedule(depths)
 
     def _decode(self, batch: Batch, decoding: Decoding) -> tuple[torch.Tensor, State]:
-        cache, sites = decoding.cache, self.schedule()
+        cache, sites = decoding.cache, self._schedule()
         first, state = not cache.lengths, decoding.state
         if state is None:
             state = self.method.begin(batch)
@@ -195,17 +201,19 @@ def loss_sum(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
 
 
 def sizes_of(configs: Configs) -> Sizes:
-    """Depths are of the blocks that are run."""
     vision, language = configs.vision, configs.language
-    depth = vision.num_hidden_layers - vision_family(vision).unused_blocks
-    return Sizes(configs.image_tokens, vision.hidden_size, language.hidden_size, depth, language.num_hidden_layers)
+    blocks = built_blocks(vision), language.num_hidden_layers
+    return Sizes(configs.image_tokens, vision.hidden_size, language.hidden_size, *blocks)
 
 
 def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:
-    """The model without anything trainable, on torch's default device and in its default type."""
-    sees_images = method_class(recipe.method.name).sees_images
-    model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics)
-    return model.requires_grad_(False)
+    """The model without anything of the method's own, on torch's default device and in its default type. Of it only
+    the language model's norms may be trained, if the method asks for it."""
+    sees_images, features = method_class(recipe.method.name).sees_images, recipe.method.vision_features()
+    model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics, features).requires_grad_(False)
+    for norm in model.language.norms() if recipe.method.trains_norms() else ():
+        norm.weight.requires_grad_(True)
+    return model
 
 
 def build_empty(recipe: Recipe, configs: Configs, device: torch.device) -> VisualLanguageModel:
@@ -226,7 +234,7 @@ def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs)
         torch.manual_seed(recipe.seed)
         model.method = build_method(recipe.method, sizes_of(configs))
         if model.vision is not None:
-            model.vision.add_adapters(recipe.vision, [s.block for s in model.schedule() if s.tower == "vision"])
+            model.vision.add_adapters(recipe.vision, [s.block for s in model._schedule() if s.tower == "vision"])
         model.language.replace_linears(model.method.replacement)
     check_window(configs.language, recipe.data.max_length, sum(place.count for place in model.method.reserved()))
     policy = recipe.training.recompute
@@ -247,6 +255,6 @@ def count(recipe: Recipe, configs: Configs) -> tuple[int, int]:
     """(trainable parameters, frozen parameters of the language model), counted without memory."""
     with torch.device("meta"):
         model = build_frozen(recipe, configs)
-        frozen = sum(p.numel() for p in model.language.parameters())
+        frozen = sum(p.numel() for p in model.language.parameters() if not p.requires_grad)
         add_trainables(model, recipe, configs)
     return sum(p.numel() for p in model.trainables().values()), frozen

@@ -29,9 +29,9 @@ class Reserved:
 
     name: str
     count: int
-    anchor: Literal["front", "after_question", "before_cue"] = "front"
-    """`front`: before the text, behind BOS if there is one; `after_question`: between the prompt and the answer;
-    `before_cue`: within the prompt, before the words that ask for the answer."""
+    anchor: Literal["start", "front", "before_cue", "after_question"] = "front"
+    """`start`: before everything; `front`: before the text, behind BOS if there is one; `before_cue`: within the
+    prompt, before the words that ask for the answer; `after_question`: between the prompt and the answer."""
     without_image: bool = False
     """Also in a sample without an image."""
 
@@ -240,6 +240,7 @@ def _lay_out(item: Item, reserved: Sequence[Reserved], last_only: bool) -> _Layo
     text = item.text
     cue = max(text.bos, text.prompt - text.cue)
     parts = {
+        "start": text.tokens[:0],
         "front": text.tokens[: text.bos],
         "before_cue": text.tokens[text.bos : cue],
         "after_question": text.tokens[cue : text.prompt],

@@ -90,14 +90,14 @@ def _text(item: Item, collator: Collator, tokenizer: Tokenizer) -> str:
     tokens, prompt = item.text.tokens, item.text.prompt
     whole, *heads = (tokenizer.decode(tokens[:stop]) for stop in (len(tokens), prompt - item.text.cue, prompt))
     before, head = heads
-    places = {"front": "", "before_cue": "", "after_question": ""}
+    places = {"start": "", "front": "", "before_cue": "", "after_question": ""}
     for reserved in collator.reserved:
         if reserved.without_image or item.image is not None:
             of = "the method" if reserved.without_image else "the picture"
             places[reserved.anchor] += f"[{counted(reserved.count, 'place')} of {of}]"
     start, end = "<s>" if item.text.bos else "", "</s>" if tokens[-1] == tokenizer.eos else ""
     asked = f"{places['front']}{before}{places['before_cue']}{head[len(before) :]}{places['after_question']}"
-    return f"{start}{asked}[[{whole[len(head) :]}{end}]]"
+    return f"{places['start']}{start}{asked}[[{whole[len(head) :]}{end}]]"
 
 
 def _sheet(pictures: list[tuple[Sample, torch.Tensor]]) -> Image.Image:

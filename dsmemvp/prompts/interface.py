@@ -48,9 +48,10 @@ class Sizes:
     image_tokens: int
     vision_width: int
     language_width: int
-    vision_depth: int
-    """Blocks"""
-    language_depth: int
+    vision_blocks: int = 0
+    """That the vision tower runs for its features; a method may have it built to another one (config/methods.py,
+    VisionFeatures)."""
+    decoder_blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ class VisualPrompt(nn.Module):
     """The method in a sentence, for model cards."""
     published: PublishedLayout | None = None
     """How its published code stores what it has trained."""
+    searched = ""
+    """The setting that `dsmemvp search` can look for, a whole number from 0 on; empty: none."""
 
     @classmethod
     def describe(cls, settings: Any) -> dict[str, str]:
@@ -224,6 +227,14 @@ class VisualPrompt(nn.Module):
     def compared(self, state: State) -> Sequence[Compared]:
         """What `dsmemvp inspect` shows of a method without a feed-forward memory, from what `decoding` has returned."""
         return ()
+
+    def choices(self) -> int:
+        """How many values the searched setting has."""
+        return 0
+
+    def choose(self, value: int) -> None:
+        """Take this value of the searched setting from the next forward on; all ranks call it together. Whatever the
+        value, the same tensors are trained."""
 
     def callbacks(self) -> Sequence[Callback]:
         return ()

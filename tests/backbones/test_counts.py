@@ -68,6 +68,7 @@ def test_every_named_shape_has_as_many_parameters_as_transformers_makes(shape):
     ("shape", "parameters", "image_tokens"),
     [
         # as the model cards say of the vision part: 93 M, 428 M and 304 M; openai/clip-vit-large-patch14's has 303 M
+        ("clip-vit-b-16", 85_799_424, 196),
         ("siglip-b-16", 92_884_224, 196),
         ("siglip-so400m-14-384", 428_225_600, 729),
         ("dinov2-l-14", 304_368_640, 1369),

@@ -22,6 +22,10 @@ OWN = {
         *("prompt_len", "prompt_std", "text_points", "vision_points", "rank", "tau", "sim", "activation", "carry"),
         *("hub", "vision", "cue"),
     },
+    "dvp": {
+        *("layer", "prompts", "placement", "query", "query_norm", "width", "heads", "dropout"),
+        *("feature_layer", "class_token", "feature_norm", "adapter_ratio", "adapter_zero_init", "train_norms"),
+    },
     "none": set(),
 }
 

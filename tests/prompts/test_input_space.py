@@ -55,7 +55,7 @@ def test_image_tokens_stand_between_bos_and_the_question():
     batch = _batch([False, True])
     with torch.no_grad():
         mine = model(batch)[0][len(TEXTS[0]) - 1 :]
-        visual = model._walk(batch, {}, [s for s in model.schedule() if s.tower == "vision"])[1]["visual"]
+        visual = model._walk(batch, {}, [s for s in model._schedule() if s.tower == "vision"])[1]["visual"]
         words = theirs.model.embed_tokens(torch.tensor([TEXTS[1]]))
         embedded = torch.cat([words[:, :1], visual, words[:, 1:]], dim=1)
         stock = theirs(inputs_embeds=embedded).logits[0]

@@ -81,29 +81,29 @@ def points_of(settings: Settings, sizes: Sizes) -> Points:
     """Raises UserError for points that the towers do not have, or that do not go together."""
     text, vision = tuple(settings.text_points), tuple(settings.vision_points)
     if not text:
-        most = (len(vision) or min(POINTS - 1, sizes.vision_depth)) + 1
-        text = _text_points(sizes.language_depth, most)
+        most = (len(vision) or min(POINTS - 1, sizes.vision_blocks)) + 1
+        text = _text_points(sizes.decoder_blocks, most)
     if len(text) < 2:
         raise UserError(
             f"method.text_points: two are needed, for the prompts of one to be read at the next; here is"
-            f" {counted(len(text), 'point')} in {counted(sizes.language_depth, 'block')}"
+            f" {counted(len(text), 'point')} in {counted(sizes.decoder_blocks, 'block')}"
         )
-    if text[-1] >= sizes.language_depth:
+    if text[-1] >= sizes.decoder_blocks:
         raise UserError(
             f"method.text_points: the language model has no block {text[-1]}; they run from 0 to"
-            f" {sizes.language_depth - 1}"
+            f" {sizes.decoder_blocks - 1}"
         )
-    if not vision and len(text) - 1 <= sizes.vision_depth:
-        vision = _vision_points(sizes.vision_depth, len(text) - 1)
+    if not vision and len(text) - 1 <= sizes.vision_blocks:
+        vision = _vision_points(sizes.vision_blocks, len(text) - 1)
     if len(vision) != len(text) - 1:
         raise UserError(
             f"method.vision_points: {counted(len(vision), 'point')} in the vision tower for the"
             f" {len(text)} of method.text_points, which need {len(text) - 1}: the last one has no partner"
         )
-    if vision[-1] >= sizes.vision_depth:
+    if vision[-1] >= sizes.vision_blocks:
         raise UserError(
             f"method.vision_points: block {vision[-1]} of the vision tower is not run; they run from 0 to"
-            f" {sizes.vision_depth - 1}"
+            f" {sizes.vision_blocks - 1}"
         )
     return Points(text, vision)
 
