@@ -89,6 +89,8 @@ def test_13b_within_10_gib_at_4096_tokens_computes_little_again():
     [
         ([], (1.0, 0.8, 0.6, 0.5, 0.4)),
         # of MITP less can be computed again: its seven upper layers' part
+        (["method.name=dvp", "method.layer=4", "vision.adapter_dim=0"], (1.0, 0.8, 0.6)),
+        (["method.name=dvp", "method.adapter_ratio=4", "method.train_norms=true"], (1.0, 0.8, 0.6)),
         (["method.name=mitp", "method.text_points=[5,8,11]", "vision.adapter_dim=0"], (1.0, 0.8, 0.6)),
     ],
 )

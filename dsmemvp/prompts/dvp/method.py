@@ -9,6 +9,7 @@ prompts, I images, N visual tokens, v width of the vision tower, d width of the 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -122,6 +123,14 @@ class Method(VisualPrompt):
             sizes.vision_width, sizes.language_width, settings.width, settings.heads, settings.prompts
         )
         self._adapter = settings.adapter_ratio and sizes.language_width // settings.adapter_ratio
+
+    @classmethod
+    def shortened(cls, settings: Settings, sizes: Sizes, blocks: int) -> Settings:
+        return replace(settings, layer=0)
+
+    def first_block(self) -> int:
+        """Without adapters and trained norms the blocks below the prompt train nothing."""
+        return 0 if self._adapter or self.settings.train_norms else self.layer
 
     def choices(self) -> int:
         return self.depth
