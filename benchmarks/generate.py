@@ -129,7 +129,7 @@ def _batches(
                 image = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=generator)
             length = rng.randint(given.tokens * 5 // 8, given.tokens * 11 // 8)
             tokens = [rng.randrange(3, configs.language.vocab_size) for _ in range(length)]
-            items.append(Item(index, EncodedText(tokens, length, False), image))
+            items.append(Item(index, EncodedText(tokens, length, False, cue=1), image))
         batches.append(make_batch(items, side, reserved, last_only=True))
     return batches
 

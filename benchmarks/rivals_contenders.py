@@ -104,7 +104,7 @@ class Ours:
         self.model.to(dtype)
 
     def lay_out(self, some: Sequence[Sample]) -> Any:
-        encoded = [EncodedText(s.tokens.tolist(), s.length.prompt, False) for s in some]
+        encoded = [EncodedText(s.tokens.tolist(), s.length.prompt, False, cue=1) for s in some]
         items = [Item(i, text, s.image) for i, (s, text) in enumerate(zip(some, encoded, strict=True))]
         return make_batch(by_image(items), self.model.vision.config.image_size).batch
 

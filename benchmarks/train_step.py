@@ -160,7 +160,8 @@ def _batches(configs: Configs, reserved: Sequence[Reserved], micro_batch: int) -
         for index, length in enumerate(lengths[start : start + micro_batch]):
             tokens = [rng.randrange(3, vocabulary) for _ in range(length.tokens)]
             pixels = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=generator)
-            items.append(Item(index, EncodedText(tokens, length.prompt, False), pixels if length.image else None))
+            text = EncodedText(tokens, length.prompt, False, cue=1)
+            items.append(Item(index, text, pixels if length.image else None))
         batches.append(make_batch(by_image(items), side, reserved).batch)
     return batches
 

@@ -144,7 +144,7 @@ def _training(Training: Any, spec: dict[str, Any], ranks: Any) -> Any:
 
 
 def _encoded(EncodedText: Any, sample: Sample) -> Any:
-    return EncodedText(sample.tokens, sample.length.prompt, False)
+    return EncodedText(sample.tokens, sample.length.prompt, False, cue=1)
 
 
 def _supervised(spec: dict[str, Any]) -> list[int]:

@@ -21,6 +21,8 @@ from dsmemvp.backbones.families import check_window
 from dsmemvp.backbones.key_value_cache import KeyValueCache
 from dsmemvp.backbones.recompute import Policy, run_again
 from dsmemvp.backbones.vision import VisionTower
+from dsmemvp.backbones.vision_families import built_blocks
+from dsmemvp.config.methods import VisionFeatures
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
 from dsmemvp.prompts import Sizes, State, VisualPrompt, build_method, method_class
@@ -41,9 +43,15 @@ class Decoding:
 
 
 class VisualLanguageModel(nn.Module):
-    def __init__(self, configs: Configs, sees_images: bool, statistics: str = "auto"):
+    def __init__(
+        self,
+        configs: Configs,
+        sees_images: bool,
+        statistics: str = "auto",
+        features: VisionFeatures | None = None,
+    ):
         super().__init__()
-        self.vision = VisionTower(configs.vision, statistics) if sees_images else None
+        self.vision = VisionTower(configs.vision, statistics, features) if sees_images else None
         self.language = DecoderTower(configs.language)
         self.method = VisualPrompt()
         self.recompute: dict[Tower, Sequence[Policy]] = {}
@@ -157,7 +165,7 @@ class VisualLanguageModel(nn.Module):
 
         if site.tower == "vision":
             assert self.vision is not None
-            dropout = batch.image_dropout(hidden.shape[1]).at(site) if self.training else None
+            dropout = batch.image_dropout(*hidden.shape[:2]).at(site) if self.training else None
             block = self.vision.layers[site.block]
             given = (hidden, branch, dropout)
             hidden = run_again(block, *given) if policy == "full" else block(*given)
@@ -198,14 +206,19 @@ def loss_sum(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
 
 
 def sizes_of(configs: Configs) -> Sizes:
-    return Sizes(configs.image_tokens, configs.vision.hidden_size, configs.language.hidden_size)
+    vision, language = configs.vision, configs.language
+    blocks = built_blocks(vision), language.num_hidden_layers
+    return Sizes(configs.image_tokens, vision.hidden_size, language.hidden_size, *blocks)
 
 
 def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:
-    """The model without anything trainable, on torch's default device and in its default type."""
-    sees_images = method_class(recipe.method.name).sees_images
-    model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics)
-    return model.requires_grad_(False)
+    """The model without anything of the method's own, on torch's default device and in its default type. Of it only
+    the language model's norms may be trained, if the method asks for it."""
+    sees_images, features = method_class(recipe.method.name).sees_images, recipe.method.vision_features()
+    model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics, features).requires_grad_(False)
+    for norm in model.language.norms() if recipe.method.trains_norms() else ():
+        norm.weight.requires_grad_(True)
+    return model
 
 
 def build_empty(recipe: Recipe, configs: Configs, device: torch.device) -> VisualLanguageModel:
@@ -226,7 +239,7 @@ def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs)
         torch.manual_seed(recipe.seed)
         model.method = build_method(recipe.method, sizes_of(configs))
         if model.vision is not None:
-            model.vision.add_adapters(recipe.vision)
+            model.vision.add_adapters(recipe.vision, [s.block for s in model._schedule() if s.tower == "vision"])
         model.language.replace_linears(model.method.replacement)
     check_window(configs.language, recipe.data.max_length, sum(place.count for place in model.method.reserved()))
     policy = recipe.training.recompute
@@ -247,6 +260,6 @@ def count(recipe: Recipe, configs: Configs) -> tuple[int, int]:
     """(trainable parameters, frozen parameters of the language model), counted without memory."""
     with torch.device("meta"):
         model = build_frozen(recipe, configs)
-        frozen = sum(p.numel() for p in model.language.parameters())
+        frozen = sum(p.numel() for p in model.language.parameters() if not p.requires_grad)
         add_trainables(model, recipe, configs)
     return sum(p.numel() for p in model.trainables().values()), frozen

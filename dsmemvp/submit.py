@@ -1,4 +1,4 @@
-"""A recipe and a number of nodes -> the text of slurm/train.sbatch with its #SBATCH lines filled in.
+"""A recipe and a number of nodes -> the text of a start file in slurm/ with its #SBATCH lines filled in.
 
 The start files in slurm/ are the source; dsmemvp/slurm/ links to them, so that an installed package has them too. The
 text is complete: what it runs stands in it, and it can be kept and given to `sbatch` as it is.
@@ -53,11 +53,11 @@ class Allocation:
                 raise UserError(f"--sbatch: {option!r} is not an option of sbatch; write --sbatch=--mail-type=END")
 
 
-def sbatch_text(name: str, arguments: list[str], asked: Allocation, evaluate_only: bool = False) -> str:
-    """The start file for a job called `name` that is given `arguments`: the recipe's path and overrides. Raises
-    ValueError."""
+def sbatch_text(name: str, arguments: list[str], asked: Allocation, start_file: str = "train.sbatch") -> str:
+    """The start file of that name for a job called `name` that is given `arguments`: the recipe's path and overrides.
+    Raises ValueError."""
     asked.check()
-    text = (START_FILES / ("evaluate.sbatch" if evaluate_only else "train.sbatch")).read_text(encoding="utf-8")
+    text = (START_FILES / start_file).read_text(encoding="utf-8")
     lines = {
         "job-name": "-".join(name.split()),
         "nodes": asked.nodes,

@@ -15,6 +15,7 @@ VOCABULARY, RESOLUTION, EOS = 60, 16, 2
 SETTINGS = {
     "memvp": {"hidden": 8, "slots": 7, "visual_scale": 1.0, "output_scale": 1.0},
     "input_space": {"hidden": 8},
+    "dvp": {"layer": 1, "width": 8, "heads": 2, "adapter_ratio": 8, "train_norms": True, "query_norm": True},
     "none": {},
 }
 METHODS = tuple(SETTINGS)
@@ -51,6 +52,8 @@ def enliven(made: VisualLanguageModel) -> None:
     for name, parameter in made.named_parameters():
         if parameter.dim() > 1:
             scale = 2.0 if "embed_tokens" in name or "positions" in name else 3.0 / parameter.shape[-1] ** 0.5
+            if "method.attention.key" in name:  # else one patch takes all of the attention
+                scale /= 10
             parameter.data = scale * torch.randn(parameter.shape, generator=generator)
 
 
@@ -59,10 +62,11 @@ def pictures(number: int) -> list[torch.Tensor]:
     return list(torch.randint(256, (number, 3, RESOLUTION, RESOLUTION), generator=generator).to(torch.uint8))
 
 
-def prompts(made: VisualLanguageModel, texts=TEXTS, images=PICTURES) -> MicroBatch:
-    """`images`: whether each sample has one (the i-th of `pictures`), or the tensors themselves."""
+def prompts(made: VisualLanguageModel, texts=TEXTS, images=PICTURES, answered: int = 0) -> MicroBatch:
+    """`images`: whether each sample has one (the i-th of `pictures`), or the tensors themselves. The last `answered`
+    tokens of each are the beginning of its answer."""
     rows = zip(texts, _tensors(images), strict=True)
-    items = [Item(i, EncodedText(text, len(text), False), image) for i, (text, image) in enumerate(rows)]
+    items = [Item(i, EncodedText(text, len(text) - answered, False), image) for i, (text, image) in enumerate(rows)]
     return make_batch(items, RESOLUTION, made.method.reserved(), last_only=True)
 
 
@@ -84,7 +88,7 @@ def without_cache(
     for text, image in zip(texts, _tensors(images), strict=True):
         new: list[int] = []
         while len(new) < steps:
-            logits, _ = made(prompts(made, [[*text, *new]], [image]).batch)
+            logits, _ = made(prompts(made, [[*text, *new]], [image], len(new)).batch)
             token = int(logits[0].argmax())
             if token == eos:
                 break

@@ -82,7 +82,7 @@ def test_what_an_interleaving_method_sees_cannot_be_looked_at_before():
     assert _model([]).look(_batch()) is None
 
 
-@pytest.mark.parametrize("method", ["memvp", "input_space"])
+@pytest.mark.parametrize("method", ["memvp", "input_space", "dvp"])
 def test_what_was_looked_at_before_serves_the_first_step_of_decoding(method):
     from dsmemvp.backbones.key_value_cache import KeyValueCache
     from dsmemvp.model import Decoding

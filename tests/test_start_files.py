@@ -229,6 +229,7 @@ def test_a_recipe_is_trained_and_scored_and_a_mistake_in_it_is_not_tried_again(j
 
 FILES = {
     "train.sbatch": ["r.yaml"],
+    "search.sbatch": ["r.yaml"],
     "evaluate.sbatch": ["r.yaml", "--blind"],
     "prepare.sbatch": ["scienceqa", "--out", "a b"],
     "tensorboard.sbatch": [],
@@ -271,6 +272,17 @@ def test_preparation_runs_under_mpi(job):
 def test_evaluation_alone_passes_its_options_on(job):
     assert job.run("evaluate.sbatch", "r.yaml", "--blind", "seed=1") == 0
     assert (job.folder / "calls").read_text().endswith("|python|-m|dsmemvp|evaluate|r.yaml|--blind|seed=1|\n")
+
+
+def test_a_search_is_watched_and_requeued_as_training_is(job, repository):
+    train, search = ((repository / "slurm" / f"{name}.sbatch").read_text().splitlines() for name in ("train", "search"))
+    assert train[4].endswith("=dsmemvp") and search[4].endswith("=dsmemvp-search")
+    steps = ['step train "$@"', 'if [ $code = 0 ]; then step evaluate "$@"; fi']
+    assert [line for line in train[5:] if line not in steps] == [
+        line for line in search[5:] if "step search" not in line
+    ]
+    assert job.run("search.sbatch", "r.yaml", "seed=1") == 0
+    assert (job.folder / "calls").read_text().endswith("|python|-m|dsmemvp|search|r.yaml|seed=1|\n")
 
 
 def test_tensorboard_says_how_to_reach_it(job):

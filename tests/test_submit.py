@@ -65,9 +65,14 @@ def test_beside_its_options_the_text_is_the_start_file(repository):
     assert {line for line in changed if not line.startswith("#SBATCH --")} == {"set -- r.yaml"}
 
 
-@pytest.mark.parametrize("name", ["train.sbatch", "evaluate.sbatch"])
+@pytest.mark.parametrize("name", ["train.sbatch", "evaluate.sbatch", "search.sbatch"])
 def test_an_installed_package_has_the_files_of_the_repository(repository, name):
     assert (START_FILES / name).resolve() == repository / "slurm" / name
+
+
+def test_a_search_is_submitted_with_its_own_start_file(submit):
+    code, out, _ = submit(RECIPE, "--gpus-per-node", "8", "--search", "--print")
+    assert code == 0 and '\nstep search "$@"\n' in out and "step train" not in out
 
 
 def test_the_arguments_arrive_as_they_were_given(tmp_path):

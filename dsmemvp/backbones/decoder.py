@@ -5,7 +5,7 @@ Parameter names are transformers' without the leading "model.". T tokens in the 
 V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -169,6 +169,12 @@ class DecoderTower(nn.Module):
     @property
     def depth(self) -> int:
         return len(self.layers)
+
+    def norms(self) -> Iterator[RmsNorm]:
+        """All of the hidden states, those of heads left out."""
+        for layer in self.layers:
+            yield from (layer.input_layernorm, layer.post_attention_layernorm)
+        yield self.norm
 
     def start(self, tokens_T: torch.Tensor) -> torch.Tensor:
         """-> [1, T, d]"""

@@ -32,6 +32,13 @@ def _wide(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     return wide, torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
 
 
+def rms_norm_weight_backward(gradient: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
+    """To the weight, [d]: the sum of gradient * x / rms(x) over all rows, in float32."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (gradient * normed).flatten(0, -2).sum(0).to(gradient.dtype)
+
+
 def rotate(x_1HTD: torch.Tensor, cos_1TD: torch.Tensor, sin_1TD: torch.Tensor, inverse: bool = False) -> torch.Tensor:
     """Rotary positions (Su et al., arXiv 2104.09864), halves of a head paired as transformers pairs them; `inverse`
     turns back, which is also the backward."""

@@ -2,7 +2,7 @@
 Written out in torch's operations, autograd would keep float32 copies and every product on the way.
 
 On a GPU each runs as a kernel of its own (kernels/), unless DSMEMVP_KERNELS=0 turns these off; elsewhere as torch's
-operations (elementwise.py). Weights get no gradient, since they are frozen.
+operations (elementwise.py). A norm's weight gets a gradient if it is trained.
 T tokens, H heads, D head width.
 """
 
@@ -46,15 +46,16 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 class _Normed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        assert not weight.requires_grad, "a trained norm takes the other way"
         ctx.save_for_backward(x)
         ctx.weight, ctx.eps = weight, eps  # not saved: under ZeRO-3 that would keep its memory alive
         return form_of(x).rms_norm(x, weight, eps)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         (x,) = ctx.saved_tensors
-        return form_of(x).rms_norm_backward(gradient, x, ctx.weight, ctx.eps), None, None
+        to_x = form_of(x).rms_norm_backward(gradient, x, ctx.weight, ctx.eps) if ctx.needs_input_grad[0] else None
+        to_weight = elementwise.rms_norm_weight_backward(gradient, x, ctx.eps) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, None
 
 
 class _Rotated(torch.autograd.Function):

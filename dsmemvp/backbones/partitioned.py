@@ -76,14 +76,15 @@ def give_memory(
     model: nn.Module, device: torch.device, partition: Callable[[nn.Parameter], None] | None = None
 ) -> None:
     """Put parameters without values on `device` in place of those on the meta device; a shared one stays shared.
-    `partition` keeps a part of each and frees the rest, so that they are whole one after another, in the same memory;
-    on a CPU that memory is never written and therefore not even resident."""
+    `partition` keeps a part of each frozen one and frees the rest, so that they are whole one after another, in the
+    same memory; on a CPU that memory is never written and therefore not even resident. Those to be trained stay whole
+    until there is an optimizer for them."""
     whole = max(parameter.nbytes for parameter in model.parameters()) if partition else 0
     memory = torch.empty(whole, dtype=torch.uint8, device=device)
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, empty in list(module.named_parameters(recurse=False)):
-            if empty not in made and partition:
+            if empty not in made and partition and not empty.requires_grad:
                 place = memory[: empty.nbytes].view(empty.dtype).view(empty.shape)
                 made[empty] = nn.Parameter(place, requires_grad=empty.requires_grad)
                 partition(made[empty])

@@ -1,7 +1,7 @@
 """Published shapes by name, so that parameters can be counted and speed measured without the weights.
 
 LLaMA: Touvron et al. 2023, table 2 (its 33B is the folder 30B); LLaMA-2 and 3, Mistral, Qwen2.5 and Qwen3: their
-config.json. CLIP: OpenAI's ViT-L/14. SigLIP and DINOv2: their config.json.
+config.json. CLIP: OpenAI's ViT-L/14 and B/16. SigLIP and DINOv2: their config.json.
 The tiny ones are for tests and benchmarks on a CPU.
 """
 
@@ -82,6 +82,13 @@ VISION: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 24,
         "num_attention_heads": 16,
         "patch_size": 14,
+    },
+    "clip-vit-b-16": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "patch_size": 16,
     },
     "siglip-b-16": {"model_type": "siglip_vision_model", "patch_size": 16},
     "siglip-so400m-14-384": {

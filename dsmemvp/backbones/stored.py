@@ -9,7 +9,7 @@ from typing import Any
 
 from dsmemvp.backbones.reading import sampled
 from dsmemvp.backbones.safetensors_file import StoredTensor
-from dsmemvp.backbones.vision_families import VisionFamily, vision_family
+from dsmemvp.backbones.vision_families import VisionFamily, built_blocks, vision_family
 from dsmemvp.errors import UserError
 
 Stored = dict[str, StoredTensor]
@@ -39,10 +39,10 @@ def decoder_tensors(files: Stored, config: Any, folder: str, key: str) -> Stored
     return stored
 
 
-def vision_tensors(files: Stored, config: Any, folder: str, key: str) -> Stored:
-    """Under the names of backbones/vision.py. Raises UserError."""
+def vision_tensors(files: Stored, config: Any, folder: str, key: str, block: int = 0) -> Stored:
+    """Under the names of backbones/vision.py; `block` is that of VisionFeatures. Raises UserError."""
     family = vision_family(config)
-    built = config.num_hidden_layers - family.unused_blocks
+    built = built_blocks(config, block)
     beyond = tuple(f"layers.{n}." for n in range(built, config.num_hidden_layers))
     named = [_our_names(name, t, family) for name, t in files.items() if not name.startswith(family.not_loaded)]
     stored = {name: t for name, t in _once(named, folder, key).items() if not name.startswith(beyond)}

@@ -16,7 +16,8 @@ from transformers import AttentionInterface
 from dsmemvp.backbones import attention_products
 from dsmemvp.backbones.decoder import Branch, no_branch
 from dsmemvp.backbones.linear import Linear, with_own_linears
-from dsmemvp.backbones.vision_families import vision_family
+from dsmemvp.backbones.vision_families import built_blocks, vision_family
+from dsmemvp.config.methods import VisionFeatures
 from dsmemvp.config.recipe import Vision
 from dsmemvp.data.images import STATISTICS
 from dsmemvp.dropout import Dropout
@@ -90,11 +91,12 @@ def normalised(images: torch.Tensor, mean: Sequence[float], deviation: Sequence[
 
 
 class VisionTower(nn.Module):
-    def __init__(self, config: Any, statistics: str = "auto"):
+    def __init__(self, config: Any, statistics: str = "auto", features: VisionFeatures | None = None):
         """`config` is of one of the families; `statistics` is a name in data/images.py, or "auto" for the family's:
-        the pixels' mean and deviation."""
+        the pixels' mean and deviation. Raises UserError for features of a block that is not there."""
         super().__init__()
         self.config, self.family = config, vision_family(config)
+        self.features = features or VisionFeatures()
         config._attn_implementation = _ATTENTION
         width, eps = config.hidden_size, config.layer_norm_eps
         embeddings: Any = self.family.embeddings(config)
@@ -102,9 +104,7 @@ class VisionTower(nn.Module):
         self.embeddings: Any = embeddings
         if self.family.first_norm:
             setattr(self, self.family.first_norm, nn.LayerNorm(width, eps=eps))
-        self.layers: Any = nn.ModuleList(
-            Block(config) for _ in range(config.num_hidden_layers - self.family.unused_blocks)
-        )
+        self.layers: Any = nn.ModuleList(Block(config) for _ in range(built_blocks(config, self.features.block)))
         setattr(self, self.family.last_norm, nn.LayerNorm(width, eps=eps))
         self.statistics = STATISTICS[self.family.statistics if statistics == "auto" else statistics]
 
@@ -117,10 +117,10 @@ class VisionTower(nn.Module):
         if "position_ids" in dict(self.embeddings.named_buffers()):
             self.embeddings.position_ids = torch.arange(self.embeddings.num_positions, device=device)[None]
 
-    def add_adapters(self, vision: Vision) -> None:
-        """Trainable adapters in every block; none if `vision.adapter_dim` is 0."""
+    def add_adapters(self, vision: Vision, blocks: Sequence[int]) -> None:
+        """Trainable adapters in these blocks, those that are run; none if `vision.adapter_dim` is 0."""
         if vision.adapter_dim:
-            for block in self.layers:
+            for block in (self.layers[i] for i in blocks):
                 width = self.config.hidden_size
                 block.adapter = Adapter(width, vision.adapter_dim, vision.adapter_scale, vision.adapter_dropout)
 
@@ -139,5 +139,6 @@ class VisionTower(nn.Module):
         return self.finish(hidden)
 
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:
-        """-> features [I, P, v]"""
-        return getattr(self, self.family.last_norm)(hidden[:, self.family.dropped(self.config) :])
+        """-> features [I, P, v]; with class and register tokens in front if they are wanted"""
+        features = hidden if self.features.class_token else hidden[:, self.family.dropped(self.config) :]
+        return getattr(self, self.family.last_norm)(features) if self.features.norm else features

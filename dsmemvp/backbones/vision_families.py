@@ -149,6 +149,19 @@ def vision_family(config: Any) -> VisionFamily:
     return TOWERS[config.model_type]
 
 
+def built_blocks(config: Any, block: int = 0) -> int:
+    """How many blocks a tower has whose features come from `block`, counted from its last as -1; 0: the family's own.
+    Raises UserError for one that is not there."""
+    if block == 0:
+        return config.num_hidden_layers - vision_family(config).unused_blocks
+    if block + config.num_hidden_layers < 0:
+        raise UserError(
+            f"method: block {block} of the vision tower, counted from its last, is not there; it has"
+            f" {config.num_hidden_layers}"
+        )
+    return config.num_hidden_layers + block + 1
+
+
 def square(side: object) -> int:
     """A configuration's size that must be one number. Raises UserError."""
     if not isinstance(side, int):

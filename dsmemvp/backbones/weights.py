@@ -64,7 +64,8 @@ class Base:
     def vision_tensors(self) -> Stored:
         """Under the names of backbones/vision.py."""
         folder, config = _given(self.recipe.model.vision_tower, VISION_KEY), self.vision_config
-        return vision_tensors(folder_tensors(Path(folder), VISION_KEY), config, folder, VISION_KEY)
+        block = self.recipe.method.vision_features().block
+        return vision_tensors(folder_tensors(Path(folder), VISION_KEY), config, folder, VISION_KEY, block)
 
     def load(self, model: Any, tell: bool = False) -> int:
         """Fill the frozen parameters of `model` and return the bytes that this process read for it; with `tell` it says

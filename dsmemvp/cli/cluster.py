@@ -49,10 +49,16 @@ def _allocation_options(command: argparse.ArgumentParser) -> None:
         metavar="OPTION",
         help="any other option of sbatch: --sbatch=--mail-type=END; repeatable",
     )
-    command.add_argument(
+    what = command.add_mutually_exclusive_group()
+    what.add_argument(
         "--evaluate-only",
         action="store_true",
         help="evaluate a checkpoint, with slurm/evaluate.sbatch, and do not train",
+    )
+    what.add_argument(
+        "--search",
+        action="store_true",
+        help="search for the method's setting, with slurm/search.sbatch, and train nothing",
     )
     command.add_argument("--print", action="store_true", help="print the text and submit nothing")
 
@@ -100,7 +106,8 @@ def _submit(given: argparse.Namespace) -> None:
     asked.check()
     if not given.evaluate_only:
         deepspeed_settings(recipe, asked.ranks)  # what a run would refuse, before it waits in a queue
-    text = sbatch_text(recipe.name, [str(given.recipe), *given.overrides], asked, given.evaluate_only)
+    start_file = "evaluate.sbatch" if given.evaluate_only else "search.sbatch" if given.search else "train.sbatch"
+    text = sbatch_text(recipe.name, [str(given.recipe), *given.overrides], asked, start_file)
     print(text if given.print else submit(text), end="" if given.print else "\n")
 
 

@@ -1,4 +1,4 @@
-"""inspect: which patches of a picture the feed-forward memory fires on."""
+"""inspect: which patches of a picture the feed-forward memory fires on, or how alike the prompts of two towers are."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    about = "heat maps of what the feed-forward memory fires on in a picture, and its weight layer by layer"
+    about = (
+        "heat maps of what the feed-forward memory fires on in a picture, and its weight layer by layer; of MITP the"
+        " similarity of the two towers' prompts, hub by hub"
+    )
     command = commands.add_parser("inspect", help=about, description=about)
     command.set_defaults(run=_inspect, listens=True)
     command.add_argument(
@@ -54,7 +57,9 @@ def add(commands: Any) -> None:
         help="what a change is measured against: the mean memory of the first 64 pictures of data.test, or no picture",
     )
     command.add_argument(
-        "--out", type=Path, help="folder for heat-map.png (default: RUN/inspect; of an exported folder inspect)"
+        "--out",
+        type=Path,
+        help="folder for heat-map.png or similarity.png (default: RUN/inspect; of an exported folder inspect)",
     )
     command.add_argument(
         "--set", action="append", default=[], metavar="key=value", help="another value of a recipe's key; repeatable"
@@ -79,14 +84,25 @@ def _inspect(given: argparse.Namespace) -> None:
             opened = open_model(run, ranks)
             heartbeat.at("inspecting", 0)
             sample = asked or opened.sample(given.sample, given.test)
-            against = opened.average() if given.what == "change" and given.against == "average" else None
-            look = opened.look(sample, given.words, against)
+            found, draw, name = _looked(given, opened, sample)
             if ranks.first:
                 out = given.out or (given.folder if (given.folder / "recipe.json").is_file() else Path()) / "inspect"
                 out.mkdir(parents=True, exist_ok=True)
-                look.sheet(given.what, given.layers).save(out / "heat-map.png")
-                print(*look.table(), "", look.asked, f"-> {out / 'heat-map.png'}", sep="\n")
+                draw().save(out / name)
+                print(*found.table(), "", found.asked, f"-> {out / name}", sep="\n")
         leave_ranks()
+
+
+def _looked(given: argparse.Namespace, opened: Any, sample: Any) -> tuple[Any, Any, str]:
+    """What was found, what draws it, and the picture's file name."""
+    from dsmemvp.inspection.probe import has_memory
+
+    if not has_memory(type(opened.model.method)):
+        compared = opened.compare(sample)
+        return compared, compared.sheet, "similarity.png"
+    against = opened.average() if given.what == "change" and given.against == "average" else None
+    look = opened.look(sample, given.words, against)
+    return look, lambda: look.sheet(given.what, given.layers), "heat-map.png"
 
 
 def _checked(given: argparse.Namespace, run: "LoadedRun") -> "Question | None":
@@ -94,10 +110,14 @@ def _checked(given: argparse.Namespace, run: "LoadedRun") -> "Question | None":
     OSError."""
     from dsmemvp.data.images import decoded
     from dsmemvp.inspection.look import Question, check_layers, check_method
+    from dsmemvp.inspection.probe import has_memory
+    from dsmemvp.prompts import method_class
 
     recipe = run.recipe
     check_method(recipe)
     check_layers(given.layers, run.base.configs.language.num_hidden_layers)
+    if (given.words or given.layers) and not has_memory(method_class(recipe.method.name)):
+        raise UserError(f"--words and --layers are for a feed-forward memory, which {recipe.method.name} has not")
     if (given.sample is None) == (given.image is None) or (given.image is None) != (given.question is None):
         raise UserError("give --image and a question about it, or --sample N")
     if given.image is None:

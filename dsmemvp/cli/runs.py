@@ -1,4 +1,4 @@
-"""train, evaluate: what all ranks of a launch run together; score: an evaluation's predictions once more."""
+"""train, search, evaluate: what all ranks of a launch run together; score: an evaluation's predictions once more."""
 
 import argparse
 from pathlib import Path
@@ -20,6 +20,8 @@ def add(commands: Any) -> None:
         commands, "train", _train, "train a recipe; resume from the newest checkpoint if its run has one"
     )
     command.set_defaults(listens=True)
+    about = "search for a method's setting, such as the layer of DVP's prompt, scoring on data.search"
+    recipe_command(commands, "search", _search, about).set_defaults(listens=True)
     command = recipe_command(commands, "evaluate", _evaluate, "score a run's checkpoint on data.test")
     command.set_defaults(listens=True)
     command.add_argument("--blind", action="store_true", help="take every image away, to see what the text alone gives")
@@ -48,6 +50,22 @@ def _train(given: argparse.Namespace) -> None:
         ranks, watched = join(recipe, stop)
         with watched as heartbeat:
             train(RunContext(recipe, ranks, stop, heartbeat), look_and_score)
+        leave_ranks()
+
+
+def _search(given: argparse.Namespace) -> None:
+    with listening() as stop, ended_with_launcher(stop):
+        recipe = recipe_to_run(given)
+        check_paths(recipe, [*recipe.data.train, recipe.data.search])
+
+        from dsmemvp.distributed.ranks import leave_ranks
+        from dsmemvp.training.context import RunContext
+        from dsmemvp.training.search import check_search, search, searching
+
+        check_search(recipe)
+        ranks, watched = join(recipe, stop)
+        with watched as heartbeat:
+            search(RunContext(searching(recipe), ranks, stop, heartbeat), recipe)
         leave_ranks()
 
 

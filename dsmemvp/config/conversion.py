@@ -78,6 +78,8 @@ def range_of(schema: dict[str, Any]) -> str:
 def nearest(key: str, known: Iterable[str]) -> str:
     """The known key that `key` is most like, by its whole or by its last part; empty if none is."""
     known = list(known)
+    if same := [name for name in known if name.rpartition(".")[2] == key]:  # the group was left out
+        return same[0]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:
         group = key.rpartition(".")[0]

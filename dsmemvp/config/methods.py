@@ -1,5 +1,6 @@
 """The visual prompting methods that a recipe can name: files and folders of dsmemvp/prompts/, and their settings."""
 
+import dataclasses
 import difflib
 import importlib
 import pkgutil
@@ -20,6 +21,19 @@ DEFAULT = "memvp"
 """The method of a recipe that names none. No other file but the method's own names it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class VisionFeatures:
+    """What a method takes of the vision tower."""
+
+    block: int = 0
+    """The block that they come from, counted from the tower's last as -1, the ones behind it being neither built nor
+    loaded; 0 for the family's own (backbones/vision_families.py)."""
+    class_token: bool = False
+    """Whether tokens before the patches (class and register tokens) stay."""
+    norm: bool = True
+    """Whether the tower's last norm is put on them."""
+
+
 @dataclass(config=CONFIG)
 class MethodSettings:
     """The group `method:` of a recipe. A method's `Settings` are a subclass, with this decorator."""
@@ -30,6 +44,13 @@ class MethodSettings:
     def __post_init__(self) -> None:
         package, _, module = type(self).__module__.rpartition(f"{PACKAGE}.")
         self.name = module.partition(".")[0] if package == "" else self.name
+
+    def vision_features(self) -> VisionFeatures:
+        return VisionFeatures()
+
+    def trains_norms(self) -> bool:
+        """Whether the weights of the language model's norms are trained, from the base's values on."""
+        return False
 
 
 def method_names() -> list[str]:

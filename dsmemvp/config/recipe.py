@@ -68,6 +68,8 @@ class Data:
     """Folder of shards whose loss is measured beside every checkpoint of `checkpoint_epochs`; none if empty."""
     test: Text = ""
     """Folder of shards to evaluate on."""
+    search: Text = ""
+    """Folder of shards that `dsmemvp search` scores on: neither those of training, nor of validation or test."""
     captions: bool = False
     """Put each sample's image caption into the context while training (the published runs do not)."""
     max_length: Tokens = 512
@@ -170,6 +172,28 @@ class Training:
 
 
 @dataclass(config=CONFIG)
+class Search:
+    """What `dsmemvp search` does. Every step trains with a random value of the setting, then scores some values on
+    data.search and makes the better ones more likely."""
+
+    epochs: Annotated[int, Field(ge=1, le=10**5)] = 2
+    """Passes over the training set."""
+    learning_rate: Annotated[float, Field(gt=0, le=1000), FROM_TEXT] = 1e-4
+    """The same in all steps. All else is trained as `training` says."""
+    rule: Literal["corrected", "published"] = "corrected"
+    """How scores move the preferences: by the gradient of the expected score, each score against the mean of the
+    others, or as DVP's code has it."""
+    rate: Annotated[float, Field(gt=0, le=10**6), FROM_TEXT] = 0.02
+    """Step size of the preferences. The published code has 0.005, and 10 on ScienceQA."""
+    draws: Annotated[int, Field(ge=2, le=10**4)] = 10
+    """Values drawn and scored after every step."""
+    score: Literal["likelihood", "accuracy"] = "likelihood"
+    """In percent: exp(-loss) of the answers' tokens, or how many answers are the likeliest tokens throughout."""
+    batch: Annotated[int, Field(ge=0, le=2**20)] = 0
+    """Samples of data.search that they are scored on, others after every step; 0: half of training.global_batch."""
+
+
+@dataclass(config=CONFIG)
 class Evaluation:
     batch: Samples = 16
     """Samples per forward. Part of what the scores follow from, by rounding; the number of ranks is not."""
@@ -200,6 +224,7 @@ class Recipe:
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    search: Search = field(default_factory=Search)
 
     def check(self) -> None:
         """The rules between fields. Raises UserError naming the key and what to do."""

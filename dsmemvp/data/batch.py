@@ -1,7 +1,7 @@
 """Samples -> one packed micro-batch of tensors.
 
-The tokens of all samples lie one after another, and nothing is padded. A prompting method may reserve places in the
-sequence of a sample with an image (`Reserved`); these count among the tokens, and token 0 stands there. Samples of one
+The tokens of all samples lie one after another, and nothing is padded. A prompting method may reserve places in a
+sample's sequence (`Reserved`); these count among the tokens, and token 0 stands there. Samples of one
 image lie side by side (`image_rows` is then in runs), those without an image last, so that what is computed once per
 image is used by one run of tokens.
 
@@ -25,12 +25,15 @@ from dsmemvp.dropout import Dropout, image_keys, token_keys
 
 @dataclass(frozen=True)
 class Reserved:
-    """Places that a prompting method reserves in the sequence of every sample with an image."""
+    """Places that a prompting method reserves in the sequence of every sample with an image, or of every sample."""
 
     name: str
     count: int
-    anchor: Literal["front", "after_question"] = "front"
-    """`front`: before the text, behind BOS if there is one; `after_question`: between the prompt and the answer."""
+    anchor: Literal["start", "front", "before_cue", "after_question"] = "front"
+    """`start`: before everything; `front`: before the text, behind BOS if there is one; `before_cue`: within the
+    prompt, before the words that ask for the answer; `after_question`: between the prompt and the answer."""
+    without_image: bool = False
+    """Also in a sample without an image."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Batch:
     spans: torch.Tensor
     """[B, 2, 2] int64: [start, stop) in T of each sample's question and of its answer"""
     places: dict[str, torch.Tensor]
-    """Name of reserved places -> their indices into T, int64, in the order of the samples with an image"""
+    """Name of reserved places -> their indices into T, int64, in the order of the samples that have them"""
     supervised: torch.Tensor
     """[S] int64: indices into T whose next token is trained"""
     targets: torch.Tensor
@@ -130,9 +133,12 @@ class Batch:
         """One key for each of the T tokens."""
         return Dropout(token_keys(self.sample_ids, self.lengths, self.positions, self.dropout_seed))
 
-    def image_dropout(self, tokens: int) -> Dropout:
-        """One key for each of an image's `tokens` tokens, [I, tokens]; of the dummy row if there is no image."""
+    def image_dropout(self, rows: int, tokens: int) -> Dropout:
+        """One key for each of an image's `tokens` tokens, [rows, tokens]; of the dummy row if there is no image. Rows
+        are the images, or if samples share some, as a method may have it, the samples with an image."""
         ids = self.image_ids if self.image_ids.shape[0] else self.image_ids.new_zeros(1)
+        if rows != ids.shape[0]:
+            ids = ids[[row for row in self.image_rows if row >= 0]]
         return Dropout(image_keys(ids, tokens, self.dropout_seed))
 
     def to(self, device: torch.device) -> "Batch":
@@ -232,19 +238,27 @@ _LONE = _Layout([0], ((0, 0), (0, 0)), {}, (), [])
 
 def _lay_out(item: Item, reserved: Sequence[Reserved], last_only: bool) -> _Layout:
     text = item.text
-    parts = {"front": text.tokens[: text.bos], "after_question": text.tokens[text.bos : text.prompt]}
+    cue = max(text.bos, text.prompt - text.cue)
+    parts = {
+        "start": text.tokens[:0],
+        "front": text.tokens[: text.bos],
+        "before_cue": text.tokens[text.bos : cue],
+        "after_question": text.tokens[cue : text.prompt],
+    }
     tokens: list[int] = []
     places: dict[str, range] = {}
-    question = (0, 0)
+    edges: dict[str, tuple[int, int]] = {}
     for anchor, part in parts.items():
-        if anchor == "after_question":
-            question = (len(tokens), len(tokens) + len(part))
+        edges[anchor] = (len(tokens), len(tokens) + len(part))
         tokens += part
-        for r in reserved if item.image is not None else ():
-            if r.anchor == anchor:
+        for r in reserved:
+            if r.anchor == anchor and (r.without_image or item.image is not None):
+                # the place before the answer has to predict its first token, which a reserved one cannot
+                assert text.cue or anchor != "before_cue", "a text without a cue"
                 places[r.name] = range(len(tokens), len(tokens) + r.count)
                 tokens += [0] * r.count
     start = len(tokens)
+    question = (edges["before_cue"][0], edges["after_question"][1])
     tokens += text.tokens[text.prompt :]
     spans = (question, (start, len(tokens)))
     if last_only:

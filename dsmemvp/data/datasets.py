@@ -96,6 +96,20 @@ def open_validation_data(recipe: Recipe) -> Manifest | None:
     return _open_in_file_order(recipe, recipe.data.validation) if recipe.data.validation else None
 
 
+def open_search_data(recipe: Recipe, others: Sequence[Manifest]) -> tuple[Manifest, Order]:
+    """The shards that a search scores on, and the order in which it goes through them. Raises UserError also if they
+    are `others`, by which the search's result is trained or judged."""
+    if not recipe.data.search:
+        raise UserError("data.search: give the folder of shards to score on, which no training and no evaluation sees")
+    manifest = open_manifest(recipe.data.search, _cache(recipe, recipe.data.search))
+    _check_cache([manifest], recipe.data.block_shards)
+    if same := next((other for other in others if other.fingerprint == manifest.fingerprint), None):
+        raise UserError(f"data.search: has the samples of {same.location}; a search needs some of its own")
+    batch = recipe.search.batch or max(1, recipe.training.global_batch // 2)
+    source = Source(manifest.counts)
+    return manifest, Order([source], recipe.seed, recipe.data.block_shards, batch, "repeat")
+
+
 def _open_in_file_order(recipe: Recipe, location: str) -> Manifest:
     manifest = open_manifest(location, _cache(recipe, location))
     _check_cache([manifest], 1)

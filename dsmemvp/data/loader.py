@@ -170,7 +170,8 @@ def weigh(reader: Reader, place: Place, collator: Collator, token_counts: TokenC
     tokens = (
         token_counts[reader.number(place)] if token_counts is not None else estimate(characters, collator.max_length)
     )
-    return Weight(tokens + image * sum(r.count for r in collator.reserved), image)
+    places = sum(r.count for r in collator.reserved if image or r.without_image)
+    return Weight(tokens + places, image)
 
 
 def _load(dataset: _Steps, workers: int, pinned: bool = False) -> Iterator[list[MicroBatch]]:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from dsmemvp.data.sample import Sample, SampleError
 from dsmemvp.data.tokenizer import Tokenizer
 
+CUE = "Response:"
+"""The end of every prompt, which asks for the answer."""
 LEAD_IN = "The answer is"
 LETTER = re.compile("[A-Z]")
 PROMPT_FORMAT = 1
@@ -33,6 +35,8 @@ class EncodedText:
     """Whether the context was shortened to fit."""
     bos: int = 1
     """How many of them stand before the text: BOS, or none."""
+    cue: int = 0
+    """How many of the prompt's tokens, its last ones, hold the cue."""
 
 
 def prompt_text(sample: Sample, captions: bool) -> str:
@@ -40,9 +44,9 @@ def prompt_text(sample: Sample, captions: bool) -> str:
     if not sample.choices:
         context = _context(sample, captions, "")
         middle = f"\nContext: {context}" if context else ""
-        return _clean(f"Question: {sample.question}{middle}\nResponse:")
+        return _clean(f"Question: {sample.question}{middle}\n{CUE}")
     context = _context(sample, captions, "N/A")
-    return _clean(f"Question: {sample.question}\nContext: {context}\nOptions: {options(sample.choices)}\nResponse:")
+    return _clean(f"Question: {sample.question}\nContext: {context}\nOptions: {options(sample.choices)}\n{CUE}")
 
 
 def options(choices: Sequence[str]) -> str:
@@ -107,12 +111,13 @@ class _Encoder:
         if first == 0 or stops[first - 1] != len(prompt):
             # a byte-level tokenizer may have a piece like ":The"; the two are then encoded one by one. With a
             # sentencepiece model that would put a space between them
-            asked = tokenizer.encode(prompt)
+            asked, spans = tokenizer.encode_spans(prompt)
             first, tokens = len(asked), [*asked, *tokenizer.encode(self.rest)[len(tokenizer.front) :]]
             if tokenizer.decode(tokens) != prompt + self.rest:
                 why = "the tokenizer joins the end of the prompt with the target; use another one"
                 raise SampleError(sample.where, why)
-        return EncodedText([*tokens, *self.end], first, False, len(tokenizer.front)), stops
+        cue = sum(stop > len(prompt) - len(CUE) for _, stop in spans[:first])
+        return EncodedText([*tokens, *self.end], first, False, len(tokenizer.front), cue), stops
 
 
 def _fitted(encode: _Encoder, sample: Sample, most: int) -> EncodedText:

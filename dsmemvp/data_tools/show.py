@@ -88,12 +88,16 @@ def _about(item: Item) -> str:
 def _text(item: Item, collator: Collator, tokenizer: Tokenizer) -> str:
     """<s> and </s> are written out for BOS and EOS; [[ ]] encloses what is supervised."""
     tokens, prompt = item.text.tokens, item.text.prompt
-    whole, head = tokenizer.decode(tokens), tokenizer.decode(tokens[:prompt])
-    places = {"front": "", "after_question": ""}
-    for reserved in collator.reserved if item.image is not None else ():
-        places[reserved.anchor] += f"[{counted(reserved.count, 'place')} of the picture]"
+    whole, *heads = (tokenizer.decode(tokens[:stop]) for stop in (len(tokens), prompt - item.text.cue, prompt))
+    before, head = heads
+    places = {"start": "", "front": "", "before_cue": "", "after_question": ""}
+    for reserved in collator.reserved:
+        if reserved.without_image or item.image is not None:
+            of = "the method" if reserved.without_image else "the picture"
+            places[reserved.anchor] += f"[{counted(reserved.count, 'place')} of {of}]"
     start, end = "<s>" if item.text.bos else "", "</s>" if tokens[-1] == tokenizer.eos else ""
-    return f"{start}{places['front']}{head}{places['after_question']}[[{whole[len(head) :]}{end}]]"
+    asked = f"{places['front']}{before}{places['before_cue']}{head[len(before) :]}{places['after_question']}"
+    return f"{places['start']}{start}{asked}[[{whole[len(head) :]}{end}]]"
 
 
 def _sheet(pictures: list[tuple[Sample, torch.Tensor]]) -> Image.Image:

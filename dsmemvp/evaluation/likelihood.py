@@ -28,12 +28,12 @@ def log_likelihoods(
     """[B][endings of sample b]: the log-likelihood of each of `endings[b]` after sample b of `batch` (made with
     last_only). One forward, with or without any ending."""
     rows = {(b, ending[:-1]): ending for b, own in enumerate(endings) for ending in own}
-    texts, images = _texts(batch), list(batch.images)
+    texts, images = _texts(batch, reserved), list(batch.images)
     items, start, supervised = [], {}, 0
     for (b, before), ending in rows.items():
         text, row = texts[b], batch.image_rows[b]
         # the ending's last token is there for the places before it to be supervised: it changes nothing at them
-        longer = EncodedText([*text.tokens, *ending], text.prompt, False, text.bos)
+        longer = EncodedText([*text.tokens, *ending], text.prompt, False, text.bos, text.cue)
         items.append(Item(b, longer, images[row] if row >= 0 else None))
         supervised += len(longer.tokens) - longer.prompt
         start[b, before] = supervised - len(ending)
@@ -49,15 +49,18 @@ def log_likelihoods(
     return [[sum(next(found) for _ in ending) for ending in own] for own in endings]
 
 
-def _texts(batch: Batch) -> list[EncodedText]:
-    """The samples' texts, without the places that are reserved in them."""
+def _texts(batch: Batch, reserved: Sequence[Reserved]) -> list[EncodedText]:
+    """The samples' texts, without the places that are reserved in them; behind those before the cue stands the cue."""
     at_text = torch.ones_like(batch.tokens, dtype=torch.bool)
     for places in batch.places.values():
         at_text[places] = False
+    before_cue = [place for r in reserved if r.anchor == "before_cue" for place in batch.places[r.name].tolist()]
     texts = []
     for (start, stop), ((question, _), (answer, _)) in zip(batch.bounds, batch.spans.tolist(), strict=True):
         bos, prompt = (int(at_text[start:end].sum()) for end in (question, answer))
-        texts.append(EncodedText(batch.tokens[start:stop][at_text[start:stop]].tolist(), prompt, False, bos))
+        behind = max((place + 1 for place in before_cue if start <= place < stop), default=answer)
+        cue = int(at_text[behind:answer].sum())
+        texts.append(EncodedText(batch.tokens[start:stop][at_text[start:stop]].tolist(), prompt, False, bos, cue))
     return texts
 
 

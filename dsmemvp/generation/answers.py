@@ -60,7 +60,7 @@ class Answerer:
         pixels = self._transform(encoded(image), where)
         if not self._whole:
             return Picture(pixels, None)
-        items = [Item(0, EncodedText([0], 1, False), pixels)]
+        items = [Item(0, EncodedText([0], 1, False, cue=1), pixels)]
         prompt = make_batch(items, self._transform.resolution, self._model.method.reserved())
         with torch.no_grad():
             return Picture(pixels, self._model.look(prompt.batch.to(self._decoder.device)))

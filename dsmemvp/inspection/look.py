@@ -31,6 +31,7 @@ from dsmemvp.distributed.ranks import Ranks, join_ranks
 from dsmemvp.errors import UserError
 from dsmemvp.inputs import open_inputs
 from dsmemvp.inspection import table
+from dsmemvp.inspection.compared import Comparison, compare, compares
 from dsmemvp.inspection.page import LONGEST, maps, page
 from dsmemvp.inspection.probe import Forward, Memory, Probe, What, has_memory, memory_of, probe
 from dsmemvp.inspection.words import Word, chosen_words
@@ -172,6 +173,18 @@ class Opened:
         answer = model_answer(self.tokenizer, int(found.logits[0].argmax()), sample.choices)
         return Look(found, words_of, picture, sample.question, answer, right, against.of)
 
+    def compare(self, sample: Sample | Question) -> Comparison:
+        """What a method without a feed-forward memory compares. Raises UserError."""
+        right = "" if isinstance(sample, Question) else right_answer(sample)
+        sample = sample.sample() if isinstance(sample, Question) else sample
+        item = self.item(sample)
+        batch = make_batch([item], self.collator.image.resolution, self.collator.reserved, last_only=True)
+        found = compare(self.model, self.forward, batch.batch)
+        if not found.found:
+            raise UserError("method.hub: is off in this run, so there is no similarity to show")
+        answer = model_answer(self.tokenizer, int(found.logits[0].argmax()), sample.choices)
+        return replace(found, asked=asked(sample.question, answer, right))
+
     def sample(self, number: int, test: bool) -> Sample:
         """A sample of data.test or data.train by its running number, as in `dsmemvp data show`. Raises UserError."""
         found = next(islice(self._samples(test, number), 1), None)
@@ -198,8 +211,9 @@ def open_model(run: LoadedRun, ranks: Ranks) -> Opened:
 
 
 def check_method(recipe: Recipe) -> None:
-    """Raises UserError for a method without a memory to look into."""
-    if not has_memory(method_class(recipe.method.name)):
+    """Raises UserError for a method without anything to look into."""
+    method = method_class(recipe.method.name)
+    if not (has_memory(method) or compares(method)):
         raise UserError(
             f"method.name: {recipe.name} was trained with {recipe.method.name}, which has no feed-forward memory to"
             " look into"

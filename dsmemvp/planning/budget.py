@@ -13,12 +13,16 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations_with_replacement
 from typing import Any
 
+import torch
+
 from dsmemvp.backbones.block_costs import kept_bytes, recomputed_flops
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import KEPT, Policy
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.dtypes import NAMED
-from dsmemvp.planning.trace import trace
+from dsmemvp.model import sizes_of, trainable_shapes
+from dsmemvp.planning.trace import Trace, trace
+from dsmemvp.prompts import build_method, method_class
 
 LIGHT: Policy = "elementwise"
 Choice = tuple[Policy, ...]
@@ -47,14 +51,18 @@ class ActivationBudget:
     """Bytes"""
     rests: Mapping[Policy, Rest]
     """When the backward is in a layer of that policy"""
+    first: int = 0
+    """The first layer that a gradient passes through; those below keep nothing"""
+    own: float = 0.0
+    """Bytes per token that a layer keeps for the method, such as for adapters, whatever the policy"""
     chosen: dict[tuple[int, int], Choice] = field(default_factory=dict)
 
     def peak(self, choice: Choice, tokens: int, images: int) -> float:
         """Bytes that a micro-step holds at most. The last layer computes few tokens and belongs to the rest, as the
-        first, through which no gradient goes."""
+        first one with a gradient, whose input has none."""
         alive, peak = 0.0, self.rests[LIGHT].bytes(tokens, images)
-        for policy in choice[1:-1]:
-            alive += tokens * kept_bytes(self.config, policy, self.item)
+        for policy in choice[self.first + 1 : -1]:
+            alive += tokens * self._kept(policy)
             peak = max(peak, self.rests[policy].bytes(tokens, images) + alive)
         return peak
 
@@ -71,19 +79,25 @@ class ActivationBudget:
     def example(self, samples: int, tokens: int = 128) -> str:
         """What is chosen for so many samples with an image and so many tokens, in words."""
         choice = self.choose(samples * tokens, samples)
-        layers = ", ".join(f"{number} {policy}" for policy, number in Counter(choice).items())
-        again = sum(recomputed_flops(self.config, policy) for policy in choice)
+        with_gradient = choice[self.first :]
+        layers = ", ".join(f"{number} {policy}" for policy, number in Counter(with_gradient).items())
+        again = sum(recomputed_flops(self.config, policy) for policy in with_gradient)
         share = again / (2 * len(choice) * recomputed_flops(self.config, "full"))
         return (
             f"{self.budget / 2**30:.1f} GiB; for {samples} x {tokens} tokens with images layers keep {layers}:"
             f" {self.peak(choice, samples * tokens, samples) / 2**30:.2f} GiB, {share:.0%} of the layers' FLOPs again"
         )
 
+    def _kept(self, policy: Policy) -> float:
+        """Bytes that a layer keeps per token."""
+        return kept_bytes(self.config, policy, self.item) + self.own
+
     def _search(self, tokens: int, room: float) -> Choice:
         policies: list[Policy] = sorted(KEPT, key=lambda policy: recomputed_flops(self.config, policy))
-        layers = max(0, self.config.num_hidden_layers - 2)
+        with_gradient = self.config.num_hidden_layers - self.first
+        layers = max(0, with_gradient - 2)
         room /= max(tokens, 1)
-        size = {policy: kept_bytes(self.config, policy, self.item) for policy in policies}
+        size = {policy: self._kept(policy) for policy in policies}
         flops = {policy: recomputed_flops(self.config, policy) for policy in policies}
         best: tuple[float, list[tuple[Policy, int]]] | None = None
         for light, middle, heavy in combinations_with_replacement(policies, 3):
@@ -100,20 +114,34 @@ class ActivationBudget:
                 if best is None or cost < best[0]:
                     best = cost, mix
         middle_layers = [policy for policy, number in best[1] for _ in range(number)] if best else ["full"] * layers
-        ends: list[Policy] = [LIGHT] * min(2, self.config.num_hidden_layers)
-        return (*ends[:1], *middle_layers, *ends[1:])
+        ends: list[Policy] = [LIGHT] * min(2, with_gradient)
+        return (*[LIGHT] * self.first, *ends[:1], *middle_layers, *ends[1:])
 
 
 def activation_budget(recipe: Recipe, configs: Configs, budget: int) -> ActivationBudget:
-    """Traces eighteen micro-steps of a decoder of three layers: some seconds at 13B."""
-    short = copy.deepcopy(configs.language)
-    short.num_hidden_layers = 3
+    """Traces eighteen micro-steps of a decoder of three layers, or twenty if layers train something: some seconds at
+    13B."""
     item = NAMED[recipe.model.dtype].itemsize
+    sizes = sizes_of(configs)
+    with torch.device("meta"):
+        first = build_method(recipe.method, sizes).first_block()
+
+    def short(layers: int, policy: Policy, samples: int, tokens: int) -> Trace:
+        language = copy.deepcopy(configs.language)
+        language.num_hidden_layers = layers
+        settings = method_class(recipe.method.name).shortened(recipe.method, sizes, layers)
+        sized = replace(recipe, method=settings, training=replace(recipe.training, micro_batch=samples))
+        policies: list[Policy] = [LIGHT, *[policy] * (layers - 2), LIGHT]
+        return trace(sized, replace(configs, language=language), tokens, policies)
+
+    own = 0.0
+    if any(name.startswith("language.layers.") for name in trainable_shapes(recipe, configs)):
+        more = (short(4, LIGHT, 1, 128).held - short(3, LIGHT, 1, 128).held) / 128
+        own = more - kept_bytes(configs.language, LIGHT, item)
 
     def beside(policy: Policy, samples: int, tokens: int) -> float:
-        sized = replace(recipe, training=replace(recipe.training, micro_batch=samples))
-        found = trace(sized, replace(configs, language=short), tokens, (LIGHT, policy, LIGHT))
-        return found.peak - kept_bytes(short, policy, item) * samples * tokens
+        kept = kept_bytes(configs.language, policy, item) + own
+        return short(3, policy, samples, tokens).peak - kept * samples * tokens
 
     def fitted(policy: Policy) -> Rest:
         one, longer, two = beside(policy, 1, 128), beside(policy, 1, 512), beside(policy, 2, 128)
@@ -121,4 +149,4 @@ def activation_budget(recipe: Recipe, configs: Configs, budget: int) -> Activati
         per_image = two - one - 128 * per_token
         return Rest(one - 128 * per_token - per_image, per_token, per_image)
 
-    return ActivationBudget(configs.language, item, budget, {policy: fitted(policy) for policy in KEPT})
+    return ActivationBudget(configs.language, item, budget, {policy: fitted(policy) for policy in KEPT}, first, own)

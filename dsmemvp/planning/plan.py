@@ -5,11 +5,15 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
+import torch
+
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import KEPT, Policy
 from dsmemvp.backbones.weights import configs_of_shapes, read_configs
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
 from dsmemvp.errors import UserError
+from dsmemvp.model import sizes_of
 from dsmemvp.planning.cluster import Cluster
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.planning.duration import Duration, duration
@@ -18,7 +22,7 @@ from dsmemvp.planning.memory import RESERVE, Memory, memory
 from dsmemvp.planning.sharding import Sharding, read_sharding
 from dsmemvp.planning.trace import SUPERVISED, Trace, trace
 from dsmemvp.planning.traffic import Traffic, traffic
-from dsmemvp.prompts import method_class
+from dsmemvp.prompts import build_method, method_class
 
 SAME, SAME_SECONDS = 0.05, 1e-3
 """Steps whose estimates differ by less than this share of the fastest, or by less than this time, count as equally
@@ -77,6 +81,7 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
         training = replace(recipe.training, micro_batch=micro_batch)
         return trace(replace(recipe, training=training), configs, tokens, policy)
 
+    problems += _no_gradient(recipe, configs)
     for cluster in clusters:
         fitted, notes = with_batch_for(recipe, cluster.gpus, tokens)
         micro_batch = fitted.training.micro_batch
@@ -84,6 +89,18 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
         deepspeed_settings(fitted, cluster.gpus)  # what a run would refuse
         plans.append(_plan(fitted, partial(traced, micro_batch), cluster, shardings, (*notes, *problems)))
     return plans
+
+
+def _no_gradient(recipe: Recipe, configs: Configs) -> list[str]:
+    """That lower blocks keep nothing, if it is so."""
+    with torch.device("meta"):
+        first = build_method(recipe.method, sizes_of(configs)).first_block()
+    if first == 0:
+        return []
+    return [
+        f"No gradient passes below block {first} of the language model's {configs.language.num_hidden_layers}: the"
+        f" {first} below keep no activations and have no backward, which is counted"
+    ]
 
 
 def _check_work(recipe: Recipe, gpus: int, tokens: int) -> None:

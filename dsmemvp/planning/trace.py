@@ -139,7 +139,7 @@ def _build(recipe: Recipe, configs: Configs, dtype: torch.dtype) -> VisualLangua
 
 
 def example_batch(recipe: Recipe, configs: Configs, reserved: Sequence[Reserved], tokens: int) -> Batch:
-    text = EncodedText(tokens=[0] * tokens, prompt=max(1, tokens - SUPERVISED), cut=False)
+    text = EncodedText(tokens=[0] * tokens, prompt=max(1, tokens - SUPERVISED), cut=False, cue=1)
     side = configs.resolution
     # an image of its own for each: one tensor would be one row
     images = torch.zeros(recipe.training.micro_batch, 3, side, side, dtype=torch.uint8)

@@ -48,6 +48,10 @@ class Sizes:
     image_tokens: int
     vision_width: int
     language_width: int
+    vision_blocks: int = 0
+    """That the vision tower runs for its features; a method may have it built to another one (config/methods.py,
+    VisionFeatures)."""
+    decoder_blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,18 @@ class FeedForwardMemory:
     """The first so many slots carry an image, the others are purely learned."""
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What a method has compared at one place of its schedule: a square matrix for every sample."""
+
+    where: str
+    """In words"""
+    values: torch.Tensor
+    """[B, n, n]"""
+    what: str
+    """What a row and a column are, and the unit, in words"""
+
+
 class PublishedLayout(Protocol):
     """The files of a method's published code, which `dsmemvp convert` reads and `dsmemvp export --published` writes."""
 
@@ -124,6 +140,8 @@ class VisualPrompt(nn.Module):
     """The method in a sentence, for model cards."""
     published: PublishedLayout | None = None
     """How its published code stores what it has trained."""
+    searched = ""
+    """The setting that `dsmemvp search` can look for, a whole number from 0 on; empty: none."""
 
     @classmethod
     def describe(cls, settings: Any) -> dict[str, str]:
@@ -136,8 +154,18 @@ class VisualPrompt(nn.Module):
         do not fit the sizes."""
         raise NotImplementedError
 
+    @classmethod
+    def shortened(cls, settings: Any, sizes: Sizes, blocks: int) -> Any:
+        """The settings for a decoder of so few blocks, a gradient passing through all of them but the first one's
+        input: on it planning/budget.py measures what a step holds beside the blocks."""
+        return settings
+
+    def first_block(self) -> int:
+        """The first block of the decoder that a gradient passes through; those below keep nothing for the backward."""
+        return 0
+
     def reserved(self) -> Sequence[Reserved]:
-        """The places that it reserves in the sequence of a sample with an image."""
+        """The places that it reserves in a sample's sequence."""
         return ()
 
     def schedule(self, depths: Mapping[Tower, int]) -> list[Site]:
@@ -155,7 +183,8 @@ class VisualPrompt(nn.Module):
         return state
 
     def enter(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
-        """The hidden states on entering a block: [1, T, d] in the decoder, [max(I, 1), tokens, v] elsewhere."""
+        """The hidden states on entering a block: [1, T, d] in the decoder, [max(I, 1), tokens, v] elsewhere; there a
+        method may from some block on have a row of its own for every sample with an image."""
         return hidden
 
     def visible(self, site: Site) -> tuple[str, ...] | None:
@@ -194,6 +223,18 @@ class VisualPrompt(nn.Module):
         """What `dsmemvp inspect` looks into, from what `decoding` has returned; None for a method without a
         feed-forward memory."""
         return None
+
+    def compared(self, state: State) -> Sequence[Compared]:
+        """What `dsmemvp inspect` shows of a method without a feed-forward memory, from what `decoding` has returned."""
+        return ()
+
+    def choices(self) -> int:
+        """How many values the searched setting has."""
+        return 0
+
+    def choose(self, value: int) -> None:
+        """Take this value of the searched setting from the next forward on; all ranks call it together. Whatever the
+        value, the same tensors are trained."""
 
     def callbacks(self) -> Sequence[Callback]:
         return ()

@@ -2,17 +2,19 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsmemvp.backbones.costs import cost_model
+from dsmemvp.checkpoints.checkpoint import Checkpoint
 from dsmemvp.config.reading import as_dict, as_yaml
 from dsmemvp.counting import counted
 from dsmemvp.data.balancing import CostModel
 from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.loader import Balancing, Share, training_steps
 from dsmemvp.distributed.stopping import Stopped
+from dsmemvp.errors import UserError
 from dsmemvp.fault_tolerance.lease import held_lease
 from dsmemvp.log import log
 from dsmemvp.prompts.interface import Callback
@@ -31,21 +33,26 @@ from dsmemvp.training.step import Totals, exchange, take_step
 from dsmemvp.training.throughput import Throughput, multiplied
 from dsmemvp.training.validation import Evaluator
 
+More = Callable[[RunContext, Prepared, Trainer, Monitor], Callback]
+"""Makes a callback beside the method's own, once the run is loaded and before it resumes."""
 
-def train(context: RunContext, evaluator: Evaluator | None = None) -> Path:
+
+def train(context: RunContext, evaluator: Evaluator | None = None, more: More | None = None) -> Path:
     """Train to the end of the recipe, resuming from the newest intact checkpoint in the run's folder; returns that
     folder. `evaluator` is called beside the loss on data.validation, and needed if training.best_by is score. Raises
     UserError or OSError with what to do, and Stopped if `stop` asked for it."""
     with held_lease(context.folder, context.ranks, context.stop, context.heartbeat) as guard:
         prepared = prepare(context)
         if not prepared.is_over:
-            _train(context, prepared, evaluator, guard)
+            _train(context, prepared, evaluator, more, guard)
         elif context.ranks.first:
             log.info(f"{context.recipe.name}: trained to step {prepared.until} already")
     return context.folder
 
 
-def _train(context: RunContext, prepared: Prepared, evaluator: Evaluator | None, guard: Guard) -> None:
+def _train(
+    context: RunContext, prepared: Prepared, evaluator: Evaluator | None, more: More | None, guard: Guard
+) -> None:
     recipe, ranks, training, first = context.recipe, context.ranks, context.recipe.training, prepared.start.step
     context.end_if_asked("before the first step")
     count_this_start(context, first)
@@ -53,11 +60,9 @@ def _train(context: RunContext, prepared: Prepared, evaluator: Evaluator | None,
     span = span_after(prepared.spans, first)
     inputs = prepared.inputs
     trainer = build_trainer(recipe, inputs.configs, ranks, load_base(inputs.base, ranks), span.stage.trains)
-    callbacks = trainer.model.method.callbacks()
     if prepared.checkpoint is not None:
+        _check_same_kind(prepared.checkpoint, len(trainer.model.method.callbacks()) + (more is not None))
         trainer.resume(prepared.checkpoint, with_moments=first > span.first)
-        for callback, state in zip(callbacks, prepared.start.callbacks, strict=True):
-            callback.load_state_dict(state)
     context.end_if_asked("before the first step")
     context.stop.plan = "saving after this micro-step, then ending"
     monitor = Monitor(context.folder, ranks.first, prepared.steps, first)
@@ -66,6 +71,11 @@ def _train(context: RunContext, prepared: Prepared, evaluator: Evaluator | None,
     )
     try:
         _introduce(context, prepared, trainer, monitor)
+        callbacks = [*trainer.model.method.callbacks()]
+        if more is not None:
+            callbacks.append(more(context, prepared, trainer, monitor))
+        for callback, state in zip(callbacks, prepared.start.callbacks, strict=bool(prepared.start.callbacks)):
+            callback.load_state_dict(state)
         health = Health(monitor, training.most_not_finite, training.spike, prepared.start.not_finite)
         saving = Saving(context, prepared, trainer, manager, monitor, health, evaluator, callbacks)
         skips = Skips(ranks, monitor, training.global_batch, recipe.data.most_bad_in_a_row)
@@ -73,6 +83,15 @@ def _train(context: RunContext, prepared: Prepared, evaluator: Evaluator | None,
     finally:
         manager.wait()
         monitor.close()
+
+
+def _check_same_kind(checkpoint: Checkpoint, callbacks: int) -> None:
+    """Raises UserError if one of both is a search and the other is not."""
+    if len(checkpoint.state.callbacks) != callbacks:
+        raise UserError(
+            f"name: {checkpoint.trained.parent} is of a search, and this is none, or the other way round; take another"
+            " name for the run"
+        )
 
 
 def _introduce(context: RunContext, prepared: Prepared, trainer: Trainer, monitor: Monitor) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -71,6 +72,12 @@ class Monitor:
         """In TensorBoard, as it is."""
         if self._active:
             self._board.add_text(name, indent(text, "    "), step)  # Markdown's mark of what is not to be set
+            self._flush_board()
+
+    def show_image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """In TensorBoard; [height, width, 3] uint8."""
+        if self._active:
+            self._board.add_image(name, pixels, step)
             self._flush_board()
 
     def write(self, name: str, row: dict[str, Any]) -> None:

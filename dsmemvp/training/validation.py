@@ -26,7 +26,7 @@ def validation_loss(context: RunContext, trainer: Trainer, collator: Collator, d
     ranks, recipe = context.ranks, context.recipe
     share = Share(ranks.rank, ranks.world, recipe.evaluation.batch)
     total, tokens = 0.0, 0
-    with _evaluating(trainer):
+    with evaluating(trainer):
         for (part,) in ranks.in_step(evaluation_steps(data, collator, share, recipe.data.workers)):
             context.poll("validating", step)
             batch = part.batch.to(ranks.device)
@@ -47,12 +47,12 @@ def validation_scores(
     def forward(batch, *decoding):
         return trainer.engine(batch.to(context.ranks.device), *decoding)
 
-    with _evaluating(trainer):
+    with evaluating(trainer):
         return evaluator(context, Inference(collator, trainer.model, forward), data, step)
 
 
 @contextmanager
-def _evaluating(trainer: Trainer) -> Iterator[None]:
+def evaluating(trainer: Trainer) -> Iterator[None]:
     trainer.engine.eval()
     try:
         with torch.no_grad():

@@ -25,6 +25,13 @@ def test_the_recipes_have_the_published_numbers_of_parameters(name, trainable, f
     assert count(recipe, configs_of_shapes(recipe)) == (trainable, frozen)
 
 
+@pytest.mark.parametrize(("name", "trainable"), [("scienceqa-7b", 1_480_960), ("scienceqa-13b", 1_752_320)])
+def test_mitp_has_the_specified_numbers_of_parameters_in_the_same_recipes(name, trainable, capsys):
+    for given in ([f"{name}.yaml", "method.name=mitp", "vision.adapter_dim=0"], [f"{name}-mitp.yaml"]):
+        assert main(["count", str(RECIPES / given[0]), *given[1:]]) == 0
+        assert capsys.readouterr().out.startswith(f"{trainable:,} trainable parameters")
+
+
 @pytest.mark.parametrize(
     ("shape", "parameters"),
     [
@@ -61,6 +68,7 @@ def test_every_named_shape_has_as_many_parameters_as_transformers_makes(shape):
     ("shape", "parameters", "image_tokens"),
     [
         # as the model cards say of the vision part: 93 M, 428 M and 304 M; openai/clip-vit-large-patch14's has 303 M
+        ("clip-vit-b-16", 85_799_424, 196),
         ("siglip-b-16", 92_884_224, 196),
         ("siglip-so400m-14-384", 428_225_600, 729),
         ("dinov2-l-14", 304_368_640, 1369),

@@ -66,14 +66,14 @@ def _train(model, policy):
     return loss.item(), {name: p.grad for name, p in model.trainables().items()}, counter.get_total_flops()
 
 
-@pytest.mark.parametrize("method", ["memvp", "input_space"])
+@pytest.mark.parametrize("method", ["memvp", "input_space", "dvp"])
 def test_a_step_of_a_whole_model_is_the_same_under_every_policy(method):
     model = small.model(method)
     plain_loss, plain, plain_flops = _train(model, "none")
     loss, found, flops = _train(model, "elementwise")
     assert loss == plain_loss
     for name in plain:
-        assert (found[name] - plain[name]).norm() <= 5e-5 * plain[name].norm(), name
+        assert (found[name] - plain[name]).norm() <= 5e-5 * plain[name].norm() + 1e-6, name
     executed = {"none": plain_flops, "elementwise": flops}
     for policy in POLICIES:
         loss, other, executed[policy] = _train(model, policy)

@@ -99,7 +99,7 @@ def test_fresh_adapters_change_nothing_and_trained_ones_do(case):
     ours, _ = _pair(case)
     pixels = torch.randn(1, 3, 32, 32)
     before = _features(ours, pixels)
-    ours.add_adapters(Vision(adapter_dim=6))
+    ours.add_adapters(Vision(adapter_dim=6), range(ours.depth))
     assert torch.equal(_features(ours.eval(), pixels), before)
     names = {name for name, _ in ours.named_parameters() if "adapter" in name}
     assert names == {

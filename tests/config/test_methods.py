@@ -18,6 +18,14 @@ FORMER = {
 OWN = {
     "memvp": {"hidden", "slots", "visual_scale", "output_scale", "dropout"},
     "input_space": {"hidden", "dropout", "lora_rank", "lora_alpha", "lora_targets"},
+    "mitp": {
+        *("prompt_len", "prompt_std", "text_points", "vision_points", "rank", "tau", "sim", "activation", "carry"),
+        *("hub", "vision", "cue"),
+    },
+    "dvp": {
+        *("layer", "prompts", "placement", "query", "query_norm", "width", "heads", "dropout"),
+        *("feature_layer", "class_token", "feature_norm", "adapter_ratio", "adapter_zero_init", "train_norms"),
+    },
     "none": set(),
 }
 
@@ -96,7 +104,7 @@ def test_an_override_that_chooses_another_method_leaves_out_what_that_one_has_no
 def test_a_stored_recipe_of_all_methods_keys_is_read_by_those_of_its_method(name):
     recipe = recipe_of({"name": "x", "method": {**FORMER, "name": name}}, "checkpoint")
     wanted = {key: value for key, value in FORMER.items() if key in OWN[name]}
-    assert as_dict(recipe)["method"] == {"name": name, **wanted}
+    assert recipe.method == method_settings(name, **{key: value for key, value in wanted.items() if key != "name"})
 
 
 def test_a_stored_recipe_in_a_file_too(read, tmp_path):

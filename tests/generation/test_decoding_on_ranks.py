@@ -23,7 +23,8 @@ PROGRAM = Path(__file__).parent.parent / "programs" / "decoding.py"
 
 
 def in_one_process(recipe_path, settings, method, trained):
-    recipe = read_recipe(recipe_path, [f"method.name={method}", f"training.deepspeed={settings}"])
+    own = decoding.SETTINGS.get(method, ())
+    recipe = read_recipe(recipe_path, [f"method.name={method}", *own, f"training.deepspeed={settings}"])
     configs = read_configs(recipe)
     with torch.device("meta"):
         model = build_frozen(recipe, configs)

@@ -123,7 +123,7 @@ def test_every_family_s_texts_are_transformers_own(family):
     assert max(map(len, wanted)) == 24 and any(len(set(tokens)) >= 3 for tokens in wanted)
 
 
-@pytest.mark.parametrize("method", ["memvp", "input_space"])
+@pytest.mark.parametrize("method", ["memvp", "input_space", "dvp"])
 def test_questions_about_one_picture_look_at_it_once(method):
     model = small.model(method)
     rows = []

@@ -84,8 +84,18 @@ def test_13b_within_10_gib_at_4096_tokens_computes_little_again():
     assert sum(recomputed_flops(language, policy) for policy in choice) / (40 * 4 * weights) <= 0.175
 
 
-def test_real_steps_hold_what_was_counted():
-    recipe = read_recipe(RECIPE, [*TINY, "training.micro_batch=2"])
+@pytest.mark.parametrize(
+    ("method", "shares"),
+    [
+        ([], (1.0, 0.8, 0.6, 0.5, 0.4)),
+        # of MITP less can be computed again: its seven upper layers' part
+        (["method.name=dvp", "method.layer=4", "vision.adapter_dim=0"], (1.0, 0.8, 0.6)),
+        (["method.name=dvp", "method.adapter_ratio=4", "method.train_norms=true"], (1.0, 0.8, 0.6)),
+        (["method.name=mitp", "method.text_points=[5,8,11]", "vision.adapter_dim=0"], (1.0, 0.8, 0.6)),
+    ],
+)
+def test_real_steps_hold_what_was_counted(method, shares):
+    recipe = read_recipe(RECIPE, [*TINY, "training.micro_batch=2", *method])
     configs = configs_of_shapes(recipe)
     configs.language.num_hidden_layers = 12
     whole = activation_budget(recipe, configs, 1 << 60)
@@ -93,7 +103,7 @@ def test_real_steps_hold_what_was_counted():
     model = build_frozen(recipe, configs)
     add_trainables(model, recipe, configs)
     batch = example_batch(recipe, configs, model.method.reserved(), tokens=300)
-    for share in (1.0, 0.8, 0.6, 0.5, 0.4):
+    for share in shares:
         budget = replace(whole, budget=int(share * all_kept), chosen={})
         model.choose = budget.choose
         _, measured = held_and_peak(lambda: loss_sum(model(batch)[0], batch.targets).backward())

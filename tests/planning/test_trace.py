@@ -14,13 +14,19 @@ from dsmemvp.model import add_trainables, build_frozen, count, loss_sum
 from dsmemvp.planning.trace import example_batch, trace
 
 RECIPE = Path(__file__).parent.parent.parent / "recipes" / "scienceqa-13b.yaml"
+METHODS = {
+    "memvp": [],
+    "input_space": [],
+    "mitp": [],
+    "dvp": ["method.layer=2", "method.adapter_ratio=8", "method.train_norms=true"],
+}
 TINY = ["model.language_shape=llama-tiny", "model.vision_shape=clip-tiny", "model.dtype=fp32", "training.micro_batch=2"]
 
 
-@pytest.mark.parametrize("method", ["memvp", "input_space"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("policy", ["none", *KEPT])
 def test_activations_are_what_a_real_step_allocates(method, policy):
-    recipe = read_recipe(RECIPE, [*TINY, f"method.name={method}", f"training.recompute={policy}"])
+    recipe = read_recipe(RECIPE, [*TINY, f"method.name={method}", *METHODS[method], f"training.recompute={policy}"])
     configs = configs_of_shapes(recipe)
     model = build_frozen(recipe, configs)
     add_trainables(model, recipe, configs)

@@ -22,15 +22,22 @@ from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
 from dsmemvp.training.inference import open_for_inference
 
-ROUNDS = {"memvp": [((2,), (0, 1, 3)), ((), (0, 1, 2, 3))], "input_space": [((0, 2), (1, 3))]}
+ROUNDS = {
+    "memvp": [((2,), (0, 1, 3)), ((), (0, 1, 2, 3))],
+    "input_space": [((0, 2), (1, 3))],
+    "dvp": [((1,), (0, 2, 3))],
+}
 """For each round, the prompts of both ranks."""
+SETTINGS = {"dvp": ["method.layer=1", "method.adapter_ratio=8"]}
 
 
 def main(recipe_path: str, trained: str, settings: str, out: str) -> None:
     ranks = join_ranks(seconds=600)
     said = {}
     for method, rounds in ROUNDS.items():
-        recipe = read_recipe(recipe_path, [f"method.name={method}", f"training.deepspeed={settings}"])
+        recipe = read_recipe(
+            recipe_path, [f"method.name={method}", *SETTINGS.get(method, ()), f"training.deepspeed={settings}"]
+        )
         configs = read_configs(recipe)
         checkpoint = Checkpoint(Path(trained) / f"{method}.safetensors")
         opened = open_for_inference(recipe, ranks, checkpoint)

@@ -1,7 +1,8 @@
 """On every rank: gradients under ZeRO-3 of the recorded batch, of batches without any image, and under every policy of
-gradient checkpointing.
+gradient checkpointing; MemVP's recording first, then MITP's with what it decodes.
 
-Arguments: folder of the converted recording, the shared folder, a DeepSpeed configuration, where to write the findings.
+Arguments: folder of the two converted recordings, the shared folder, a DeepSpeed configuration, where to write the
+findings.
 """
 
 import json
@@ -11,13 +12,17 @@ from pathlib import Path
 
 import torch
 from deepspeed.utils import safe_get_full_grad
+from mitp_recording import MitpRecording
 from reference import Recording
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import read_configs
+from dsmemvp.data.batch import make_batch
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
+from dsmemvp.generation.decoder import build_decoder
+from dsmemvp.generation.generate import Sampling, generate
 from dsmemvp.training.engine import build_trainer
 
 POLICIES = ("none", *KEPT)
@@ -58,10 +63,44 @@ def main(folder: str, shared: str, settings: str, out: str) -> None:
     _, gradients = step(trainer, ranks, recording.batch((1,)))
     findings["without_images"] = {n: float(g.abs().max()) for n, g in gradients.items()}
     trainer.update(0.0)
+    trainer.engine.destroy()
+    findings["mitp"] = mitp(ranks, MitpRecording(Path(shared), Path(folder) / "mitp"), settings)
     if ranks.first:
         Path(out).write_text(json.dumps(findings))
     leave_ranks()
     os._exit(0)  # as dsmemvp/__main__.py does, and why
+
+
+def mitp(ranks, recording: MitpRecording, settings: str) -> dict:
+    recipe = recording.recipe()
+    recipe.training.deepspeed = settings
+    recipe.training.global_batch, recipe.training.micro_batch = ranks.world, 1
+    trainer = build_trainer(recipe, read_configs(recipe), ranks)
+    values = recording.trained()
+    trainer.master_weights.set({name: values[name] for name in trainer.model.trainables()})
+    # of 2 ranks the first sees only a text; lengths and numbers of samples differ
+    own = {1: [(0, 1, 2, 3)], 2: [(2,), (3, 0, 1)]}[ranks.world][ranks.rank]
+    findings = {}
+    for name in POLICIES:
+        trainer.model.set_recompute(name, "full" if name == "full" else "none")
+        findings[f"{name}_loss"], gradients = step(trainer, ranks, recording.batch(own))
+        findings[f"{name}_errors"] = {
+            n: float((gradients[n] - g).abs().max() / g.abs().max()) for n, g in recording.gradients().items()
+        }
+        trainer.update(0.0)
+    with torch.no_grad():
+        logits, _ = trainer.engine(recording.batch(own))
+    errors = ranks.gather([str(float((logits - recording.rows("out.logits", own)).abs().max()))])
+    findings["logits_error"] = max(map(float, errors))
+    _, gradients = step(trainer, ranks, recording.batch((2,)))
+    findings["without_images"] = {n: float(g.abs().max()) for n, g in gradients.items()}
+    trainer.update(0.0)
+    prompts = make_batch(recording.items(own, answers=False), 28, [recording.reserved], last_only=True)
+    decoder = build_decoder(trainer.model.eval(), trainer.engine, ranks, eos=64)  # beyond the vocabulary
+    said = generate(decoder, prompts, Sampling(max_new_tokens=5))
+    right = said == recording.tensors["out.greedy_tokens"][list(own)].tolist()
+    findings["decoded"] = ranks.sums(float(right))[0] == ranks.world
+    return findings
 
 
 class Gathered(TorchDispatchMode):

@@ -25,7 +25,7 @@ def _new(sizes: Sizes, hidden: int, slots: int, visual: float, output: float, dr
 
 def _method() -> Method:
     torch.manual_seed(0)
-    method = _new(Sizes(PATCHES, 6, WIDTH), 4, SLOTS, LAMBDA, S, 0.0)
+    method = _new(Sizes(PATCHES, 6, WIDTH, 2, 2), 4, SLOTS, LAMBDA, S, 0.0)
     torch.nn.init.normal_(method.value_positions)
     torch.nn.init.normal_(method.key_positions)
     return method
@@ -62,14 +62,14 @@ def test_the_branch_is_the_published_formula():
 
 
 def test_a_text_only_sample_starts_from_the_unchanged_model():
-    method = _new(Sizes(PATCHES, 6, WIDTH), 4, SLOTS, LAMBDA, S, 0.0)
+    method = _new(Sizes(PATCHES, 6, WIDTH, 2, 2), 4, SLOTS, LAMBDA, S, 0.0)
     batch = _batch([False])
     out = method.mlp(SITE, torch.randn(1, 4, WIDTH), method(torch.randn(1, PATCHES, 6), batch), batch)
     assert out.count_nonzero() == 0
 
 
 def test_initial_values_are_the_published_ones():
-    method = _new(Sizes(256, 1024, 512), 128, 320, 0.01, 0.1, 0.1)
+    method = _new(Sizes(256, 1024, 512, 2, 2), 128, 320, 0.01, 0.1, 0.1)
     assert method.value_positions.count_nonzero() == 0
     assert abs(method.key_positions.std().item() - 0.02) < 5e-4
     fc1 = method.projector.fc1
@@ -107,7 +107,7 @@ def test_the_memorys_gradient_is_summed_over_layers_in_float32():
 
 
 def test_dropout_acts_on_slots_in_training_only():
-    method = _new(Sizes(PATCHES, 6, WIDTH), 4, SLOTS, LAMBDA, S, 0.5)
+    method = _new(Sizes(PATCHES, 6, WIDTH, 2, 2), 4, SLOTS, LAMBDA, S, 0.5)
     torch.nn.init.ones_(method.value_positions)
     batch = _batch([True])
     state = method(torch.randn(1, PATCHES, 6), batch)
@@ -124,7 +124,7 @@ def test_dropout_acts_on_slots_in_training_only():
 
 def test_too_few_slots_for_the_image_tokens_are_refused():
     with pytest.raises(UserError, match=r"method.slots: 4 slots cannot hold the 5 image tokens"):
-        _new(Sizes(PATCHES, 6, WIDTH), 4, 4, LAMBDA, S, 0.0)
+        _new(Sizes(PATCHES, 6, WIDTH, 2, 2), 4, 4, LAMBDA, S, 0.0)
 
 
 def test_the_branchs_own_gradients_are_autograds():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from launch import run_on_ranks, written
+from mitp_recording import MitpRecording
 from reference import Recording
 
 from dsmemvp.backbones.recompute import KEPT
@@ -18,6 +19,8 @@ ZERO3 = Path(__file__).parent.parent.parent / "ds_configs" / "zero3.json"
 def test_gradients_under_zero3_are_the_recorded_ones(shared, tmp_path, ranks):
     recording = Recording(shared, tmp_path)
     recording.write(shared)
+    mitp = MitpRecording(shared, tmp_path / "mitp")
+    mitp.write()
     settings = json.loads(ZERO3.read_text())
     # nothing stays resident: every parameter is gathered for use and released
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
@@ -46,3 +49,15 @@ def test_gradients_under_zero3_are_the_recorded_ones(shared, tmp_path, ranks):
     for name, largest in without.items():
         if name.startswith(("vision.", "method.projector.")):
             assert largest == 0, name
+    check_mitp(found["mitp"], mitp)
+
+
+def check_mitp(found: dict, recording: MitpRecording) -> None:
+    assert 0 < found["logits_error"] < 1e-4
+    for name in ("none", *KEPT):
+        assert abs(found[f"{name}_loss"] - recording.tensors["out.loss"].item()) < 1e-5
+        assert len(found[f"{name}_errors"]) == 11
+        assert max(found[f"{name}_errors"].values()) < 1e-4, found[f"{name}_errors"]
+    # no rank has an image: the hub's gradients are there, and zero, not the last ones
+    assert {name for name, largest in found["without_images"].items() if largest} == {"method.text_prompt"}
+    assert found["decoded"]
