@@ -11,6 +11,7 @@ import json
 import random
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,7 +145,8 @@ def _training(Training: Any, spec: dict[str, Any], ranks: Any) -> Any:
 
 
 def _encoded(EncodedText: Any, sample: Sample) -> Any:
-    return EncodedText(sample.tokens, sample.length.prompt, False, cue=1)
+    known = {field.name for field in fields(EncodedText)}  # the older code knew no cue
+    return EncodedText(sample.tokens, sample.length.prompt, False, **({"cue": 1} if "cue" in known else {}))
 
 
 def _supervised(spec: dict[str, Any]) -> list[int]:
