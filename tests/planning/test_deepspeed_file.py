@@ -90,7 +90,7 @@ def test_what_is_decided_elsewhere_or_makes_no_sense_is_refused_by_all_alike(fil
 def test_what_contradicts_the_recipe_is_refused_before_a_job_waits(file, settings, part, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     given = [f"training.deepspeed={file(**settings)}", "training.gradient_clipping=1", "model.dtype=fp32"]
-    given += ["model.language_shape=llama-tiny", "model.vision_shape=clip-tiny"]
+    given += ["model.language_shape=llama-tiny", "model.vision_shape=clip-tiny", "method.slots=80"]
     for command in (["plan", "--gpus", "2"], ["submit", "--cpu-ranks-per-node", "2", "--print"]):
         assert main([command[0], "recipes/demo.yaml", *given, *command[1:]]) == 1
         out, err = capsys.readouterr()
