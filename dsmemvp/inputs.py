@@ -34,4 +34,4 @@ def open_inputs(recipe: Recipe, base: Base | None = None) -> Inputs:
     with torch.device("meta"):
         method = build_method(recipe.method, sizes_of(configs))
     collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
-    return Inputs(base, replace(collator, reserved=tuple(method.reserved())), method)
+    return Inputs(base, replace(collator, reserved=tuple(method.reserved()), labels=method.labels()), method)

@@ -9,6 +9,7 @@ T tokens in the pack, B samples, S supervised tokens, V vocabulary, I images.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,11 +21,13 @@ from dsmemvp.backbones.decoder import DecoderTower, Rotary
 from dsmemvp.backbones.families import check_window
 from dsmemvp.backbones.key_value_cache import KeyValueCache
 from dsmemvp.backbones.recompute import Policy, run_again
+from dsmemvp.backbones.text_encoder import ENCODERS, TextEncoder
 from dsmemvp.backbones.vision import VisionTower
 from dsmemvp.backbones.vision_families import built_blocks
 from dsmemvp.config.methods import VisionFeatures
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
+from dsmemvp.errors import UserError
 from dsmemvp.prompts import Sizes, State, VisualPrompt, build_method, method_class
 from dsmemvp.prompts.interface import Site, Tower
 
@@ -52,7 +55,8 @@ class VisualLanguageModel(nn.Module):
     ):
         super().__init__()
         self.vision = VisionTower(configs.vision, statistics, features) if sees_images else None
-        self.language = DecoderTower(configs.language)
+        encodes = configs.language.model_type in ENCODERS
+        self.language: Any = TextEncoder(configs.language) if encodes else DecoderTower(configs.language)
         self.method = VisualPrompt()
         self.recompute: dict[Tower, Sequence[Policy]] = {}
         self.set_recompute("none")
@@ -133,7 +137,8 @@ class VisualLanguageModel(nn.Module):
             elif site == ("decoder", self.language.depth - 1):
                 normed_Sd = self.language.finish(hidden["decoder"][0])
                 state = self.method.finish("decoder", normed_Sd, state, batch)
-                logits_SV = self.language.head(normed_Sd)
+                own = self.method.logits(normed_Sd, state, batch)
+                logits_SV = self.language.head(normed_Sd) if own is None else own
         return logits_SV, state
 
     def _policies(self, batch: Batch) -> dict[Tower, Sequence[Policy]]:
@@ -147,6 +152,8 @@ class VisualLanguageModel(nn.Module):
 
     def _start(self, tower: Tower, batch: Batch) -> torch.Tensor:
         if tower == "decoder":
+            if isinstance(self.language, TextEncoder):
+                return self.language.start(batch.tokens, batch.text_positions)
             return self.language.start(batch.tokens)
         assert self.vision is not None
         images = batch.images
@@ -200,9 +207,12 @@ def _hidden_places(visible: tuple[str, ...] | None, batch: Batch) -> torch.Tenso
     return mask
 
 
-def loss_sum(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over supervised tokens, float32."""
-    return F.cross_entropy(logits_SV, targets_S, reduction="sum")
+def loss_sum(logits_SV: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy summed over supervised tokens, float32; of several labels [S, V] binary cross-entropy, summed over
+    all entries."""
+    if targets.is_floating_point():
+        return F.binary_cross_entropy_with_logits(logits_SV, targets, reduction="sum")
+    return F.cross_entropy(logits_SV, targets, reduction="sum")
 
 
 def sizes_of(configs: Configs) -> Sizes:
@@ -240,9 +250,12 @@ def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs)
         model.method = build_method(recipe.method, sizes_of(configs))
         if model.vision is not None:
             model.vision.add_adapters(recipe.vision, [s.block for s in model._schedule() if s.tower == "vision"])
-        model.language.replace_linears(model.method.replacement)
+        if isinstance(model.language, DecoderTower):
+            model.language.replace_linears(model.method.replacement)
     check_window(configs.language, recipe.data.max_length, sum(place.count for place in model.method.reserved()))
     policy = recipe.training.recompute
+    if policy == "auto" and not isinstance(model.language, DecoderTower):
+        raise UserError("training.recompute: auto counts what a decoder keeps; take elementwise or full")
     if policy == "auto":
         policy = "elementwise"  # until a budget chooses (training/engine.py)
     model.set_recompute(policy, "full" if policy == "full" else "none")

@@ -10,6 +10,7 @@ import torch
 
 from dsmemvp.backbones.decoder import DecoderTower
 from dsmemvp.backbones.families import DECODERS
+from dsmemvp.backbones.text_encoder import ENCODERS, TextEncoder
 from dsmemvp.backbones.vision import VisionTower
 from dsmemvp.backbones.vision_families import TOWERS, square
 from dsmemvp.config.paths import model_config_file
@@ -17,7 +18,7 @@ from dsmemvp.config.yaml_text import shown
 from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
 
-LANGUAGE_CONFIGS = {name: family.config for name, family in DECODERS.items()}
+LANGUAGE_CONFIGS = {name: family.config for name, family in DECODERS.items()} | ENCODERS
 VISION_CONFIGS: dict[str, Any] = {name: family.config for name, family in TOWERS.items()}
 VISION_CONFIGS |= {family.with_text.model_type: family.with_text for family in TOWERS.values() if family.with_text}
 """By model_type; those of whole models with a text tower, too, of which the vision tower's is taken."""
@@ -120,7 +121,10 @@ def check_config(config: Any) -> None:
         raise UserError(f"num_attention_heads is {heads}, num_key_value_heads {config.num_key_value_heads}")
     small = deepcopy(config)
     with torch.device("meta"):
-        if small.model_type in LANGUAGE_CONFIGS:
+        if small.model_type in ENCODERS:
+            small.num_hidden_layers = 1
+            TextEncoder(small)
+        elif small.model_type in LANGUAGE_CONFIGS:
             small.num_hidden_layers = 1
             # on the CPU: these few numbers are looked at
             cos_11h, _ = DecoderTower(small).rotary(torch.ones(1, device="cpu"), torch.float32)

@@ -13,6 +13,7 @@ from typing import Any
 
 from dsmemvp.backbones.reading import sampled
 from dsmemvp.backbones.stored import Stored
+from dsmemvp.backbones.text_encoder import ENCODERS
 from dsmemvp.backbones.weights import LANGUAGE_KEY, VISION_KEY, Base
 from dsmemvp.config.methods import method_module
 from dsmemvp.config.paths import check_tokenizer_file
@@ -50,6 +51,8 @@ def fingerprint(base: Base) -> dict[str, str]:
 def _digest(tensors: Stored, config: Any, settings: tuple[str, ...], key: str) -> str:
     if config.model_type not in FIRST_FAMILIES:
         settings += MORE
+    if config.model_type in ENCODERS:
+        settings += ("layer_norm_eps",)
     values = sampled(tensors.values(), key)
     known = {
         "settings": {name: _plain(getattr(config, name, None)) for name in settings},

@@ -1,7 +1,7 @@
 """Published shapes by name, so that parameters can be counted and speed measured without the weights.
 
 LLaMA: Touvron et al. 2023, table 2 (its 33B is the folder 30B); LLaMA-2 and 3, Mistral, Qwen2.5 and Qwen3: their
-config.json. CLIP: OpenAI's ViT-L/14 and B/16. SigLIP and DINOv2: their config.json.
+config.json. CLIP: OpenAI's ViT-L/14 and B/16. SigLIP, DINOv2, BERT and ViT: their config.json.
 The tiny ones are for tests and benchmarks on a CPU.
 """
 
@@ -9,6 +9,7 @@ import difflib
 from typing import Any
 
 from dsmemvp.backbones.families import DECODERS
+from dsmemvp.backbones.text_encoder import ENCODERS
 from dsmemvp.backbones.vision_families import TOWERS
 from dsmemvp.config.yaml_text import shown
 from dsmemvp.errors import UserError
@@ -66,6 +67,7 @@ LANGUAGE |= {
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     ),
 }
+LANGUAGE["bert-base"] = {"model_type": "bert"}
 LANGUAGE["llama3-8b"] = LANGUAGE["llama-3-8b"]  # its name in exported folders of before
 VISION: dict[str, dict[str, Any]] = {
     "clip-tiny": {
@@ -90,6 +92,7 @@ VISION: dict[str, dict[str, Any]] = {
         "num_attention_heads": 12,
         "patch_size": 16,
     },
+    "vit-b-16": {"model_type": "vit"},
     "siglip-b-16": {"model_type": "siglip_vision_model", "patch_size": 16},
     "siglip-so400m-14-384": {
         "model_type": "siglip_vision_model",
@@ -113,7 +116,8 @@ VISION: dict[str, dict[str, Any]] = {
 
 def language_config(name: str) -> Any:
     sizes = {"model_type": "llama", **_named(name, LANGUAGE, "model.language_shape")}
-    return DECODERS[sizes.pop("model_type")].config(**sizes)
+    kind = sizes.pop("model_type")
+    return ENCODERS[kind](**sizes) if kind in ENCODERS else DECODERS[kind].config(**sizes)
 
 
 def vision_config(name: str) -> Any:

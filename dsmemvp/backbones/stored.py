@@ -39,6 +39,20 @@ def decoder_tensors(files: Stored, config: Any, folder: str, key: str) -> Stored
     return stored
 
 
+def encoder_tensors(files: Stored, config: Any, folder: str, key: str) -> Stored:
+    """Under the names of backbones/text_encoder.py: pooler and heads are left out. Raises UserError."""
+    named = []
+    for name, tensor in files.items():
+        name = name.removeprefix("bert.").replace("encoder.layer.", "layers.", 1)
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if not name.startswith(("pooler.", "cls.", "classifier.", "embeddings.position_ids")):
+            named.append({name: tensor})
+    stored = _once(named, folder, key)
+    rows = config.intermediate_size * config.num_hidden_layers + config.vocab_size
+    _check_claim(stored, rows * config.hidden_size, folder, key)
+    return stored
+
+
 def vision_tensors(files: Stored, config: Any, folder: str, key: str, block: int = 0) -> Stored:
     """Under the names of backbones/vision.py; `block` is that of VisionFeatures. Raises UserError."""
     family = vision_family(config)

@@ -22,6 +22,7 @@ from transformers import (
     Dinov2WithRegistersConfig,
     SiglipConfig,
     SiglipVisionConfig,
+    ViTConfig,
 )
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionEmbeddings
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings, Dinov2Layer
@@ -30,7 +31,9 @@ from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers im
     Dinov2WithRegistersLayer,
 )
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipVisionEmbeddings
+from transformers.models.vit.modeling_vit import ViTEmbeddings, ViTLayer
 
+from dsmemvp.backbones.text_encoder import without_dropout
 from dsmemvp.errors import UserError
 
 
@@ -136,6 +139,28 @@ TOWERS = {
     "dinov2": VisionFamily(Dinov2Config, Dinov2Embeddings, Dinov2Layer, **_DINOV2),
     "dinov2_with_registers": VisionFamily(
         Dinov2WithRegistersConfig, Dinov2WithRegistersEmbeddings, Dinov2WithRegistersLayer, **_DINOV2
+    ),
+    "vit": VisionFamily(
+        ViTConfig,
+        lambda config: ViTEmbeddings(without_dropout(config)),
+        lambda config: ViTLayer(without_dropout(config)),
+        "half",
+        attention="attention",
+        norms=("layernorm_before", "layernorm_after"),
+        last_norm="layernorm",
+        interpolating=_INTERPOLATING,
+        class_tokens=1,
+        not_loaded=("pooler.", "classifier.", "vit.pooler.", "embeddings.mask_token", "vit.embeddings.mask_token"),
+        stored_names={
+            "vit.": "",
+            "encoder.layer.": "layers.",
+            ".attention.attention.query.": ".attention.q_proj.",
+            ".attention.attention.key.": ".attention.k_proj.",
+            ".attention.attention.value.": ".attention.v_proj.",
+            ".attention.output.dense.": ".attention.o_proj.",
+            ".intermediate.dense.": ".mlp.fc1.",
+            ".output.dense.": ".mlp.fc2.",
+        },
     ),
 }
 

@@ -14,7 +14,8 @@ from dsmemvp.backbones.families import check_window
 from dsmemvp.backbones.filling import fill_from_files, matched
 from dsmemvp.backbones.safetensors_file import folder_tensors
 from dsmemvp.backbones.shapes import language_config, vision_config
-from dsmemvp.backbones.stored import Stored, decoder_tensors, vision_tensors
+from dsmemvp.backbones.stored import Stored, decoder_tensors, encoder_tensors, vision_tensors
+from dsmemvp.backbones.text_encoder import ENCODERS
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
 
@@ -56,9 +57,10 @@ class Base:
 
     @cached_property
     def language_tensors(self) -> Stored:
-        """Under the names of backbones/decoder.py."""
+        """Under the names of backbones/decoder.py or text_encoder.py."""
         folder, config = _given(self.recipe.model.language_model, LANGUAGE_KEY), self.language_config
-        return decoder_tensors(folder_tensors(Path(folder), LANGUAGE_KEY), config, folder, LANGUAGE_KEY)
+        tensors = encoder_tensors if config.model_type in ENCODERS else decoder_tensors
+        return tensors(folder_tensors(Path(folder), LANGUAGE_KEY), config, folder, LANGUAGE_KEY)
 
     @cached_property
     def vision_tensors(self) -> Stored:
@@ -118,5 +120,17 @@ def _or_shape(part: str, found: Any, shape: str, named: Any) -> Any:
 def _checked(configs: Configs, recipe: Recipe) -> Configs:
     """Check what the recipe asks of the two models. Raises UserError."""
     check_window(configs.language, recipe.data.max_length)
+    encodes = configs.language.model_type in ENCODERS
+    if encodes and recipe.data.max_length > configs.language.max_position_embeddings:
+        raise UserError(
+            f"data.max_length: {recipe.data.max_length} tokens are more than the"
+            f" {configs.language.max_position_embeddings} positions of the text encoder"
+        )
+    if encodes != (recipe.method.text_tower() == "encoder"):
+        wanted = "a text encoder (BERT)" if not encodes else "a decoder"
+        raise UserError(
+            f"method.name: {recipe.method.name} needs {wanted} in model.language_model, which is of a"
+            f" {configs.language.model_type!r} model"
+        )
     check_patches(configs.resolution, configs.vision)
     return configs

@@ -7,7 +7,7 @@ import pkgutil
 from dataclasses import fields
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -47,6 +47,10 @@ class MethodSettings:
 
     def vision_features(self) -> VisionFeatures:
         return VisionFeatures()
+
+    def text_tower(self) -> Literal["decoder", "encoder"]:
+        """What model.language_model is."""
+        return "decoder"
 
     def trains_norms(self) -> bool:
         """Whether the weights of the language model's norms are trained, from the base's values on."""

@@ -37,6 +37,24 @@ class Reserved:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What samples are classified into."""
+
+    classes: int
+    several: bool
+    """Whether a sample may have any number of them, or exactly one."""
+
+    def targets(self, labels: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Of S samples: [S] int64, or float32 [S, classes] if there may be several."""
+        if not self.several:
+            return _indices(own for (own,) in labels)
+        found = torch.zeros(len(labels), self.classes)
+        for row, own in zip(found, labels, strict=True):
+            row[list(own)] = 1.0
+        return found
+
+
+@dataclass(frozen=True)
 class Item:
     """One sample, ready for a batch."""
 
@@ -46,6 +64,8 @@ class Item:
     """[3, R, R] uint8"""
     sample: Sample | None = None
     """Its fields, if they are needed for scoring."""
+    labels: tuple[int, ...] = ()
+    """If it is classified."""
 
 
 class Skip(NamedTuple):
@@ -74,7 +94,7 @@ class Batch:
     supervised: torch.Tensor
     """[S] int64: indices into T whose next token is trained"""
     targets: torch.Tensor
-    """[S] int64: those next tokens"""
+    """[S] int64: those next tokens; of samples that are classified, their labels (`Labels.targets`)"""
     images: torch.Tensor
     """[I, 3, R, R] uint8, normalised by the vision tower on its device; I may be 0"""
     image_of: torch.Tensor
@@ -113,6 +133,19 @@ class Batch:
             (row, list(run)) for row, run in groupby(zip(self.image_rows, self.lengths, strict=True), itemgetter(0))
         ]
         return [(row, len(run), sum(length for _, length in run)) for row, run in runs]
+
+    @cached_property
+    def text_positions(self) -> torch.Tensor:
+        """[T] int64: each token's position in its sample's text, reserved places not counted, which have any."""
+        is_text = torch.ones_like(self.tokens)
+        for place in self.places.values():
+            is_text[place] = 0
+        before = torch.cat((is_text.new_zeros(1), is_text.cumsum(0)))
+        starts = before[self.cu_seqlens[:-1].long()]
+        of_start = starts.repeat_interleave(
+            torch.tensor(self.lengths, device=starts.device), output_size=self.tokens.shape[0]
+        )
+        return before[:-1] - of_start
 
     def at_supervised(self) -> "Batch":
         """The supervised tokens alone, each at its old position and by its old dropout; without reserved places."""
@@ -179,16 +212,22 @@ class MicroBatch:
 
 
 def make_batch(
-    items: Sequence[Item], resolution: int, reserved: Sequence[Reserved] = (), last_only: bool = False
+    items: Sequence[Item],
+    resolution: int,
+    reserved: Sequence[Reserved] = (),
+    last_only: bool = False,
+    labels: Labels | None = None,
 ) -> MicroBatch:
     """Pack items in their order. `last_only` supervises only the last token of each (with target 0): for reading an
-    answer.
+    answer. With `labels` the first token of each text is supervised alone, with the sample's labels.
 
     No items make a batch of one lone token that trains nothing: every rank must run the same modules even if all its
     samples were left out. Items that hold the same image tensor share its row.
     """
     images, rows = _distinct_images(items)
-    packed = [_lay_out(item, reserved, last_only) for item in items] or [_LONE]
+    packed = [_lay_out(item, reserved, last_only and labels is None) for item in items] or [_LONE]
+    if labels is not None:
+        packed = [lay._replace(supervised=lay.spans[0][:1] if items else (), targets=[]) for lay in packed]
     lengths = [len(layout.tokens) for layout in packed]
     starts = [0]
     for length in lengths:
@@ -201,7 +240,9 @@ def make_batch(
         spans=torch.tensor([[[start + edge for edge in span] for span in layout.spans] for start, layout in at]),
         places={r.name: _indices(start + i for start, lay in at for i in lay.places.get(r.name, ())) for r in reserved},
         supervised=_indices(start + i for start, layout in at for i in layout.supervised),
-        targets=_indices(target for layout in packed for target in layout.targets),
+        targets=labels.targets([item.labels for item in items])
+        if labels is not None
+        else _indices(target for layout in packed for target in layout.targets),
         images=torch.stack(images) if images else torch.zeros(0, 3, resolution, resolution, dtype=torch.uint8),
         image_of=torch.tensor(rows or [-1]),
         lengths=tuple(lengths),

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Item, MicroBatch, Reserved, Skip, by_image, make_batch
+from dsmemvp.data.batch import Item, Labels, MicroBatch, Reserved, Skip, by_image, make_batch
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.sample import BadSample, EncodedSample, Sample, SampleError, read_sample
-from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_training
+from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_classes, encode_for_training
 from dsmemvp.data.tokenizer import Tokenizer
 
 
@@ -26,18 +26,38 @@ class Collator:
     """Replace every image by none."""
     answers: bool = False
     """Encode for reading an answer instead of for training."""
+    labels: Labels | None = None
+    """What samples are classified into; None if they have answers."""
 
     def item(self, tokenizer: Tokenizer, sample: Sample) -> Item:
         text = self.text(tokenizer, sample)
         encoded = None if self.blind else sample.image
         image = self.image(encoded, sample.where) if encoded is not None else None
         fields = replace(sample, image=b"" if sample.image is not None else None) if self.answers else None
-        return Item(sample.index, text, image, fields)
+        return Item(sample.index, text, image, fields, sample.labels or ())
 
     def text(self, tokenizer: Tokenizer, sample: Sample) -> EncodedText:
         """Raises SampleError."""
+        self._check_labels(sample)
+        if self.labels is not None:
+            return encode_for_classes(tokenizer, sample, self.captions, self.max_length)
         encode = encode_for_answer if self.answers else encode_for_training
         return encode(tokenizer, sample, self.captions, self.max_length)
+
+    def _check_labels(self, sample: Sample) -> None:
+        """Raises SampleError for a sample that is of another task."""
+        if self.labels is None:
+            if sample.labels is not None:
+                raise SampleError(sample.where, "has a class (label or labels), but the method writes answers")
+            return
+        if sample.labels is None:
+            raise SampleError(sample.where, "has no class (label or labels), which the method learns")
+        if sample.several and not self.labels.several:
+            raise SampleError(sample.where, "has labels; set method.loss to multi_label, or give one label")
+        if outside := [label for label in sample.labels if label >= self.labels.classes]:
+            raise SampleError(
+                sample.where, f"label {outside[0]} is outside of the {self.labels.classes} classes of method.classes"
+            )
 
     def batch(self, tokenizer: Tokenizer, entries: Sequence[tuple[int, EncodedSample | BadSample]]) -> MicroBatch:
         """A micro-batch of (place in the global batch, sample). Raises SampleError at the first bad one if the recipe
@@ -53,7 +73,9 @@ class Collator:
                     raise
                 skipped.append(Skip(position, str(error)))
         ordered = items if self.answers else by_image(items)  # answers are distinguished by their order in the file
-        micro_batch = make_batch(ordered, self.image.resolution, self.reserved, last_only=self.answers)
+        micro_batch = make_batch(
+            ordered, self.image.resolution, self.reserved, last_only=self.answers, labels=self.labels
+        )
         assigned = tuple((position, entry.index) for position, entry in entries)
         return replace(micro_batch, skipped=tuple(skipped), assigned=assigned)
 

@@ -1,11 +1,13 @@
 """A sample's fields, checked once on the way in; everything later may rely on them.
 
 The json member of a shard holds: question, choices and answer (the index of the right choice), or no choices and an
-open answer in text; optional context, caption, task, subject, grade, split. At most one image member lies beside it.
+open answer in text, or a class: label (its number), or labels (a list of them); optional context, caption, task,
+subject, grade, split. At most one image member lies beside it.
 Shards of pictures and their captions, as img2dataset writes them, have a json member with a caption and no question,
 or a txt member alone: the question is then to describe the image.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +65,10 @@ class Sample:
     """File and key, for messages."""
     index: int = 0
     """Running number in the data set."""
+    labels: tuple[int, ...] | None = None
+    """Numbers of the classes that it belongs to; None if it has an answer."""
+    several: bool = False
+    """Whether these may be any number, or exactly one."""
 
     @property
     def free(self) -> bool:
@@ -132,17 +138,23 @@ def sample_from_row(row: Any, image: bytes | None, where: str, index: int = 0) -
     if len(choices) > 26:
         raise SampleError(where, f"has {len(choices)} choices, letters end at 26")
     answer = row.get("answer")
-    if choices:
+    labels, several = _labels(row, where)
+    if labels is not None:
+        if choices or answer is not None:
+            raise SampleError(where, "has both an answer and a class (label or labels)")
+        answer = ""
+    elif choices:
         if type(answer) is not int or not 0 <= answer < len(choices):
             raise SampleError(where, f"answer {answer!r} is not the index of one of its {len(choices)} choices")
     elif not isinstance(answer, str) or not answer.strip():
-        raise SampleError(where, "has neither choices nor an answer in text")
+        raise SampleError(where, "has neither choices nor an answer in text, nor a label")
     texts = [question, _text(row, "context", where), _text(row, "caption", where), *choices, str(answer)]
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:  # JSON can write half a surrogate pair; a tokenizer cannot read it
         raise SampleError(where, "holds text that is not Unicode (half of a surrogate pair)") from None
-    scores = {k: v for k, v in row.items() if k not in ("question", "context", "caption", "choices", "answer")}
+    fields = ("question", "context", "caption", "choices", "answer", "label", "labels")
+    scores = {k: v for k, v in row.items() if k not in fields}
     return Sample(
         question=question,
         answer=answer,
@@ -153,7 +165,28 @@ def sample_from_row(row: Any, image: bytes | None, where: str, index: int = 0) -
         scores=scores,
         where=where,
         index=index,
+        labels=labels,
+        several=several,
     )
+
+
+def label_text(labels: Iterable[int]) -> str:
+    """As in "3", or "0 4"; of none "-"."""
+    return " ".join(map(str, sorted(labels))) or "-"
+
+
+def _labels(row: dict[str, Any], where: str) -> tuple[tuple[int, ...] | None, bool]:
+    """The classes, and whether they are given as a list."""
+    if "label" in row and "labels" in row:
+        raise SampleError(where, "has both label and labels")
+    if "label" not in row and "labels" not in row:
+        return None, False
+    given = row["labels"] if "labels" in row else [row["label"]]
+    if not isinstance(given, list) or not all(type(label) is int and label >= 0 for label in given):
+        raise SampleError(where, "label is not the number of a class, or labels no list of such numbers")
+    if len(set(given)) < len(given):
+        raise SampleError(where, "names a class twice in labels")
+    return tuple(given), "labels" in row
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:

@@ -16,4 +16,6 @@ def task_name(sample: Sample) -> str:
     task = str(sample.scores.get("task") or "")
     if sample.choices and task == "scienceqa" and not is_scienceqa(sample):
         task = ""
+    if not task and sample.labels is not None:
+        return "several classes" if sample.several else "class"
     return task or ("multiple choice" if sample.choices else "open answer")

@@ -89,6 +89,15 @@ def encode_for_answer(tokenizer: Tokenizer, sample: Sample, captions: bool, most
     return _fitted(_Encoder(tokenizer, captions, lead_in(sample), ()), sample, most)
 
 
+def encode_for_classes(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:
+    """The text alone, between [CLS] and [SEP] of the tokenizer; one that is too long loses its end."""
+    text = " ".join(filter(None, (_clean(sample.question), _context(sample, captions, ""))))
+    tokens = tokenizer.encode(text)
+    cut = len(tokens) >= most
+    tokens = [*tokens[: most - 1], tokenizer.eos]
+    return EncodedText(tokens, len(tokens), cut, bos=0)
+
+
 @dataclass(frozen=True)
 class _Encoder:
     """A sample's prompt, with any context, and what follows it -> tokens."""

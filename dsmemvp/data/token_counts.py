@@ -79,7 +79,8 @@ def countable(manifests: Sequence[Manifest]) -> bool:
 def counts_path(folder: Path, manifests: Sequence[Manifest], collator: Collator) -> Path:
     """Where the counts of these data sets are kept."""
     tokenizer = hashlib.sha256(Path(collator.tokenizer_path).read_bytes()).hexdigest()
-    settings = [PROMPT_FORMAT, collator.captions, collator.max_length, collator.answers]
+    settings: list[object] = [PROMPT_FORMAT, collator.captions, collator.max_length, collator.answers]
+    settings += ["classes"] if collator.labels else []
     follows_from = json.dumps([[manifest.fingerprint for manifest in manifests], tokenizer, *settings])
     return folder / f"token_counts-{hashlib.sha256(follows_from.encode()).hexdigest()[:16]}.npy"
 

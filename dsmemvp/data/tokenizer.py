@@ -18,10 +18,10 @@ from dsmemvp.json_text import read_json
 MOST = 64 << 20
 """Bytes of a tokenizer's file; LLaMA 3's has 9 million."""
 KNOWN = {
-    "bos": ("<s>", "<|begin_of_text|>"),
-    "eos": ("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"),
+    "bos": ("<s>", "<|begin_of_text|>", "[CLS]"),
+    "eos": ("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]"),
 }
-"""LLaMA's and Qwen's names, for a tokenizer.json without the files that name them."""
+"""LLaMA's, Qwen's and BERT's names, for a tokenizer.json without the files that name them."""
 PADDED = 1024
 """Rows of the model's embedding beyond the tokenizer's pieces that are taken for padding (to multiples of 64 and the
 like); more of them, and the tokenizer is another model's."""

@@ -16,7 +16,7 @@ from dsmemvp.data.collator import Collator
 from dsmemvp.data.datasets import open_test_data, open_training_data
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import FileOrder, Place
-from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
+from dsmemvp.data.sample import BadSample, Sample, SampleError, label_text, read_sample
 from dsmemvp.data.stream import Reader, first_numbers
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.answers import right_answer
@@ -96,6 +96,8 @@ def _text(item: Item, collator: Collator, tokenizer: Tokenizer) -> str:
             of = "the method" if reserved.without_image else "the picture"
             places[reserved.anchor] += f"[{counted(reserved.count, 'place')} of {of}]"
     start, end = "<s>" if item.text.bos else "", "</s>" if tokens[-1] == tokenizer.eos else ""
+    if collator.labels is not None:
+        return f"{places['start']}{whole} -> class {label_text(item.labels)}"
     asked = f"{places['front']}{before}{places['before_cue']}{head[len(before) :]}{places['after_question']}"
     return f"{places['start']}{start}{asked}[[{whole[len(head) :]}{end}]]"
 

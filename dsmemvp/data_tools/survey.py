@@ -137,7 +137,7 @@ def _shard(manifest: Manifest, collator: Collator, shard: int) -> Found:
         found.tasks[task_name(sample)] += 1
         found.cut += item.text.cut
         found.choices = max(found.choices, len(sample.choices))
-        if not sample.choices:
+        if not sample.choices and sample.labels is None:
             (found.free if sample.free else found.open).append(answer_length(tokenizer, sample))
     return found
 

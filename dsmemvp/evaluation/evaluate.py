@@ -26,6 +26,7 @@ from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.errors import UserError
 from dsmemvp.evaluation.answering import Answering, Over
+from dsmemvp.evaluation.classifying import Classifying
 from dsmemvp.evaluation.looking import show_memory
 from dsmemvp.evaluation.naming import checkpoint_name, data_name, file_suffix
 from dsmemvp.evaluation.partial import Partial
@@ -97,7 +98,7 @@ def evaluate(
     ranks.together(lambda: report.write(predicted) if ranks.first else None)
     for partial in partials:
         ranks.together(partial.remove if partial else lambda: None)
-    if not blind:
+    if not blind and isinstance(answering, Answering):
         show_memory(run, state.step, ranks, data, collator, answering.tokenizer, opened.model, opened.forward)
 
 
@@ -108,7 +109,8 @@ def look_and_score(context: RunContext, opened: Inference, data: Manifest, step:
     recipe, ranks = context.recipe, context.ranks
     answering = _answering(recipe, ranks, opened)
     collator = replace(opened.collator, answers=True, captions=recipe.evaluation.captions[0])
-    show_memory(context.folder, step, ranks, data, collator, answering.tokenizer, opened.model, opened.forward)
+    if isinstance(answering, Answering):
+        show_memory(context.folder, step, ranks, data, collator, answering.tokenizer, opened.model, opened.forward)
     if recipe.training.best_by != "score":
         return {}
     name = f"validation, {_name(recipe, collator.captions, blind=False)}"
@@ -129,8 +131,10 @@ def look_and_score(context: RunContext, opened: Inference, data: Manifest, step:
     return dict(json.loads(text))
 
 
-def _answering(recipe: Recipe, ranks: Ranks, opened: Inference) -> Answering:
+def _answering(recipe: Recipe, ranks: Ranks, opened: Inference) -> Answering | Classifying:
     model, forward = opened.model, opened.forward
+    if (labels := model.method.labels()) is not None:
+        return Classifying(forward, labels)
     tokenizer = Tokenizer(recipe.model.tokenizer)
     decoder = build_decoder(model, forward, ranks, tokenizer.eos)
 

@@ -21,7 +21,7 @@ from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.sample import Sample
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.distributed.stopping import Stopped
-from dsmemvp.evaluation.answering import Answer, Answering
+from dsmemvp.evaluation.answering import Answer
 from dsmemvp.evaluation.partial import Partial
 from dsmemvp.evaluation.scores import Prediction, predict
 from dsmemvp.log import log
@@ -55,7 +55,7 @@ def predict_all(
     ranks: Ranks,
     data: Manifest,
     collator: Collator,
-    answering: Answering,
+    answering: Callable[[MicroBatch], list[Answer]],
     name: str,
     poll: Callable[[], object],
     partial: Partial | None = None,

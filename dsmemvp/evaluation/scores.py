@@ -9,6 +9,9 @@ gqa      GQA's accuracy (eval.py of https://cs.stanford.edu/people/dorarad/gqa):
          nothing is normalised but upper case. Columns: structural and semantic types, Binary, Open, and Accuracy. Its
          consistency, validity, plausibility, distribution and grounding need further files and are left out.
 caption  CIDEr, BLEU-4, METEOR and ROUGE-L (captions.py).
+label    The class with the highest logit. Columns: Accuracy, F1-micro, F1-macro.
+labels   All classes whose probability is at least a half. Columns: F1-micro, F1-macro. In both, F1-macro is the mean
+         over the classes that occur among right answers or predictions.
 
 If a task is asked with "The answer is", the answer is read up to the first full stop at the end of a word.
 """
@@ -21,17 +24,18 @@ from typing import Any
 import numpy as np
 
 from dsmemvp import markdown
-from dsmemvp.data.sample import Sample
+from dsmemvp.data.sample import Sample, label_text
 from dsmemvp.data.tasks import is_scienceqa
 from dsmemvp.data.text import chosen, letter
 from dsmemvp.errors import UserError
 from dsmemvp.evaluation.captions import CAPTION_COLUMNS, caption_scores
-from dsmemvp.evaluation.confidence import Score, mean_score
+from dsmemvp.evaluation.confidence import Score, mean_score, score_of_sums
 from dsmemvp.evaluation.vqa import GIVEN, vqa_accuracy
 
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
-KINDS = ("choice", "vqa", "gqa", "caption", "open")
-MAIN = ("Avg", "Overall", "Accuracy", *CAPTION_COLUMNS)
+KINDS = ("choice", "vqa", "gqa", "caption", "open", "label", "labels")
+F1 = ("F1-micro", "F1-macro")
+MAIN = ("Avg", "Overall", "Accuracy", *CAPTION_COLUMNS, *F1)
 """The columns that the table shows with their interval; the first of them that an evaluation has is its main score."""
 COLUMNS = (
     *("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg"),
@@ -39,6 +43,7 @@ COLUMNS = (
     *("verify", "query", "choose", "logical", "compare", "obj", "attr", "cat", "rel", "global"),
     *("Binary", "Open", "Accuracy"),
     *CAPTION_COLUMNS,
+    *F1,
 )
 """The published order. Other columns stand before these, sorted by name."""
 FULL_STOP = re.compile(
@@ -80,6 +85,8 @@ def predict(sample: Sample, decoded: str) -> Prediction:
         given = sample.scores.get("references")
         references = given if given and isinstance(given, list) else [sample.answer]
         answers, predicted = tuple(map(str, references)), decoded.strip()
+    elif kind in ("label", "labels"):
+        answers, predicted = (label_text(sample.labels or ()),), decoded
     elif kind == "vqa":
         answers, predicted = tuple(sample.scores["answers"]), _answer(decoded)
     else:
@@ -92,6 +99,8 @@ def kind_of(sample: Sample) -> str:
     scores, given = sample.scores, sample.scores.get("answers")
     if sample.choices:
         return "choice"
+    if sample.labels is not None:
+        return "labels" if sample.several else "label"
     if scores.get("task") == "caption":
         return "caption"
     if isinstance(given, list) and len(given) == GIVEN and all(isinstance(answer, str) for answer in given):
@@ -115,7 +124,7 @@ def classes_of(sample: Sample, kind: str) -> tuple[str, ...]:
         # a question for which the answer is one of two, as GQA's eval.py tells them apart
         two = ("Open" if structural == "query" else "Binary") if structural else None
         return _named(structural, sample.scores.get("semantic_type"), two)
-    return () if kind == "caption" else _scienceqa_classes(sample)
+    return () if kind in ("caption", "label", "labels") else _scienceqa_classes(sample)
 
 
 def _named(*classes: Any) -> tuple[str, ...]:
@@ -150,11 +159,13 @@ def scored(predictions: Sequence[Prediction]) -> dict[str, Score]:
     captions need and do not find, they do without: captions.missing() says so."""
     counted: dict[str, list[float]] = {}
     for prediction in predictions:
-        if prediction.kind != "caption":
+        if prediction.kind not in ("caption", "labels"):
             value = points(prediction)
             for name in (*prediction.classes, _of_all(prediction.kind)):
                 counted.setdefault(name, []).append(value)
     scores = {name: mean_score(np.array(values)) for name, values in counted.items()}
+    if classified := [p for p in predictions if p.kind in ("label", "labels")]:
+        scores |= f1_scores([(p.predicted, p.answers[0]) for p in classified])
     captions = sorted((p for p in predictions if p.kind == "caption"), key=lambda p: p.index)
     if captions:
         scores |= caption_scores([p.predicted for p in captions], [p.answers for p in captions])
@@ -162,7 +173,34 @@ def scored(predictions: Sequence[Prediction]) -> dict[str, Score]:
 
 
 def _of_all(kind: str) -> str:
-    return {"vqa": "Overall", "gqa": "Accuracy"}.get(kind, "Avg")
+    return {"vqa": "Overall", "gqa": "Accuracy", "label": "Accuracy"}.get(kind, "Avg")
+
+
+def f1_scores(pairs: Sequence[tuple[str, str]]) -> dict[str, Score]:
+    """Of (predicted, right) classes as `label_text` writes them: F1 over all decisions, and the mean over classes. For
+    each class and sample it counts whether it was right, predicted, both."""
+    sets = [[{int(label) for label in text.split() if label != "-"} for text in pair] for pair in pairs]
+    classes = sorted(set().union(*(own for pair in sets for own in pair)))
+    rows = np.array(
+        [[[c in found and c in right, c in found, c in right] for c in classes] for found, right in sets], dtype=float
+    ).reshape(len(sets), -1)
+
+    def f1(both: np.ndarray, either: np.ndarray) -> np.ndarray:
+        return np.divide(200.0 * both, either, out=np.zeros_like(both), where=either > 0)
+
+    def micro(sums: np.ndarray, _: int) -> np.ndarray:
+        counts = sums.reshape(*sums.shape[:-1], -1, 3).sum(-2)
+        return f1(counts[..., 0], counts[..., 1] + counts[..., 2])
+
+    def macro(sums: np.ndarray, _: int) -> np.ndarray:
+        counts = sums.reshape(*sums.shape[:-1], -1, 3)
+        either = counts[..., 1] + counts[..., 2]
+        occurring = np.maximum((either > 0).sum(-1), 1)
+        return f1(counts[..., 0], either).sum(-1) / occurring
+
+    if not classes:
+        return {}
+    return {name: score_of_sums(rows, formula) for name, formula in zip(F1, (micro, macro), strict=True)}
 
 
 def main_score(scores: dict[str, Score]) -> Score:

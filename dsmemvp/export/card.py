@@ -14,14 +14,18 @@ DIGESTED = "SHA-256 of settings, names, shapes and a sample of the values; of th
 
 def model_card(content: dict[str, Any], recipe: Recipe, run: Path | None, digest: str) -> str:
     """`content` is adapter.json's; scores are taken from `run` if they are of the checkpoint of this digest."""
+    classifies = recipe.method.text_tower() == "encoder"
+    models = "bert, vit" if classifies else "llama, clip"
     parts = [
-        f"---\nlibrary_name: dsmemvp\ntags: [visual-prompting, {recipe.method.name}, llama, clip]\n---",
+        f"---\nlibrary_name: dsmemvp\ntags: [visual-prompting, {recipe.method.name}, {models}]\n---",
         f"# {recipe.name}",
-        f"{content['parameters']:,} trained parameters that let a frozen LLaMA see through a frozen CLIP vision tower."
+        f"{content['parameters']:,} trained parameters that {'classify with' if classifies else 'let'} a frozen"
+        f" {'text encoder and' if classifies else 'LLaMA see through'} a frozen"
+        f" {'vision tower' if classifies else 'CLIP vision tower'}."
         f" Method: {method_class(recipe.method.name).description or recipe.method.name}.",
         "Written by `dsmemvp export`, version " + content["dsmemvp"] + ". The base is not in here.",
         "## Use",
-        USE,
+        SCORE if classifies else f"{USE}\n\n{SCORE}",
         "## Base",
         "Any copy of the base works: under any path, in any number of files, in the layout of any version of"
         " transformers. Another one is refused by these digests.",
@@ -47,9 +51,8 @@ print(model.answer("What is in the picture?", picture))
 On the command line the base is named in the same way, once for each of the three keys:
 
     dsmemvp generate --run FOLDER --set model.language_model=... --set model.vision_tower=... \\
-        --set model.tokenizer=... --image cat.png "What is in the picture?"
-
-`dsmemvp evaluate RECIPE --checkpoint FOLDER` scores it with the recipe it was trained with."""
+        --set model.tokenizer=... --image cat.png "What is in the picture?\""""
+SCORE = "`dsmemvp evaluate RECIPE --checkpoint FOLDER` scores it with the recipe it was trained with."
 
 
 def _shapes(content: dict[str, Any]) -> list[str]:

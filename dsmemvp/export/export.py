@@ -135,7 +135,7 @@ def _needs(recipe: Recipe) -> dict[str, Any]:
     if configs is None:
         return {"resolution": None, "base_shapes": {}}
     shapes = {
-        "language": {key: getattr(configs.language, key) for key in LANGUAGE_KEYS},
+        "language": {key: getattr(configs.language, key) for key in LANGUAGE_KEYS if hasattr(configs.language, key)},
         "vision": {key: getattr(configs.vision, key) for key in VISION_KEYS},
     }
     return {"resolution": configs.resolution, "base_shapes": shapes}

@@ -178,11 +178,14 @@ class Opened:
         right = "" if isinstance(sample, Question) else right_answer(sample)
         sample = sample.sample() if isinstance(sample, Question) else sample
         item = self.item(sample)
-        batch = make_batch([item], self.collator.image.resolution, self.collator.reserved, last_only=True)
+        collator = self.collator
+        batch = make_batch([item], collator.image.resolution, collator.reserved, True, collator.labels)
         found = compare(self.model, self.forward, batch.batch)
         if not found.found:
             raise UserError("method.hub: is off in this run, so there is no similarity to show")
-        answer = model_answer(self.tokenizer, int(found.logits[0].argmax()), sample.choices)
+        best = int(found.logits[0].argmax())
+        classifies = self.model.method.labels() is not None
+        answer = f"class {best}" if classifies else model_answer(self.tokenizer, best, sample.choices)
         return replace(found, asked=asked(sample.question, answer, right))
 
     def sample(self, number: int, test: bool) -> Sample:

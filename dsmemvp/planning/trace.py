@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import Policy
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
+from dsmemvp.data.batch import Batch, Item, Labels, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dtypes import NAMED
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum, sizes_of
@@ -86,8 +86,8 @@ def trace(
     meta that of GPUs in 16 bits, with their attention and kernels."""
     dtype = NAMED[recipe.model.dtype]
     with torch.device("meta"):
-        reserved = build_method(recipe.method, sizes_of(configs)).reserved()
-    example = example_batch(recipe, configs, reserved, tokens)
+        method = build_method(recipe.method, sizes_of(configs))
+    example = example_batch(recipe, configs, method.reserved(), tokens, method.labels())
     with ExitStack() as stack:
         if device == "cpu":
             mode = stack.enter_context(FakeTensorMode())
@@ -138,12 +138,15 @@ def _build(recipe: Recipe, configs: Configs, dtype: torch.dtype) -> VisualLangua
     return model
 
 
-def example_batch(recipe: Recipe, configs: Configs, reserved: Sequence[Reserved], tokens: int) -> Batch:
+def example_batch(
+    recipe: Recipe, configs: Configs, reserved: Sequence[Reserved], tokens: int, labels: Labels | None = None
+) -> Batch:
     text = EncodedText(tokens=[0] * tokens, prompt=max(1, tokens - SUPERVISED), cut=False, cue=1)
     side = configs.resolution
     # an image of its own for each: one tensor would be one row
     images = torch.zeros(recipe.training.micro_batch, 3, side, side, dtype=torch.uint8)
-    return make_batch([Item(i, text, image) for i, image in enumerate(images)], side, reserved).batch
+    items = [Item(i, text, image, labels=(0,) if labels else ()) for i, image in enumerate(images)]
+    return make_batch(items, side, reserved, labels=labels).batch
 
 
 def _flash(_: nn.Module, query: Any, key: Any, value: Any, mask: None, scaling: float, **more: Any) -> Any:

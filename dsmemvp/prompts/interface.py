@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from dsmemvp.data.batch import Batch, Reserved
+from dsmemvp.data.batch import Batch, Labels, Reserved
 
 State = dict[str, torch.Tensor]
 Tower = Literal["vision", "decoder"]
@@ -205,6 +205,14 @@ class VisualPrompt(nn.Module):
         """After a block: the state for the sites that follow, such as one tower's hidden states for the other. It is
         outside of what gradient checkpointing computes again, so it must compute nothing of any size."""
         return state
+
+    def labels(self) -> Labels | None:
+        """What it classifies into; None if it writes text."""
+        return None
+
+    def logits(self, normed_Sd: torch.Tensor, state: State, batch: Batch) -> torch.Tensor | None:
+        """float32 [S, classes] in place of the language model's own head; None: that one."""
+        return None
 
     def losses(self, state: State, batch: Batch) -> dict[str, torch.Tensor]:
         """Auxiliary losses by name, each a float32 sum over as many things as `loss_counts` says."""

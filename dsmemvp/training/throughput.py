@@ -9,12 +9,15 @@ from types import MappingProxyType
 
 from dsmemvp.backbones.decoder import DecoderTower
 from dsmemvp.backbones.partitioned import whole_shape
+from dsmemvp.backbones.text_encoder import TextEncoder
 
 
-def multiplied(language: DecoderTower) -> int:
-    """Parameters by which every token is multiplied: the embedding is looked up, and the head and the last layer behind
-    its queries, keys and values see supervised tokens alone."""
+def multiplied(language: DecoderTower | TextEncoder) -> int:
+    """Parameters by which every token is multiplied: the embedding is looked up, and the head and a decoder's last
+    layer behind its queries, keys and values see supervised tokens alone."""
     *layers, last = language.layers
+    if isinstance(language, TextEncoder):
+        return sum(math.prod(shape) for p in language.layers.parameters() if len(shape := whole_shape(p)) > 1)
     projections = (last.self_attn.q_proj, last.self_attn.k_proj, last.self_attn.v_proj)
     parameters = (p for part in (*layers, *projections) for p in part.parameters())
     return sum(math.prod(shape) for p in parameters if len(shape := whole_shape(p)) > 1)

@@ -1,7 +1,7 @@
 """On every rank: gradients under ZeRO-3 of the recorded batch, of batches without any image, and under every policy of
-gradient checkpointing; MemVP's recording first, then MITP's with what it decodes.
+gradient checkpointing; MemVP's recording first, then MITP's with what it decodes, then that of its two encoders.
 
-Arguments: folder of the two converted recordings, the shared folder, a DeepSpeed configuration, where to write the
+Arguments: folder of the converted recordings, the shared folder, a DeepSpeed configuration, where to write the
 findings.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from deepspeed.utils import safe_get_full_grad
+from mitp_encoders_recording import EncodersRecording
 from mitp_recording import MitpRecording
 from reference import Recording
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import read_configs
-from dsmemvp.data.batch import make_batch
+from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
@@ -65,6 +66,7 @@ def main(folder: str, shared: str, settings: str, out: str) -> None:
     trainer.update(0.0)
     trainer.engine.destroy()
     findings["mitp"] = mitp(ranks, MitpRecording(Path(shared), Path(folder) / "mitp"), settings)
+    findings["encoders"] = encoders(ranks, EncodersRecording(Path(shared), Path(folder) / "encoders"), settings)
     if ranks.first:
         Path(out).write_text(json.dumps(findings))
     leave_ranks()
@@ -100,7 +102,25 @@ def mitp(ranks, recording: MitpRecording, settings: str) -> dict:
     said = generate(decoder, prompts, Sampling(max_new_tokens=5))
     right = said == recording.tensors["out.greedy_tokens"][list(own)].tolist()
     findings["decoded"] = ranks.sums(float(right))[0] == ranks.world
+    trainer.engine.destroy()
     return findings
+
+
+def encoders(ranks, recording: EncodersRecording, settings: str) -> dict:
+    recipe = recording.recipe()
+    recipe.training.deepspeed = settings
+    recipe.training.global_batch, recipe.training.micro_batch = ranks.world, 1
+    trainer = build_trainer(recipe, read_configs(recipe), ranks)
+    trainer.master_weights.set(recording.trained())
+    own = {1: [(0, 1, 2, 3)], 2: [(2,), (3, 0, 1)]}[ranks.world][ranks.rank]
+    loss, gradients = step(trainer, ranks, recording.batch(own))
+    errors = {n: float((gradients[n] - g).abs().max() / g.abs().max()) for n, g in recording.gradients().items()}
+    trainer.update(0.0)
+    without = [Item(i.index, i.text, None, labels=i.labels) for i in recording.items(own)]
+    _, gradients = step(trainer, ranks, recording.pack(without))
+    largest = {n: float(g.abs().max()) for n, g in gradients.items()}
+    trainer.update(0.0)
+    return {"loss": loss, "errors": errors, "without_images": largest}
 
 
 class Gathered(TorchDispatchMode):

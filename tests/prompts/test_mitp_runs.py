@@ -73,7 +73,7 @@ def test_the_plan_says_where_gradients_begin(repository, capsys):
 
 
 def test_the_slots_stand_before_the_cue(recipe, capsys):
-    assert main(["data", "show", str(recipe), "--samples", "2"]) == 0
+    assert main(["data", "show", str(recipe), "--samples", "2", "--sheet", str(recipe.parent / "sheet.png")]) == 0
     said = capsys.readouterr().out
     assert said.count("\n[3 places of the method]Response:[[The answer is") == 2
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from launch import run_on_ranks, written
+from mitp_encoders_recording import EncodersRecording
 from mitp_recording import MitpRecording
 from reference import Recording
 
@@ -21,6 +22,8 @@ def test_gradients_under_zero3_are_the_recorded_ones(shared, tmp_path, ranks):
     recording.write(shared)
     mitp = MitpRecording(shared, tmp_path / "mitp")
     mitp.write()
+    encoders = EncodersRecording(shared, tmp_path / "encoders")
+    encoders.write()
     settings = json.loads(ZERO3.read_text())
     # nothing stays resident: every parameter is gathered for use and released
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
@@ -50,6 +53,7 @@ def test_gradients_under_zero3_are_the_recorded_ones(shared, tmp_path, ranks):
         if name.startswith(("vision.", "method.projector.")):
             assert largest == 0, name
     check_mitp(found["mitp"], mitp)
+    check_encoders(found["encoders"], encoders)
 
 
 def check_mitp(found: dict, recording: MitpRecording) -> None:
@@ -61,3 +65,12 @@ def check_mitp(found: dict, recording: MitpRecording) -> None:
     # no rank has an image: the hub's gradients are there, and zero, not the last ones
     assert {name for name, largest in found["without_images"].items() if largest} == {"method.text_prompt"}
     assert found["decoded"]
+
+
+def check_encoders(found: dict, recording: EncodersRecording) -> None:
+    assert abs(found["loss"] - recording.tensors["out.cross_entropy"].item()) < 1e-5
+    assert found["errors"].keys() == recording.gradients().keys()
+    assert max(found["errors"].values()) < 1e-4, found["errors"]
+    # without images what they alone bring has a gradient of zero, not the last one
+    still = {name for name, largest in found["without_images"].items() if largest}
+    assert still == {"method.text_prompt", "method.classifier.head.weight", "method.classifier.head.bias"}

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dsmemvp.backbones.linear import Linear
 from dsmemvp.prompts.interface import Sizes
 from dsmemvp.prompts.mitp.settings import Settings
+from dsmemvp.prompts.parts.maps import cosines, wide, zero_linear
 
 EPS = 1e-6
 
@@ -39,12 +40,12 @@ class Hub(nn.Module):
         super().__init__()
         v, d, rank = sizes.vision_width, sizes.language_width, settings.rank
         self.to_rank_vision, self.to_rank_text = Linear(v, rank), Linear(d, rank)
-        self.from_rank_text = _zero(Linear(rank, d))
+        self.from_rank_text = zero_linear(rank, d)
         # what nobody reads is not made: with learned queries the vision tower has no prompts, and those of the last hub
         # have no reader
         two_way = settings.vision == "two_way"
         self.first_vision = Linear(rank, v) if two_way else None
-        self.from_rank_vision = _zero(Linear(rank, v)) if two_way and hubs > 1 else None
+        self.from_rank_vision = zero_linear(rank, v) if two_way and hubs > 1 else None
         self.settings = settings
 
     def first(self, text_1nd: torch.Tensor) -> torch.Tensor:
@@ -54,9 +55,9 @@ class Hub(nn.Module):
 
     def mix(self, vision_Bnv: torch.Tensor, text_Bnd: torch.Tensor) -> Mixed:
         """The acquired prompts -> what each tower gets of the other."""
-        e_v, e_t = (_wide(e) for e in (self.to_rank_vision(rms(vision_Bnv)), self.to_rank_text(rms(text_Bnd))))
+        e_v, e_t = (wide(e) for e in (self.to_rank_vision(rms(vision_Bnv)), self.to_rank_text(rms(text_Bnd))))
         if self.settings.sim == "cos":
-            similarity = F.normalize(e_v, dim=-1) @ F.normalize(e_t, dim=-1).transpose(1, 2) / self.settings.tau
+            similarity = cosines(e_v, e_t) / self.settings.tau
         else:
             similarity = e_v @ e_t.transpose(1, 2) / self.settings.rank**0.5
         scores = torch.zeros_like(similarity) if self.settings.hub == "uniform" else similarity
@@ -84,21 +85,11 @@ class Queries(nn.Module):
 
     def forward(self, tokens_INv: torch.Tensor) -> torch.Tensor:
         """-> [I, n, v]"""
-        scores_InN = _wide(self.weight @ rms(tokens_INv).transpose(1, 2)) / tokens_INv.shape[-1] ** 0.5
+        scores_InN = wide(self.weight @ rms(tokens_INv).transpose(1, 2)) / tokens_INv.shape[-1] ** 0.5
         return scores_InN.softmax(-1).to(tokens_INv.dtype) @ tokens_INv
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:
     """x / sqrt(mean x^2 + eps), without a weight; computed in float32."""
-    wide = _wide(x)
-    return (wide * (wide.square().mean(-1, keepdim=True) + EPS).rsqrt()).to(x.dtype)
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _zero(linear: Linear) -> Linear:
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
+    x_wide = wide(x)
+    return (x_wide * (x_wide.square().mean(-1, keepdim=True) + EPS).rsqrt()).to(x.dtype)

@@ -23,6 +23,7 @@ from dsmemvp.data.batch import Batch, Reserved
 from dsmemvp.prompts.interface import Compared, Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.mitp.hub import Hub, Queries
 from dsmemvp.prompts.mitp.settings import Settings, points_of
+from dsmemvp.prompts.parts.rows import of_samples, row_each, with_image
 
 SLOTS = "prompts"
 SIMILARITY = "similarity_"
@@ -116,11 +117,8 @@ class Method(VisualPrompt):
         if block not in self.vision_points:
             return hidden
         prompts = state["vision"]
-        if len(prompts) > 1 or block != self.vision_points[0]:
-            with_image = [b for b, row in enumerate(batch.image_rows) if row >= 0]
-            prompts = prompts[with_image or [0]]
-            if with_image and len(hidden) != len(with_image):  # samples share images
-                hidden = hidden[[batch.image_rows[b] for b in with_image]]
+        if block != self.vision_points[0]:
+            prompts, hidden = with_image(prompts, batch), row_each(hidden, batch)
         return torch.cat((prompts.expand(len(hidden), -1, -1), hidden), dim=1)
 
     def collect(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> State:
@@ -128,7 +126,7 @@ class Method(VisualPrompt):
         without image reads any row, and g is 0."""
         if site.tower == "vision" and site.block in self.vision_points:
             seen = hidden[:, : self.prompts] if self.queries is None else self.queries(hidden)
-            return state | {"seen": seen[_rows(batch, of_images=len(seen) != sum(r >= 0 for r in batch.image_rows))]}
+            return state | {"seen": of_samples(seen, batch)}
         if site.tower == "decoder" and site.block in self.text_points[:-1] and "text" in state:
             places = batch.places[SLOTS]
             text_Bnd = state["text"]
@@ -161,14 +159,3 @@ class Method(VisualPrompt):
             Compared(f"vision {v}, text {t}", scale * state[f"{SIMILARITY}{r}"], f"{unit} of vision and text prompts")
             for r, (v, t) in enumerate(pairs if self.hub is not None else ())
         ]
-
-
-def _rows(batch: Batch, of_images: bool) -> list[int]:
-    """Of each sample the row of the vision tower: its image's, or its place among the samples with an image."""
-    if of_images:
-        return [max(row, 0) for row in batch.image_rows]
-    rows, number = [], 0
-    for row in batch.image_rows:
-        rows.append(number if row >= 0 else 0)
-        number += row >= 0
-    return rows

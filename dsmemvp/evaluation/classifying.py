@@ -1,0 +1,29 @@
+"""A batch of samples -> the classes that the model puts them into, in step with the other ranks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dsmemvp.data.batch import Batch, Labels, MicroBatch
+from dsmemvp.data.sample import label_text
+from dsmemvp.evaluation.answering import Answer
+
+THRESHOLD = 0.5
+"""Probability from which a sample has a class, if it may have several."""
+
+
+@dataclass(frozen=True)
+class Classifying:
+    forward: Callable[[Batch], tuple[Any, Any]]
+    labels: Labels
+
+    def __call__(self, batch: MicroBatch) -> list[Answer]:
+        """For each of `batch.samples`, the numbers of its classes (`label_text`)."""
+        logits_SC, _ = self.forward(batch.batch)
+        rows = logits_SC[: len(batch.samples)]
+        if not self.labels.several:
+            return [Answer(str(best)) for best in rows.argmax(-1).tolist()]
+        return [
+            Answer(label_text(c for c, probability in enumerate(row) if probability >= THRESHOLD))
+            for row in rows.sigmoid().tolist()
+        ]

@@ -1,0 +1,209 @@
+"""MITP (Yu et al., arXiv 2401.14856) for text-image classification: a vision tower and a text encoder side by side.
+Re-implementation from the published description; how it was read is said by the keys of `Settings`.
+
+    [p_hat_m; u_m] = Block([p_m; u_m])                 in both towers m, at the points; other blocks run on u_m alone
+    S = cos(p_hat_v, p_hat_t) / tau                    c_v = softmax(S) p_hat_t     c_t = softmax(S^T) p_hat_v
+    p_m <- p_hat_m + G_m gelu(c_m)                     after every point but the last
+
+The classes are read from both towers' class tokens. A sample without an image sees none: g = 0 for what the hub adds,
+and a class token of zeros. T tokens in the pack, B samples, n prompts, d width of both towers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass
+from torch import nn
+from torch.nn import functional as F
+
+from dsmemvp.backbones.linear import Linear
+from dsmemvp.config.fields import CONFIG, FROM_TEXT, Factor
+from dsmemvp.config.methods import MethodSettings, VisionFeatures
+from dsmemvp.data.batch import Batch, Labels, Reserved
+from dsmemvp.errors import UserError
+from dsmemvp.prompts.interface import Compared, Site, Sizes, State, Tower, VisualPrompt
+from dsmemvp.prompts.parts.classifier import Classifier
+from dsmemvp.prompts.parts.maps import cosines, wide, zero_linear
+from dsmemvp.prompts.parts.rows import of_samples, row_each, with_image
+
+PROMPTS = "prompts"
+SIMILARITY = "similarity_"
+"""Of the hub behind the block with the number behind it, in the state"""
+
+
+@dataclass(config=CONFIG)
+class Settings(MethodSettings):
+    classes: Annotated[int, Field(ge=2, le=2**16)] = 101
+    """Classes of the data: labels run from 0 to one below."""
+    loss: Literal["cross_entropy", "multi_label"] = "cross_entropy"
+    """One class for each sample, or any number of them: binary cross-entropy, a class from a probability of 0.5 on."""
+    prompt_len: Annotated[int, Field(ge=1, le=2**10)] = 4
+    """Prompts in each tower, in front of its tokens."""
+    prompt_std: Factor = 0.02
+    """Standard deviation of the first text prompts' initial values. At 0.02 BERT makes them all alike: sweep it."""
+    points: list[Annotated[int, Field(ge=0, le=1000)]] = field(default_factory=list)
+    """Blocks of both towers, from 0, that see prompts, increasing. None given: the upper half."""
+    tau: Annotated[float, Field(gt=0, le=1000), FROM_TEXT] = 0.1
+    """Temperature that the cosine is divided by."""
+    hub: Literal["similarity", "uniform", "off"] = "similarity"
+    """Weights of the hub: by similarity, or 1 / prompt_len; `off`: prompts are passed on as they are."""
+    direction: Literal["both", "text_to_vision", "vision_to_text"] = "both"
+    """Which towers' prompts the hub changes: of the other one they are passed on as they are."""
+    prompts: bool = True
+    """Whether there are any; if not, only the classifier is trained, on the class tokens of the frozen towers."""
+
+    @field_validator("points")
+    @classmethod
+    def _increasing(cls, points: list[int]) -> list[int]:
+        if any(behind <= before for before, behind in pairwise(points)):
+            raise ValueError(f"must be increasing, not {', '.join(map(str, points[:20]))}")
+        return points
+
+    def vision_features(self) -> VisionFeatures:
+        return VisionFeatures(class_token=True)
+
+    def text_tower(self) -> Literal["encoder"]:
+        return "encoder"
+
+
+class Method(VisualPrompt):
+    description = (
+        "MITP, memory-inspired temporal prompt interaction, for classification (re-implementation from the published"
+        " description): prompts in a vision tower and a text encoder that meet in a hub"
+    )
+
+    @classmethod
+    def describe(cls, settings: Settings) -> dict[str, str]:
+        prompts = f"{settings.prompt_len} in each tower, {settings.hub}, {settings.direction}"
+        return {"classes": str(settings.classes), "prompts": prompts if settings.prompts else "none"}
+
+    @classmethod
+    def build(cls, settings: Settings, sizes: Sizes) -> "Method":
+        return cls(settings, sizes)
+
+    def __init__(self, settings: Settings, sizes: Sizes):
+        """Raises UserError for towers that do not go together, and for points that they do not have."""
+        super().__init__()
+        self.settings, depth, width = settings, sizes.decoder_blocks, sizes.language_width
+        if sizes.vision_width != width or sizes.vision_blocks != depth:
+            raise UserError(
+                f"method.name: mitp_encoders needs two towers of one width and depth, not {sizes.vision_width} and"
+                f" {width} wide, {sizes.vision_blocks} and {depth} deep"
+            )
+        points = settings.points or list(range(depth // 2, depth))
+        if points[-1] >= depth:
+            raise UserError(f"method.points: the towers have no block {points[-1]}; they run from 0 to {depth - 1}")
+        self.points, self.last = tuple(points) if settings.prompts else (), depth - 1
+        self.classifier = Classifier(2 * width, settings.classes)
+        if not self.points:
+            return
+        self.text_prompt = nn.Parameter(torch.empty(settings.prompt_len, width).normal_(std=settings.prompt_std))
+        self.first_vision = Linear(width, width)
+        hub = settings.hub != "off" and len(points) > 1
+        self.to_vision = zero_linear(width, width) if hub and settings.direction != "vision_to_text" else None
+        self.to_text = zero_linear(width, width) if hub and settings.direction != "text_to_vision" else None
+
+    def labels(self) -> Labels:
+        return Labels(self.settings.classes, self.settings.loss == "multi_label")
+
+    def first_block(self) -> int:
+        return self.points[0] if self.points else 0
+
+    def reserved(self) -> Sequence[Reserved]:
+        return (Reserved(PROMPTS, self.settings.prompt_len, "start", without_image=True),) if self.points else ()
+
+    def schedule(self, depths: Mapping[Tower, int]) -> list[Site]:
+        """Block by block, the vision tower's first."""
+        return [Site(tower, block) for block in range(depths["decoder"]) for tower in ("vision", "decoder")]
+
+    def begin(self, batch: Batch) -> State:
+        """`text` and `vision` are the prompts of the next points: [1, n, d]."""
+        has_image_B = torch.tensor([row >= 0 for row in batch.image_rows], device=batch.tokens.device)
+        state = {"has_image": has_image_B[:, None]}
+        if self.points:
+            state["text"] = self()
+            state["vision"] = self.first_vision(state["text"])
+        return state
+
+    def forward(self) -> torch.Tensor:
+        """The first text prompts, [1, n, d]."""
+        return self.text_prompt[None].clone()  # under ZeRO-3 the parameter itself is cut again behind this
+
+    def visible(self, site: Site) -> tuple[str, ...] | None:
+        return None if site.block in self.points else ()
+
+    def enter(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
+        if site.tower == "vision":
+            return self._enter_vision(site.block, hidden, state, batch)
+        if site.block not in self.points:
+            return hidden
+        places = batch.places[PROMPTS]
+        if places.numel() == 0:  # a lone token in place of samples
+            return hidden + 0.0 * state["text"].sum()
+        text_1Nd = state["text"].expand(batch.size, -1, -1).flatten(0, 1)[None]
+        return hidden.index_copy(1, places, text_1Nd.to(hidden.dtype))
+
+    def _enter_vision(self, block: int, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
+        if block - 1 in self.points:  # the prompts of the block before
+            hidden = hidden[:, self.settings.prompt_len :]
+        if block not in self.points:
+            return hidden
+        prompts = state["vision"]
+        if block != self.points[0]:
+            prompts, hidden = with_image(prompts, batch), row_each(hidden, batch)
+        return torch.cat((prompts.expand(len(hidden), -1, -1), hidden), dim=1)
+
+    def collect(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> State:
+        if site.tower == "vision" and site.block in self.points:
+            return state | {"seen": of_samples(hidden[:, : self.settings.prompt_len], batch)}
+        if site.tower == "decoder" and site.block in self.points[:-1]:
+            places = batch.places[PROMPTS]
+            text_Bnd = state["text"]
+            if places.numel():
+                text_Bnd = hidden[0, places].unflatten(0, (batch.size, self.settings.prompt_len))
+            return self._meet(site.block, text_Bnd, state)
+        return state
+
+    def _meet(self, block: int, text_Bnd: torch.Tensor, state: State) -> State:
+        vision_Bnd = state["seen"]
+        state = state | {"text": text_Bnd, "vision": vision_Bnd}
+        if self.settings.hub == "off":
+            return state
+        v, t = (wide(p) for p in (vision_Bnd, text_Bnd))
+        similarity = cosines(v, t) / self.settings.tau
+        state[f"{SIMILARITY}{block}"] = similarity
+        scores = torch.zeros_like(similarity) if self.settings.hub == "uniform" else similarity
+        has_image_B11 = state["has_image"][..., None].to(text_Bnd.dtype)
+        if self.to_vision is not None:
+            mixed = F.gelu(scores.softmax(-1) @ t).to(text_Bnd.dtype)
+            state["vision"] = vision_Bnd + has_image_B11 * self.to_vision(mixed)
+        if self.to_text is not None:
+            mixed = F.gelu(scores.transpose(1, 2).softmax(-1) @ v).to(text_Bnd.dtype)
+            state["text"] = text_Bnd + has_image_B11 * self.to_text(mixed)
+        return state
+
+    def finish(self, tower: Tower, output: torch.Tensor, state: State, batch: Batch) -> State:
+        """Of the vision tower its class token, normed, of every sample: [B, d]."""
+        if tower == "decoder":
+            return state
+        place = self.settings.prompt_len if self.last in self.points else 0
+        return state | {"class_token": of_samples(output[:, place], batch) * state["has_image"].to(output.dtype)}
+
+    def logits(self, normed_Sd: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
+        """Of the samples' class tokens; of a lone token in place of samples none."""
+        return self.classifier(torch.cat((state["class_token"][: len(normed_Sd)], normed_Sd), dim=-1))
+
+    def decoding(self, state: State, batch: Batch) -> State:
+        """For `compared`: nothing is decoded."""
+        return {name: value for name, value in state.items() if name.startswith(SIMILARITY)}
+
+    def compared(self, state: State) -> Sequence[Compared]:
+        return [
+            Compared(f"block {block}", self.settings.tau * state[f"{SIMILARITY}{block}"], "cosine")
+            for block in self.points[:-1]
+            if self.settings.hub != "off"
+        ]
