@@ -81,12 +81,12 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
         training = replace(recipe.training, micro_batch=micro_batch)
         return trace(replace(recipe, training=training), configs, tokens, policy)
 
-    problems += _no_gradient(recipe, configs)
     for cluster in clusters:
         fitted, notes = with_batch_for(recipe, cluster.gpus, tokens)
         micro_batch = fitted.training.micro_batch
         _check_work(fitted, cluster.gpus, tokens)
         deepspeed_settings(fitted, cluster.gpus)  # what a run would refuse
+        notes += _no_gradient(recipe, configs)
         plans.append(_plan(fitted, partial(traced, micro_batch), cluster, shardings, (*notes, *problems)))
     return plans
 
