@@ -12,8 +12,8 @@ float32 values of what it trains; no DeepSpeed. What they are stands in rivals_c
 They take single steps in turn, each on the same samples. A round is every step once, and the ratio of a round is a
 contender's seconds over this package's; printed is the median over the rounds, with the lowest and the highest. CPU
 seconds leave out what else a busy machine does, but hold the waiting of threads. FLOPs are those that torch counts in
-forward and backward (causal attention in full); kept are the bytes that the graph holds at the end of a forward,
-weights left out; places are those of the language model's sequence, padding included.
+forward and backward (causal attention in full); kept are the bytes that a forward leaves allocated for the backward;
+places are those of the language model's sequence, padding included.
 """
 
 import argparse
@@ -25,10 +25,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from measured_memory import held_and_peak
 from rivals_contenders import RIVALS, Loss, Ours, Shape, samples
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from dsmemvp.config.recipe import Training
 from dsmemvp.dtypes import NAMED
 from dsmemvp.markdown import table
 
@@ -67,7 +69,7 @@ def compare(given: argparse.Namespace) -> None:
     print(
         f"{given.batch} samples per step, {tokens:.0f} tokens and {images:.2f} images each, {shape.patches} patches,"
         f" {given.slots} slots, vocabulary {given.vocabulary}, {given.dtype}, {torch.get_num_threads()} CPU threads,"
-        f" {given.rounds} rounds of {given.steps} steps\n"
+        f" {given.rounds} rounds of {given.steps} steps; dsmemvp recomputes {Training().recompute}\n"
     )
     rows = [_row(index, runs[index].contender.name, counts, rounds, len(drawn)) for index in range(len(runs))]
     print("\n".join(table(list(zip(HEAD, *rows, strict=True)), left=1)))
@@ -143,10 +145,9 @@ class _Run:
         """Forward and backward of every step once, without updates."""
         counts = Counts()
         for batch in self.batches:
-            saved = _Saved(self.contender.model)
+            held, _ = held_and_peak(lambda batch=batch: self.contender.loss(batch))
             with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-                with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
-                    loss: Loss = self.contender.loss(batch)
+                loss: Loss = self.contender.loss(batch)
                 loss.value.backward()
             self.optimizer.zero_grad()
             for parameter in self.trained:
@@ -154,7 +155,7 @@ class _Run:
             counts.flops += counter.get_total_flops()
             counts.head_flops += 4 * loss.logits * self._head().weight.numel()  # forward, and backward to its input
             counts.places += loss.places
-            counts.kept = max(counts.kept, saved.bytes)
+            counts.kept = max(counts.kept, held)
         return counts
 
     def _head(self) -> nn.Linear:
@@ -173,21 +174,6 @@ class _Run:
             for parameter, master in zip(self.trained, self.masters, strict=True):
                 if master is not parameter:
                     parameter.copy_(master)
-
-
-class _Saved:
-    """Counts the memory that tensors saved for the backward lie in, each once, weights left out."""
-
-    def __init__(self, model: nn.Module):
-        self.seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self.bytes = 0
-
-    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.seen:
-            self.seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor
 
 
 def _attention(query, key, value, *more, out_shape=None, **named) -> int:
