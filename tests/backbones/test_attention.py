@@ -158,3 +158,19 @@ def test_gradients_in_16_bits_are_those_of_float64_within_rounding(length):
     size = max(exact.norm() for exact in found[torch.float64])
     for low, exact in zip(found[torch.bfloat16], found[torch.float64], strict=True):
         assert (low.double() - exact).norm() <= 0.02 * size
+
+
+@pytest.mark.parametrize("elements", [1, 2 * 33**2, 8 * 33**2, 2**20])
+def test_the_vision_towers_gradients_in_16_bits_whatever_is_computed_at_once(elements, monkeypatch):
+    """By single heads, by some heads, by images, and all at once."""
+    monkeypatch.setattr(attention_products, "_ELEMENTS", elements)
+    generator = torch.Generator().manual_seed(7)
+    tensors = [torch.randn(3, 33, 4, 16, generator=generator).bfloat16().transpose(1, 2) for _ in range(4)]
+    exact = [t.double().requires_grad_() for t in tensors[:3]]
+    query, key, value = exact
+    weights = torch.softmax(query @ key.transpose(2, 3) / 4, dim=-1)
+    expected = torch.autograd.grad(weights @ value, exact, tensors[3].double())
+    inputs = [t.detach().requires_grad_() for t in tensors[:3]]
+    found = torch.autograd.grad(attention_products.Unmasked.apply(*inputs, 0.25), inputs, tensors[3])
+    for low, right in zip(found, expected, strict=True):
+        assert (low.double() - right).norm() <= 0.01 * right.norm()
