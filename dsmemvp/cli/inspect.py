@@ -1,4 +1,5 @@
-"""inspect: which patches of a picture the feed-forward memory fires on, or how alike the prompts of two towers are."""
+"""inspect: which patches of a picture the feed-forward memory fires on or the question looks at, or how alike the
+prompts of two towers are."""
 
 import argparse
 from pathlib import Path
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     about = (
-        "heat maps of what the feed-forward memory fires on in a picture, and its weight layer by layer; of MITP the"
-        " similarity of the two towers' prompts, hub by hub"
+        "heat maps of what the feed-forward memory fires on in a picture, and its weight layer by layer; of DVP where"
+        " the question looks, head by head; of MITP the similarity of the two towers' prompts, hub by hub"
     )
     command = commands.add_parser("inspect", help=about, description=about)
     command.set_defaults(run=_inspect, listens=True)
@@ -59,7 +60,8 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--out",
         type=Path,
-        help="folder for heat-map.png or similarity.png (default: RUN/inspect; of an exported folder inspect)",
+        help="folder for heat-map.png, attention.png or similarity.png (default: RUN/inspect; of an exported folder"
+        " inspect)",
     )
     command.add_argument(
         "--set", action="append", default=[], metavar="key=value", help="another value of a recipe's key; repeatable"
@@ -95,8 +97,12 @@ def _inspect(given: argparse.Namespace) -> None:
 
 def _looked(given: argparse.Namespace, opened: Any, sample: Any) -> tuple[Any, Any, str]:
     """What was found, what draws it, and the picture's file name."""
+    from dsmemvp.inspection.attended import looks
     from dsmemvp.inspection.probe import has_memory
 
+    if looks(type(opened.model.method)):
+        attended = opened.attend(sample)
+        return attended, attended.sheet, "attention.png"
     if not has_memory(type(opened.model.method)):
         compared = opened.compare(sample)
         return compared, compared.sheet, "similarity.png"

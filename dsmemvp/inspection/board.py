@@ -16,7 +16,8 @@ from dsmemvp.data.images import decoded
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.answers import right_answer
-from dsmemvp.inspection.look import asked, model_answer, spread
+from dsmemvp.inspection.attended import attention_weights, looks
+from dsmemvp.inspection.look import asked, attended, model_answer, spread
 from dsmemvp.inspection.page import page
 from dsmemvp.inspection.probe import Forward, Probe, has_memory, memory_of, probe
 from dsmemvp.inspection.table import memory_norms, shares
@@ -55,15 +56,22 @@ def board_report(
     texts: Mapping[str, str] | None = None,
 ) -> BoardReport:
     """Of samples with pictures (others are passed over), encoded for their answers. Heat maps show the change against
-    these samples' mean memory, or against no picture if there is one sample. `texts`, such as predictions, are
-    passed on. For a method without feed-forward memory, and without pictures, nothing but the texts is reported;
-    dropout must be off."""
+    these samples' mean memory, or against no picture if there is one sample; of a method that looks at pictures, its
+    attention. `texts`, such as predictions, are passed on. For other methods, and without pictures, nothing
+    but the texts is reported; dropout must be off."""
     report = BoardReport(texts=dict(texts or {}))
     samples = [sample for sample in samples if sample.image is not None]
-    if not samples or not has_memory(type(model.method)):
+    if not samples or not (has_memory(type(model.method)) or looks(type(model.method))):
         return report
     collator = replace(collator, answers=True, blind=False)
     items = [replace(collator.item(tokenizer, sample), sample=None) for sample in samples]
+    if looks(type(model.method)):
+        batch = make_batch(items, collator.image.resolution, collator.reserved, last_only=True).batch
+        weights, logits = attention_weights(model, forward, batch)
+        for sample, own, row in zip(samples, weights, logits, strict=True):
+            sheet = attended(sample, own, row, tokenizer, collator, right_answer(sample)).sheet()
+            report.images[f"attention/sample {sample.index}"] = np.asarray(sheet)
+        return report
     others = items if len(items) > 1 else [replace(items[0], image=None)]
     batch, other = (
         make_batch(i, collator.image.resolution, collator.reserved, last_only=True).batch for i in (items, others)

@@ -8,6 +8,7 @@ print(*seen.table(), sep="\\n")
 seen.sheet()          # a Pillow image
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -31,6 +32,7 @@ from dsmemvp.distributed.ranks import Ranks, join_ranks
 from dsmemvp.errors import UserError
 from dsmemvp.inputs import open_inputs
 from dsmemvp.inspection import table
+from dsmemvp.inspection.attended import Attended, attention_weights, looks
 from dsmemvp.inspection.compared import Comparison, compare, compares
 from dsmemvp.inspection.page import LONGEST, maps, page
 from dsmemvp.inspection.probe import Forward, Memory, Probe, What, has_memory, memory_of, probe
@@ -188,6 +190,14 @@ class Opened:
         answer = f"class {best}" if classifies else model_answer(self.tokenizer, best, sample.choices)
         return replace(found, asked=asked(sample.question, answer, right))
 
+    def attend(self, sample: Sample | Question) -> Attended:
+        """Where the method's query looks. Raises UserError."""
+        right = "" if isinstance(sample, Question) else right_answer(sample)
+        sample = sample.sample() if isinstance(sample, Question) else sample
+        batch = make_batch([self.item(sample)], self.collator.image.resolution, self.collator.reserved, last_only=True)
+        (weights,), logits = attention_weights(self.model, self.forward, batch.batch)
+        return attended(sample, weights, logits[0], self.tokenizer, self.collator, right)
+
     def sample(self, number: int, test: bool) -> Sample:
         """A sample of data.test or data.train by its running number, as in `dsmemvp data show`. Raises UserError."""
         found = next(islice(self._samples(test, number), 1), None)
@@ -204,6 +214,22 @@ class Opened:
             yield read_sample(entry)
 
 
+def attended(
+    sample: Sample,
+    weights_HkN: torch.Tensor,
+    logits_V: torch.Tensor,
+    tokenizer: Tokenizer,
+    collator: Collator,
+    right: str,
+) -> Attended:
+    """Raises SampleError."""
+    assert sample.image is not None
+    picture = decoded(sample.image, sample.where, collator.image.max_pixels)
+    answer = model_answer(tokenizer, int(logits_V.argmax()), sample.choices)
+    patches = math.isqrt(weights_HkN.shape[-1]) ** 2
+    return Attended(weights_HkN, patches, picture, asked(sample.question, answer, right))
+
+
 def open_model(run: LoadedRun, ranks: Ranks) -> Opened:
     """What `checkpoints.loading.load_run` gives, built over the ranks. Raises UserError or OSError with what to do."""
     recipe = run.recipe
@@ -216,7 +242,7 @@ def open_model(run: LoadedRun, ranks: Ranks) -> Opened:
 def check_method(recipe: Recipe) -> None:
     """Raises UserError for a method without anything to look into."""
     method = method_class(recipe.method.name)
-    if not (has_memory(method) or compares(method)):
+    if not (has_memory(method) or compares(method) or looks(method)):
         raise UserError(
             f"method.name: {recipe.name} was trained with {recipe.method.name}, which has no feed-forward memory to"
             " look into"

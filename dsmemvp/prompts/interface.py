@@ -236,6 +236,12 @@ class VisualPrompt(nn.Module):
         """What `dsmemvp inspect` shows of a method without a feed-forward memory, from what `decoding` has returned."""
         return ()
 
+    def looking(self) -> nn.Module | None:
+        """The module that looks at the picture, whose second output are attention weights over the image tokens, [Q, H,
+        k, N] (Q samples with an image, H heads, k queries, N tokens with the patches last): `dsmemvp inspect` draws
+        them."""
+        return None
+
     def choices(self) -> int:
         """How many values the searched setting has."""
         return 0

@@ -124,6 +124,9 @@ class Method(VisualPrompt):
         )
         self._adapter = settings.adapter_ratio and sizes.language_width // settings.adapter_ratio
 
+    def looking(self) -> nn.Module | None:
+        return self.attention
+
     @classmethod
     def shortened(cls, settings: Settings, sizes: Sizes, blocks: int) -> Settings:
         return replace(settings, layer=0)
