@@ -2,8 +2,8 @@
 
 The tokens of all samples lie one after another, and nothing is padded. A prompting method may reserve places in a
 sample's sequence (`Reserved`); these count among the tokens, and token 0 stands there. Samples of one
-image lie side by side (`image_rows` is then in runs), those without an image last, so that what is computed once per
-image is used by one run of tokens.
+image share its row in `images`, which the vision tower looks at once. In training they lie side by side (`image_rows`
+is then in runs), those without an image last, so that what is computed once per image is used by one run of tokens.
 
 Shapes: T tokens, B samples, S supervised tokens, I images, R resolution.
 """
@@ -260,8 +260,13 @@ def make_batch(
 
 
 def by_image(items: Sequence[Item]) -> list[Item]:
-    """Items with an image first: those without one then share one run of tokens. The sort is stable."""
-    return sorted(items, key=lambda item: item.image is None)
+    """Items of one image side by side, in the order of their first ones, and those without an image last: each of these
+    groups is one run of tokens. The sort is stable."""
+    first: dict[int, int] = {}
+    for place, item in enumerate(items):
+        if item.image is not None:
+            first.setdefault(id(item.image), place)
+    return sorted(items, key=lambda item: first.get(id(item.image), len(items)))
 
 
 class _Layout(NamedTuple):

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, Labels, MicroBatch, Reserved, Skip, by_image, make_batch
 from dsmemvp.data.images import ImageTransform
@@ -29,10 +31,15 @@ class Collator:
     labels: Labels | None = None
     """What samples are classified into; None if they have answers."""
 
-    def item(self, tokenizer: Tokenizer, sample: Sample) -> Item:
+    def item(self, tokenizer: Tokenizer, sample: Sample, seen: dict[bytes, torch.Tensor] | None = None) -> Item:
+        """`seen`: images by their encoded bytes; one that is among them is taken from there, another is added. Raises
+        SampleError."""
         text = self.text(tokenizer, sample)
+        seen = {} if seen is None else seen
         encoded = None if self.blind else sample.image
-        image = self.image(encoded, sample.where) if encoded is not None else None
+        if encoded is not None and encoded not in seen:
+            seen[encoded] = self.image(encoded, sample.where)
+        image = seen[encoded] if encoded is not None else None
         fields = replace(sample, image=b"" if sample.image is not None else None) if self.answers else None
         return Item(sample.index, text, image, fields, sample.labels or ())
 
@@ -60,14 +67,16 @@ class Collator:
             )
 
     def batch(self, tokenizer: Tokenizer, entries: Sequence[tuple[int, EncodedSample | BadSample]]) -> MicroBatch:
-        """A micro-batch of (place in the global batch, sample). Raises SampleError at the first bad one if the recipe
+        """A micro-batch of (place in the global batch, sample). Samples whose images are the same bytes share one: it
+        is decoded once, and the vision tower looks at it once. Raises SampleError at the first bad one if the recipe
         does not allow skipping."""
         items, skipped = [], []
+        seen: dict[bytes, torch.Tensor] = {}
         for position, entry in entries:
             try:
                 if isinstance(entry, BadSample):
                     raise entry.error
-                items.append(self.item(tokenizer, read_sample(entry)))
+                items.append(self.item(tokenizer, read_sample(entry), seen))
             except SampleError as error:
                 if not self.skip_bad:
                     raise

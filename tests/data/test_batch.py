@@ -115,6 +115,14 @@ def test_samples_of_the_same_image_share_its_row(items):
     assert batch.image_of.tolist() == [0, 0, -1, 1] and batch.image_rows == (0, 0, -1, 1)
 
 
+def test_by_image_puts_samples_of_one_image_side_by_side_and_those_without_last(items):
+    apart = [items[1], items[2], items[0], replace(items[1], index=3), replace(items[0], index=4)]
+    apart += [replace(items[0], index=5, image=items[2].image)]
+    ordered = by_image(apart)
+    assert [i.index for i in ordered] == [items[2].index, 5, items[0].index, 4, items[1].index, 3]
+    assert [(row, samples) for row, samples, _ in make_batch(ordered, R).batch.image_runs] == [(0, 2), (1, 2), (-1, 2)]
+
+
 def test_a_batch_without_images_has_none_of_the_right_size():
     batch = make_batch([item(0, [1, 2, 3], 2)], R, [FRONT, BEHIND]).batch
     assert batch.images.shape == (0, 3, R, R) and batch.image_of.tolist() == [-1]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from making import as_json, fields, good_rows, manifest_of, picture, write_tar
 
-from data_prep.shards import write_shards
+from data_prep.shards import Row, write_shards
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.data.batch import Reserved
 from dsmemvp.data.collator import Collator, recipe_collator
@@ -75,6 +75,34 @@ def test_samples_with_a_picture_come_first_in_training_and_answers_keep_the_orde
         assert rows == (*range(len(rows) - rows.count(-1)), *[-1] * rows.count(-1))
     ((micro,),) = evaluation_steps(shards, replace(collator, answers=True), Share(0, 1, 23), workers=0)
     assert micro.indices == tuple(range(23))
+
+
+def test_a_picture_that_several_samples_show_is_decoded_once_and_stands_once_in_their_batch(tmp_path, collator):
+    colours = [0, None, 7, 0, 7, 7, None, 0]
+    rows = [
+        Row(f"s{i}", fields(i), None if colour is None else picture(colour=(colour, 0, 0)))
+        for i, colour in enumerate(colours)
+    ]
+    shards = write_shards(rows, tmp_path / "train", "train", per_shard=8)
+
+    decoded = []
+
+    class Counting(ImageTransform):
+        def __call__(self, encoded, where):
+            decoded.append(where)
+            return super().__call__(encoded, where)
+
+    collator = replace(collator, image=Counting(4, 10_000))
+
+    def red(batch):
+        return [int(batch.images[row, 0, 0, 0]) if row >= 0 else None for row in batch.image_rows]
+
+    ((micro,),) = evaluation_steps(shards, replace(collator, answers=True), Share(0, 1, 8), workers=0)
+    assert red(micro.batch) == colours and micro.batch.images.shape[0] == 2
+    ((micro,),) = training(shards, collator, micro_batch=8)
+    assert red(micro.batch) == [colours[i] for i in micro.indices] and micro.batch.images.shape[0] == 2
+    assert [samples for _, samples, _ in micro.batch.image_runs] == [3, 3, 2]
+    assert len(decoded) == 2 * 2
 
 
 def test_making_batches_draws_nothing_from_the_run_s_random_state(shards, collator):

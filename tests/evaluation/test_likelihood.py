@@ -4,6 +4,7 @@ import copy
 import math
 
 import pytest
+import small
 import torch
 from making import sample
 from transformers import CLIPVisionConfig, LlamaForCausalLM
@@ -96,6 +97,27 @@ def test_rows_of_a_sample_share_its_image(tokenizer):
     assert seen[0].image_rows == (0, 0, 1) and seen[0].images[:, 0, 0, 0].tolist() == [0.0, 1.0]
     # BOS, two places, the question, a place, the lead-in, the ending
     assert seen[0].tokens.tolist() == [1, 0, 0, 5, 0, 9, 3, 4, 1, 0, 0, 5, 0, 9, 4, 4, 1, 0, 0, 6, 0, 9, 5]
+
+
+@pytest.mark.parametrize("method", ["memvp", "input_space", "dvp"])
+def test_questions_that_share_their_picture_get_what_each_gets_from_its_own(method):
+    model, (one, other) = small.model(method), small.pictures(2)
+    for parameter in model.parameters():  # else these weights blow rounding up
+        parameter.data *= 0.3
+    pictures = [one, one, None, other, one, other]
+    texts = [[1, 5, 9, 3, 7], [1, 5, 9, 4], [1, 8, 4], [1, 7, 7, 50, 12], [1, 6, 3], [1, 9, 9]]
+    endings = [[(7,), (20,), (21,)]] * len(texts)
+    rows, found = [], []
+    model.vision.embeddings.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[0]))
+    for own in (pictures, [p if p is None else p.clone() for p in pictures], [other, *pictures[1:]]):
+        items = [Item(i, EncodedText(t, 3, False), p) for i, (t, p) in enumerate(zip(texts, own, strict=True))]
+        places = model.method.reserved()
+        batch = make_batch(items, small.RESOLUTION, places, last_only=True).batch
+        with torch.no_grad():
+            found.append(torch.tensor(log_likelihoods(model, batch, places, endings), dtype=torch.float64))
+    assert rows == [2, 5, 2]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+    assert (found[0][0] - found[2][0]).abs().max() > 1e-4  # the picture counts
 
 
 def test_places_behind_the_question_do_not_move_what_is_read(tokenizer):
