@@ -120,6 +120,15 @@ def test_a_variant_differs_by_one_key_alone(recording, variant):
     assert all(gradient.abs().max() > 0 for gradient in gradients.values()), gradients.keys()
 
 
+@pytest.mark.parametrize("vision", ["two_way", "cached"])
+@pytest.mark.parametrize("hub", ["similarity", "uniform", "off"])
+def test_a_gradient_reaches_every_trained_tensor(recording, hub, vision):
+    """Without one training ends after its first step (training/gradients.py)."""
+    model, batch = recording.model(hub=hub, vision=vision), recording.batch()
+    loss_sum(model(batch)[0], batch.targets).backward()
+    assert [name for name, p in model.trainables().items() if p.grad is None] == []
+
+
 def test_without_images_and_from_zero_maps_the_hub_changes_nothing(recording):
     model, tensors = recording.model(), recording.tensors
     logits, loss, gradients = _step(model, recording.batch(images=False))

@@ -60,7 +60,8 @@ class Hub(nn.Module):
             similarity = cosines(e_v, e_t) / self.settings.tau
         else:
             similarity = e_v @ e_t.transpose(1, 2) / self.settings.rank**0.5
-        scores = torch.zeros_like(similarity) if self.settings.hub == "uniform" else similarity
+        # with weight zero: beside cached vision nothing else reads the map of the text
+        scores = 0.0 * similarity if self.settings.hub == "uniform" else similarity
         return Mixed(similarity, scores.softmax(-1) @ e_t, scores.transpose(1, 2).softmax(-1) @ e_v)
 
     def text(self, kept_Bnd: torch.Tensor, mixed: Mixed, has_image_B11: torch.Tensor) -> torch.Tensor:
