@@ -1,5 +1,5 @@
 """The backward of attention on CPUs, in 16 bits, as products with the weights written out (Dao et al.,
-arXiv 2205.14135, appendix B.2). torch's kernel for it takes two to five times as long, since it works in float32
+arXiv 2205.14135, appendix B.2). torch's kernel for it takes up to twice as long, since it works in float32
 throughout; its forward is used as it is.
 
 I images or samples, H heads, L tokens, D head width.
@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 aten = torch.ops.aten
 LONGEST = 600
-"""Most tokens for which this was faster (measured, before `_scores` had its second product: 0.6 of the kernel's time at
-500 to 577 tokens, 1.2 at 1,000)."""
+"""Most tokens for which this is not slower (one core, heads of 128: half of the kernel's time at 150 tokens, as long at
+400 to 600)."""
 _ELEMENTS = 2**20
 """Weights written out at once, so that they stay in a core's cache."""
 
@@ -54,7 +54,7 @@ def gradients(
 
 def _part(tensors: Iterable[torch.Tensor], scale: float, causal: bool) -> tuple[torch.Tensor, ...]:
     gradient, query, key, value, mixed, log_sums = tensors
-    weights = _scores(query, key).mul_(scale).sub_(log_sums[..., None]).exp_()
+    weights = _weights(query, key, log_sums, scale)
     if causal:
         weights.tril_()
     to_value = weights.to(query.dtype).transpose(-1, -2) @ gradient
@@ -64,13 +64,12 @@ def _part(tensors: Iterable[torch.Tensor], scale: float, causal: bool) -> tuple[
     return to_scores @ key, to_scores.transpose(-1, -2) @ query, to_value
 
 
-def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Q K^T in float32, as the sums' logarithms were made from: of a score of 60 bfloat16 leaves 0.25, which the
-    exponential makes a quarter of the weight. A second product gives what the first one's rounding took."""
-    q, k = query.flatten(0, 1), key.flatten(0, 1).transpose(-1, -2)
-    rounded = q @ k
-    rest = torch.baddbmm(rounded, q, k, beta=-1)
-    return rounded.float().add_(rest).unflatten(0, query.shape[:2])
+def _weights(query: torch.Tensor, key: torch.Tensor, log_sums: torch.Tensor, scale: float) -> torch.Tensor:
+    """The softmax, float32 throughout, as the sums' logarithms were made: of a score of 60 bfloat16 leaves 0.25, which
+    the exponential makes a quarter of the weight."""
+    q, k = (query.float() * scale).flatten(0, 1), key.float().flatten(0, 1)
+    scores = torch.baddbmm(log_sums.flatten(0, 1)[..., None], q, k.transpose(-1, -2), beta=-1)
+    return scores.exp_().unflatten(0, query.shape[:2])
 
 
 class Unmasked(torch.autograd.Function):

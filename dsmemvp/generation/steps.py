@@ -71,8 +71,14 @@ class Steps:
         """To record runs the step or does not; the cache is then as it was."""
         cache = self._decoding.cache
         lengths, lengths_B = cache.lengths, cache.lengths_B.clone()
+
+        def forward() -> torch.Tensor:
+            # run twice: the second must not find the cache full and replace its tensors within the recording
+            cache.lengths = lengths
+            return self._forward()
+
         try:
-            self._replay, self._logits_BV = record(self._forward)
+            self._replay, self._logits_BV = record(forward)
         except RuntimeError as error:  # of a method that waits for the GPU within a step
             log.warning("steps of decoding are not recorded as a CUDA graph: %s", str(error).partition("\n")[0])
             self._record = None

@@ -8,7 +8,7 @@ three layers, for each policy of the middle one: what is computed again is alive
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations_with_replacement
 from typing import Any
@@ -22,7 +22,7 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.dtypes import NAMED
 from dsmemvp.model import sizes_of, trainable_shapes
 from dsmemvp.planning.trace import Trace, trace
-from dsmemvp.prompts import build_method, method_class
+from dsmemvp.prompts import VisualPrompt, build_method, method_class
 
 LIGHT: Policy = "elementwise"
 Choice = tuple[Policy, ...]
@@ -52,7 +52,7 @@ class ActivationBudget:
     rests: Mapping[Policy, Rest]
     """When the backward is in a layer of that policy"""
     first: int = 0
-    """The first layer that a gradient passes through; those below keep nothing"""
+    """The first layer that a gradient passes through; those below keep nothing. Of the recipe: see `following`"""
     own: float = 0.0
     """Bytes per token that a layer keeps for the method, such as for adapters, whatever the policy"""
     chosen: dict[tuple[int, int], Choice] = field(default_factory=dict)
@@ -75,6 +75,18 @@ class ActivationBudget:
                 if self.peak(found, tokens, images) <= self.budget:
                     break
         return self.chosen[tokens, images]
+
+    def following(self, method: VisualPrompt) -> Callable[[int, int], Choice]:
+        """`choose` for a method whose first layer with a gradient may move from step to step, as a search moves it."""
+        of_first: dict[int, ActivationBudget] = {self.first: self}
+
+        def choose(tokens: int, images: int) -> Choice:
+            first = method.first_block()
+            if first not in of_first:
+                of_first[first] = replace(self, first=first, chosen={})
+            return of_first[first].choose(tokens, images)
+
+        return choose
 
     def example(self, samples: int, tokens: int = 128) -> str:
         """What is chosen for so many samples with an image and so many tokens, in words."""

@@ -225,7 +225,7 @@ def build_trainer(
     trainer = Trainer(recipe, ranks, model, trainables, initial, trains)
     if recipe.training.recompute == "auto":
         budget = activation_budget(recipe, configs, _free_bytes(recipe, ranks.device))
-        model.choose = budget.choose
+        model.choose = budget.following(model.method)
         if ranks.first:
             log.info("activations: %s", budget.example(recipe.training.micro_batch))
     return trainer

@@ -116,6 +116,12 @@ def _write(folder: Path, recipe: Recipe, bandit: Bandit, method: VisualPrompt) -
     return paths
 
 
+def likelihood(loss: float) -> float:
+    """Of a loss per token. One that is not a number makes it 0, as an infinite one: else it would make all of the
+    preferences so, in the checkpoints, too."""
+    return 0.0 if math.isnan(loss) else math.exp(-loss)
+
+
 class Search:
     """The callback. All ranks call the same methods together."""
 
@@ -188,7 +194,7 @@ class Search:
         if not answered:
             raise UserError(f"data.search: after step {step} no sample of the batch could be used")
         by_accuracy = self._context.recipe.search.score == "accuracy"
-        return 100.0 * (all_right / answered if by_accuracy else math.exp(-whole_loss / supervised))
+        return 100.0 * (all_right / answered if by_accuracy else likelihood(whole_loss / supervised))
 
     def _record(self, step: int, score: float) -> None:
         pi, best = self._bandit.pi, self._bandit.best

@@ -27,7 +27,13 @@ class Recorder:
             forward()
             raise RuntimeError(self._wrong)
         self.made += 1
+        forward()
+        cache = self._cache_of()
+        before = [id(t) for both in cache.layers.values() for t in both]
+        cache.lengths_B -= 1  # the second run is recorded, and not done
         logits = forward().clone()
+        # a recording that makes the cache's tensors would make them anew in each replay
+        assert [id(t) for both in cache.layers.values() for t in both] == before
 
         def replay():
             self.replayed += 1
@@ -38,7 +44,7 @@ class Recorder:
         return replay, logits
 
 
-def answers(method: str, steps: int, record: bool = False, wrong: str = "", change=None):
+def answers(method: str, steps: int, record: bool = False, wrong: str = "", change=None, texts=small.TEXTS):
     model = small.model(method)
     images = small.PICTURES if method != "none" else (False,) * 4
     caches = []
@@ -50,7 +56,7 @@ def answers(method: str, steps: int, record: bool = False, wrong: str = "", chan
 
     recorder = Recorder(lambda: caches[0], wrong) if record else None
     decoder = Decoder(model.language.config, run, torch.device("cpu"), NEVER, False, recorder)
-    found = generate(decoder, small.prompts(model, images=images), Sampling(steps))
+    found = generate(decoder, small.prompts(model, texts, images), Sampling(steps))
     assert caches[0].lengths == caches[0].lengths_B.tolist()
     return found, recorder
 
@@ -64,6 +70,15 @@ def test_replayed_steps_write_the_same_tokens(method):
     assert found == plain and len({tuple(row) for row in plain}) >= 3
     assert recorder.made == 2
     assert recorder.replayed == steps - 1 - UNRECORDED  # the first token comes from the prompts
+
+
+def test_a_step_that_fills_the_cache_is_recorded_in_it():
+    """To record runs it twice, of which the second must not find that the first one has taken the last place."""
+    longest = [1, *[5 + i % 40 for i in range(GROW - 2 - UNRECORDED)]]
+    texts = [longest, *small.TEXTS[1:]]
+    plain, _ = answers("none", 12, texts=texts)
+    found, recorder = answers("none", 12, record=True, texts=texts)
+    assert found == plain and recorder.made == 2
 
 
 def test_short_answers_are_not_recorded():

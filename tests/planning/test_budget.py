@@ -112,6 +112,28 @@ def test_real_steps_hold_what_was_counted(method, shares):
         assert counted <= budget.budget
 
 
+def test_a_budget_holds_whichever_layer_a_search_takes():
+    """A recipe's layer of 10 has few layers with a gradient, and layer 0 has all of them."""
+    recipe = read_recipe(RECIPE, [*TINY, "training.micro_batch=2", "method.name=dvp", "method.layer=10"])
+    configs = configs_of_shapes(recipe)
+    configs.language.num_hidden_layers = 12
+    whole = activation_budget(recipe, configs, 1 << 60)
+    model = build_frozen(recipe, configs)
+    add_trainables(model, recipe, configs)
+    batch = example_batch(recipe, configs, model.method.reserved(), tokens=300)
+
+    def measured() -> int:
+        return held_and_peak(lambda: loss_sum(model(batch)[0], batch.targets).backward())[1]
+
+    model.choose = whole.following(model.method)
+    model.method.choose(0)
+    budget = replace(whole, budget=int(0.7 * measured()), chosen={})
+    model.choose = budget.following(model.method)
+    for layer in (0, 3, 11):
+        model.method.choose(layer)
+        assert measured() <= 1.05 * budget.budget, layer
+
+
 def test_nothing_fits_then_all_is_computed_again():
     language = configs_of_shapes(read_recipe(RECIPE)).language
     choice = ActivationBudget(language, 2, 1, NONE).choose(4096, 4)

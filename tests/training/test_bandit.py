@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dsmemvp.training.bandit import Bandit
+from dsmemvp.training.search import likelihood
 
 
 @pytest.fixture
@@ -46,6 +47,12 @@ def test_the_corrected_rule_finds_the_best_of_32_arms_in_noise():
         arms = bandit.draw(10)
         bandit.update(arms, [worth[arm] + noise.gauss(0, 3) for arm in arms])
     assert worth[bandit.best] > max(worth) - 0.1 and bandit.entropy < 2.5
+
+
+def test_a_loss_that_is_not_a_number_leaves_preferences_that_are():
+    bandit = Bandit(4, "corrected", 0.02, seed=0)
+    bandit.update([0, 1, 2], [100 * likelihood(loss) for loss in (0.5, math.nan, math.inf)])
+    assert bandit.alpha.isfinite().all() and bandit.best == 0 and len(bandit.draw(3)) == 3
 
 
 def test_a_loaded_bandit_goes_on_with_the_same_draws():
