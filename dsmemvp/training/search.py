@@ -22,7 +22,6 @@ from dsmemvp.errors import UserError
 from dsmemvp.inputs import open_inputs
 from dsmemvp.log import log
 from dsmemvp.model import loss_sum
-from dsmemvp.prompts import method_class
 from dsmemvp.prompts.interface import VisualPrompt
 from dsmemvp.training.bandit import Bandit
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
@@ -31,19 +30,12 @@ from dsmemvp.training.engine import Trainer
 from dsmemvp.training.loop import train
 from dsmemvp.training.monitor import Monitor
 from dsmemvp.training.preparation import Prepared
+from dsmemvp.training.search_check import check_search
 from dsmemvp.training.search_picture import PI, picture
 from dsmemvp.training.validation import evaluating
 
 PICTURE_EVERY = 50
 """Recorded steps between two pictures of the policy."""
-
-
-def check_search(recipe: Recipe) -> None:
-    """Before ranks join. Raises UserError."""
-    if not method_class(recipe.method.name).searched:
-        raise UserError(f"method.name: {recipe.method.name} has no setting to search for")
-    if not recipe.data.search:
-        raise UserError("data.search: give the folder of shards to score on, which no training and no evaluation sees")
 
 
 def searching(recipe: Recipe) -> Recipe:
