@@ -100,8 +100,7 @@ def test_it_learns_classes_on_two_ranks_and_is_scored_inspected_and_exported(rec
     assert "that classify with a frozen text encoder" in card and "dsmemvp.load" not in card and "F1-macro" in card
 
 
-def test_doctor_looks_at_data_with_classes(recipe, tmp_path):
-    """With the collator of a method that writes answers, every sample with a class would be wrong."""
+def test_doctor_finds_a_class_that_is_not_there(recipe, tmp_path):
     findings = {f.what: f for f in of_recipe(read_recipe(recipe), Here())}
     assert {f.level for f in findings.values()} == {"ok"}, findings
     outside = _shards(tmp_path / "outside", 8, lambda i: {"label": i})
