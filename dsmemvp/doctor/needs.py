@@ -11,7 +11,7 @@ from dsmemvp.backbones.weights import read_configs, tensor_files
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
 from dsmemvp.data.collator import Collator, recipe_collator
-from dsmemvp.data.datasets import open_test_data, open_training_data, open_validation_data
+from dsmemvp.data.datasets import open_search_data, open_test_data, open_training_data, open_validation_data
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.doctor.finding import Finding, Here, fail, ok, warning
 from dsmemvp.doctor.texts import Problem, longest_texts
@@ -33,6 +33,8 @@ def of_recipe(recipe: Recipe, here: Here) -> list[Finding]:
     findings.append(_tried("training data", lambda: _training(recipe, collators)))
     if recipe.data.validation:
         findings.append(_tried("validation data", lambda: _validation(recipe, collators)))
+    if recipe.data.search:
+        findings.append(_tried("search data", lambda: _search(recipe, collators)))
     findings.append(_tried("test data", lambda: _test(recipe, collators)))
     findings.append(_tried("batch", lambda: _batch(recipe, here)))
     return findings
@@ -84,6 +86,11 @@ def _validation(recipe: Recipe, collators: list[Collator]) -> Finding:
     data = open_validation_data(recipe)
     assert data is not None
     return _texts("validation data", f"{counted(data.samples, 'sample')} in {data.location}", [data], collators)
+
+
+def _search(recipe: Recipe, collators: list[Collator]) -> Finding:
+    data, _ = open_search_data(recipe, ())
+    return _texts("search data", f"{counted(data.samples, 'sample')} in {data.location}", [data], collators)
 
 
 def _test(recipe: Recipe, collators: list[Collator]) -> Finding:

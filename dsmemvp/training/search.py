@@ -120,6 +120,7 @@ class Search:
         """How often each value was trained with, and scored."""
         self._until = prepared.until
         manifest, order = open_search_data(recipe, ())
+        self._data = {"location": recipe.data.search, "fingerprint": manifest.fingerprint}
         share = Share(ranks.rank, ranks.world, recipe.training.micro_batch, recipe.training.micro_tokens)
         steps = range(prepared.start.step, prepared.until)
         collator = prepared.inputs.collator
@@ -144,11 +145,17 @@ class Search:
 
     def state_dict(self) -> dict[str, Any]:
         counts = {"arm": self._arm, "trained": list(self._trained), "scored": list(self._scored)}
-        return self._bandit.state_dict() | counts | {"settings": _settings(self._context.recipe)}
+        return self._bandit.state_dict() | counts | {"settings": _settings(self._context.recipe), "data": self._data}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises UserError for the state of another search."""
         _check_same(self._context.recipe, state)
+        before = state.get("data", self._data)
+        if before["fingerprint"] != self._data["fingerprint"]:
+            raise UserError(
+                f"data.search: {self._data['location']} has other samples than {before['location']}, with which this"
+                " search began; take another name or that folder"
+            )
         self._bandit.load_state_dict(state)
         self._trained, self._scored = list(state["trained"]), list(state["scored"])
         self._arm = state["arm"]

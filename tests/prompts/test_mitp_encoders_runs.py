@@ -95,6 +95,9 @@ def test_it_learns_classes_on_two_ranks_and_is_scored_inspected_and_exported(rec
     assert main(["inspect", "--run", str(run), "--sample", "1"]) == 0
     said = capsys.readouterr().out
     assert "|  cosine |" in said and "model: class " in said
+    (tmp_path / "a.png").write_bytes(picture())
+    assert main(["inspect", "--run", str(run), "--image", str(tmp_path / "a.png"), "a thing"]) == 1
+    assert "--image: mitp_encoders classifies samples of the data; give --sample N" in capsys.readouterr().err
     assert main(["export", "--run", str(run), "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "that classify with a frozen text encoder" in card and "dsmemvp.load" not in card and "F1-macro" in card
