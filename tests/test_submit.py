@@ -71,8 +71,21 @@ def test_an_installed_package_has_the_files_of_the_repository(repository, name):
 
 
 def test_a_search_is_submitted_with_its_own_start_file(submit):
-    code, out, _ = submit(RECIPE, "--gpus-per-node", "8", "--search", "--print")
+    given = ["recipes/scienceqa-13b-dvp.yaml", "data.search=data/scienceqa/val", "--gpus-per-node", "8"]
+    code, out, _ = submit(*given, "--search", "--print")
     assert code == 0 and '\nstep search "$@"\n' in out and "step train" not in out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (RECIPE, "method.name: memvp has no setting to search for"),
+        ("recipes/scienceqa-13b-dvp.yaml", "data.search: give the folder of shards to score on"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_it_waits_in_a_queue(submit, recipe, message):
+    code, out, err = submit(recipe, "--gpus-per-node", "8", "--search", "--print")
+    assert code == 1 and not out and message in err and err.count("\n") == 1
 
 
 def test_the_arguments_arrive_as_they_were_given(tmp_path):

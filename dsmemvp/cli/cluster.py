@@ -104,6 +104,10 @@ def _submit(given: argparse.Namespace) -> None:
         given.sbatch,
     )
     asked.check()
+    if given.search:
+        from dsmemvp.training.search_check import check_search
+
+        check_search(recipe)
     if not given.evaluate_only:
         deepspeed_settings(recipe, asked.ranks)  # what a run would refuse, before it waits in a queue
     start_file = "evaluate.sbatch" if given.evaluate_only else "search.sbatch" if given.search else "train.sbatch"

@@ -128,6 +128,8 @@ def _checked(given: argparse.Namespace, run: "LoadedRun") -> "Question | None":
         raise UserError("give --image and a question about it, or --sample N")
     if given.image is None:
         return None
+    if recipe.method.text_tower() == "encoder":
+        raise UserError(f"--image: {recipe.method.name} classifies samples of the data; give --sample N instead")
     asked = Question(given.question, given.image, tuple(given.choice), given.context)
     sample = asked.sample()
     assert sample.image is not None

@@ -60,7 +60,8 @@ def _search(given: argparse.Namespace) -> None:
 
         from dsmemvp.distributed.ranks import leave_ranks
         from dsmemvp.training.context import RunContext
-        from dsmemvp.training.search import check_search, search, searching
+        from dsmemvp.training.search import search, searching
+        from dsmemvp.training.search_check import check_search
 
         check_search(recipe)
         ranks, watched = join(recipe, stop)

@@ -46,7 +46,10 @@ def converted(kind: Any, prefix: str, values: Values, **ready: Any) -> Any:
     try:
         return kind(**given, **ready)
     except ValidationError as error:
-        (name, *inside), first = error.errors()[0]["loc"], error.errors()[0]
+        first = error.errors()[0]
+        if not first["loc"]:  # a rule between keys, whose text begins with the name of one
+            raise UserError(f"{prefix}{_problem(first, {})}") from None
+        name, *inside = first["loc"]
         key = f"{prefix}{name}"
         raise UserError(f"{values[key][1]}: {key}: {_problem(first, _schema(kind, str(name), bool(inside)))}") from None
 

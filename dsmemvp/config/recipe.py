@@ -26,11 +26,12 @@ DTYPES = Literal["bf16", "fp32"]
 @dataclass(config=CONFIG)
 class Model:
     language_model: Text = ""
-    """Folder with a LLaMA, Mistral, Qwen2 or Qwen3 in Hugging Face layout (config.json and safetensors)."""
+    """Folder with a LLaMA, Mistral, Qwen2 or Qwen3, or for `mitp_encoders` a BERT, in Hugging Face layout (config.json
+    and safetensors)."""
     language_shape: Text = ""
     """Name of a published shape (backbones/shapes.py); the folder must agree with it. Enough to count and to plan."""
     vision_tower: Text = ""
-    """Folder with a vision tower (CLIP, SigLIP or DINOv2) in Hugging Face layout."""
+    """Folder with a vision tower (CLIP, SigLIP, DINOv2 or ViT) in Hugging Face layout."""
     vision_shape: Text = ""
     """Name of a published shape of the vision tower, as above."""
     tokenizer: Text = ""
@@ -49,7 +50,7 @@ class Vision:
     """Dropout inside the adapters."""
     statistics: Literal["imagenet", "clip", "half", "auto"] = "imagenet"
     """Pixel mean and deviation. The published runs use ImageNet's, not CLIP's. `auto`: imagenet for CLIP and DINOv2,
-    half for SigLIP."""
+    half for SigLIP and ViT."""
     resolution: Annotated[int, Field(ge=0, le=2**14)] = 0
     """Height and width that images are squashed to, a multiple of the tower's patches: its positions are interpolated.
     0 for the tower's own."""

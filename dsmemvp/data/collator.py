@@ -45,13 +45,13 @@ class Collator:
 
     def text(self, tokenizer: Tokenizer, sample: Sample) -> EncodedText:
         """Raises SampleError."""
-        self._check_labels(sample)
+        self.check_labels(sample)
         if self.labels is not None:
             return encode_for_classes(tokenizer, sample, self.captions, self.max_length)
         encode = encode_for_answer if self.answers else encode_for_training
         return encode(tokenizer, sample, self.captions, self.max_length)
 
-    def _check_labels(self, sample: Sample) -> None:
+    def check_labels(self, sample: Sample) -> None:
         """Raises SampleError for a sample that is of another task."""
         if self.labels is None:
             if sample.labels is not None:

@@ -4,29 +4,37 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.weights import read_configs, tensor_files
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
 from dsmemvp.data.collator import Collator, recipe_collator
-from dsmemvp.data.datasets import open_test_data, open_training_data, open_validation_data
+from dsmemvp.data.datasets import open_search_data, open_test_data, open_training_data, open_validation_data
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.doctor.finding import Finding, Here, fail, ok, warning
 from dsmemvp.doctor.texts import Problem, longest_texts
 from dsmemvp.errors import UserError
+from dsmemvp.model import sizes_of
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
+from dsmemvp.prompts import VisualPrompt, build_method
 
 
 def of_recipe(recipe: Recipe, here: Here) -> list[Finding]:
     """Every part is looked at, so that all that is missing is said at once. Weights are looked for, not read."""
     configs: list[Configs] = []
+    methods: list[VisualPrompt] = []
     collators: list[Collator] = []
     findings = [_tried("weights", lambda: _weights(recipe, configs))]
     if configs:
-        findings.append(_tried("tokenizer", lambda: _tokenizer(recipe, configs[0], collators)))
+        findings.append(_tried("method", lambda: _method(recipe, configs[0], methods)))
+        findings.append(_tried("tokenizer", lambda: _tokenizer(recipe, configs[0], methods, collators)))
     findings.append(_tried("training data", lambda: _training(recipe, collators)))
     if recipe.data.validation:
         findings.append(_tried("validation data", lambda: _validation(recipe, collators)))
+    if recipe.data.search:
+        findings.append(_tried("search data", lambda: _search(recipe, collators)))
     findings.append(_tried("test data", lambda: _test(recipe, collators)))
     findings.append(_tried("batch", lambda: _batch(recipe, here)))
     return findings
@@ -54,9 +62,17 @@ def _weights(recipe: Recipe, into: list[Configs]) -> str:
     return ", ".join(sizes)
 
 
-def _tokenizer(recipe: Recipe, configs: Configs, into: list[Collator]) -> str:
-    into.append(recipe_collator(recipe, configs.resolution, configs.language.vocab_size))
-    return str(into[0].tokenizer_path)
+def _method(recipe: Recipe, configs: Configs, into: list[VisualPrompt]) -> str:
+    with torch.device("meta"):
+        into.append(build_method(recipe.method, sizes_of(configs)))
+    return f"{recipe.method.name} fits the two models"
+
+
+def _tokenizer(recipe: Recipe, configs: Configs, methods: list[VisualPrompt], into: list[Collator]) -> str:
+    """The collator is the method's own; without a method, texts are not looked at."""
+    collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
+    into += [replace(collator, reserved=tuple(m.reserved()), labels=m.labels()) for m in methods]
+    return str(collator.tokenizer_path)
 
 
 def _training(recipe: Recipe, collators: list[Collator]) -> Finding:
@@ -70,6 +86,11 @@ def _validation(recipe: Recipe, collators: list[Collator]) -> Finding:
     data = open_validation_data(recipe)
     assert data is not None
     return _texts("validation data", f"{counted(data.samples, 'sample')} in {data.location}", [data], collators)
+
+
+def _search(recipe: Recipe, collators: list[Collator]) -> Finding:
+    data, _ = open_search_data(recipe, ())
+    return _texts("search data", f"{counted(data.samples, 'sample')} in {data.location}", [data], collators)
 
 
 def _test(recipe: Recipe, collators: list[Collator]) -> Finding:

@@ -1,4 +1,4 @@
-"""Texts of a recipe's data that would end a run: those that are too long for data.max_length."""
+"""Samples of a recipe's data that would end a run: too long for data.max_length, or of a class that is not there."""
 
 import heapq
 from collections.abc import Iterator
@@ -51,6 +51,7 @@ def _problem(reader: Reader, place: Place, collator: Collator, tokenizer: Tokeni
         if isinstance(entry, BadSample):
             raise entry.error
         sample = read_sample(entry)
+        collator.check_labels(sample)
         least = least_length(collator, tokenizer, sample)
     except SampleError as error:
         return Problem(str(error))

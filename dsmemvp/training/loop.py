@@ -70,12 +70,12 @@ def _train(
         context.folder, ranks, monitor, training.keep_last, training.keep_best, training.best_by, guard
     )
     try:
-        _introduce(context, prepared, trainer, monitor)
         callbacks = [*trainer.model.method.callbacks()]
         if more is not None:
             callbacks.append(more(context, prepared, trainer, monitor))
         for callback, state in zip(callbacks, prepared.start.callbacks, strict=bool(prepared.start.callbacks)):
             callback.load_state_dict(state)
+        _introduce(context, prepared, trainer, monitor)
         health = Health(monitor, training.most_not_finite, training.spike, prepared.start.not_finite)
         saving = Saving(context, prepared, trainer, manager, monitor, health, evaluator, callbacks)
         skips = Skips(ranks, monitor, training.global_batch, recipe.data.most_bad_in_a_row)

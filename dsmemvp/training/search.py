@@ -22,7 +22,6 @@ from dsmemvp.errors import UserError
 from dsmemvp.inputs import open_inputs
 from dsmemvp.log import log
 from dsmemvp.model import loss_sum
-from dsmemvp.prompts import method_class
 from dsmemvp.prompts.interface import VisualPrompt
 from dsmemvp.training.bandit import Bandit
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
@@ -31,19 +30,12 @@ from dsmemvp.training.engine import Trainer
 from dsmemvp.training.loop import train
 from dsmemvp.training.monitor import Monitor
 from dsmemvp.training.preparation import Prepared
+from dsmemvp.training.search_check import check_search
 from dsmemvp.training.search_picture import PI, picture
 from dsmemvp.training.validation import evaluating
 
 PICTURE_EVERY = 50
 """Recorded steps between two pictures of the policy."""
-
-
-def check_search(recipe: Recipe) -> None:
-    """Before ranks join. Raises UserError."""
-    if not method_class(recipe.method.name).searched:
-        raise UserError(f"method.name: {recipe.method.name} has no setting to search for")
-    if not recipe.data.search:
-        raise UserError("data.search: give the folder of shards to score on, which no training and no evaluation sees")
 
 
 def searching(recipe: Recipe) -> Recipe:
@@ -134,6 +126,7 @@ class Search:
         """How often each value was trained with, and scored."""
         self._until = prepared.until
         manifest, order = open_search_data(recipe, ())
+        self._data = {"location": recipe.data.search, "fingerprint": manifest.fingerprint}
         share = Share(ranks.rank, ranks.world, recipe.training.micro_batch, recipe.training.micro_tokens)
         steps = range(prepared.start.step, prepared.until)
         collator = prepared.inputs.collator
@@ -158,11 +151,17 @@ class Search:
 
     def state_dict(self) -> dict[str, Any]:
         counts = {"arm": self._arm, "trained": list(self._trained), "scored": list(self._scored)}
-        return self._bandit.state_dict() | counts | {"settings": _settings(self._context.recipe)}
+        return self._bandit.state_dict() | counts | {"settings": _settings(self._context.recipe), "data": self._data}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises UserError for the state of another search."""
         _check_same(self._context.recipe, state)
+        before = state.get("data", self._data)
+        if before["fingerprint"] != self._data["fingerprint"]:
+            raise UserError(
+                f"data.search: {self._data['location']} has other samples than {before['location']}, with which this"
+                " search began; take another name or that folder"
+            )
         self._bandit.load_state_dict(state)
         self._trained, self._scored = list(state["trained"]), list(state["scored"])
         self._arm = state["arm"]

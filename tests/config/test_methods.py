@@ -93,6 +93,12 @@ def test_a_key_of_another_method_and_a_typing_error_are_told_with_their_line(rea
         assert part in message
 
 
+@pytest.mark.parametrize("text", ["width: 15", "width: 16, heads: 3"])
+def test_a_rule_between_keys_of_a_method_is_told_with_both(read, text):
+    with pytest.raises(UserError, match=r"^method\.heads: \d+ do not divide method\.width = 1\d; take a multiple of"):
+        read(f"method: {{name: dvp, {text}}}")
+
+
 def test_an_override_that_chooses_another_method_leaves_out_what_that_one_has_not(read):
     found = read("method: {name: memvp, slots: 9, hidden: 5, dropout: 0.3}", "method.name=input_space").method
     assert found == method_settings("input_space", hidden=5, dropout=0.3)

@@ -72,6 +72,8 @@ def test_all_that_a_recipe_lacks_is_said_at_once(repository, recipe_path, tmp_pa
         ("model.tokenizer=none.model", "tokenizer", "model.tokenizer: none.model does not exist"),
         ("training.global_batch=4000", "training data", "4000 is more than the 48 samples"),
         ("training.deepspeed=none.json", "batch", "none.json does not exist"),
+        ("method.name=dvp", "method", "there is no layer 4 in the language model"),
+        ("data.search=nowhere", "search data", "nowhere/dataset.json does not exist"),
         ("model.vision_tower=", "weights", "model.vision_shape: give a folder of weights"),
     ],
 )

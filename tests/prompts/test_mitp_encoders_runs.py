@@ -13,6 +13,9 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from data_prep.shards import Row, write_shards
 from dsmemvp.cli.main import main
+from dsmemvp.config.reading import read_recipe
+from dsmemvp.doctor.finding import Here
+from dsmemvp.doctor.needs import of_recipe
 
 MODULE = ["--module", "dsmemvp"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "green", "blue", "a", "thing", "that", "is"]
@@ -92,9 +95,20 @@ def test_it_learns_classes_on_two_ranks_and_is_scored_inspected_and_exported(rec
     assert main(["inspect", "--run", str(run), "--sample", "1"]) == 0
     said = capsys.readouterr().out
     assert "|  cosine |" in said and "model: class " in said
+    (tmp_path / "a.png").write_bytes(picture())
+    assert main(["inspect", "--run", str(run), "--image", str(tmp_path / "a.png"), "a thing"]) == 1
+    assert "--image: mitp_encoders classifies samples of the data; give --sample N" in capsys.readouterr().err
     assert main(["export", "--run", str(run), "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "that classify with a frozen text encoder" in card and "dsmemvp.load" not in card and "F1-macro" in card
+
+
+def test_doctor_finds_a_class_that_is_not_there(recipe, tmp_path):
+    findings = {f.what: f for f in of_recipe(read_recipe(recipe), Here())}
+    assert {f.level for f in findings.values()} == {"ok"}, findings
+    outside = _shards(tmp_path / "outside", 8, lambda i: {"label": i})
+    findings = {f.what: f for f in of_recipe(read_recipe(recipe, [f"data.train={outside}"]), Here())}
+    assert findings["training data"].level == "FAIL" and "outside of the 3 classes" in findings["training data"].found
 
 
 @pytest.mark.ranks

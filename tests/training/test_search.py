@@ -9,6 +9,7 @@ import pytest
 import yaml
 from faulty import Ranks, numbers, run
 from launch import run_on_ranks
+from making import good_shards
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_prep.demo import sample
@@ -74,9 +75,14 @@ def test_a_search_killed_in_the_middle_goes_on_to_the_same_preferences(command, 
     assert len(board.Scalars("search/entropy")) == len(board.Scalars("search pi/value 001")) == 12
     assert board.Images("search/pi over the steps")
 
-    # the search belongs to its settings, and its checkpoints to searches
+    # the search belongs to its settings, which a refused command does not change, and its checkpoints to searches
+    recipe = (whole / "tiny-search" / "recipe.json").read_bytes()
     refused = run([*command, f"output={whole}", "search.rule=published"], tmp_path / "logs")
     assert refused.codes == [1, 1] and "search.rule: is published, but this search began with corrected" in refused.text
+    good_shards(tmp_path / "other")
+    refused = run([*command, f"output={whole}", f"data.search={tmp_path / 'other'}"], tmp_path / "logs")
+    assert refused.codes == [1, 1] and "other has other samples than" in refused.text
+    assert (whole / "tiny-search" / "recipe.json").read_bytes() == recipe
     refused = run(["train", command[1], f"output={whole}", "name=tiny-search", "training.epochs=4"], tmp_path / "logs")
     assert refused.codes == [1, 1] and "is of a search, and this is none" in refused.text
 

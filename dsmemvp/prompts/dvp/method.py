@@ -71,7 +71,7 @@ class Settings(MethodSettings):
     @model_validator(mode="after")
     def _heads_divide(self) -> "Settings":
         if self.width % self.heads:
-            raise ValueError(f"heads: {self.heads} do not divide the width of {self.width}")
+            raise ValueError(f"heads: {self.heads} do not divide method.width = {self.width}; take a multiple of heads")
         return self
 
     def trains_norms(self) -> bool:
