@@ -1,5 +1,5 @@
 """The backward of attention on CPUs, in 16 bits, as products with the weights written out (Dao et al.,
-arXiv 2205.14135, appendix B.2). torch's kernel for it takes up to twice as long, since it works in float32
+arXiv 2205.14135, appendix B.2). torch's kernel for it takes up to four times as long, since it works in float32
 throughout; its forward is used as it is.
 
 I images or samples, H heads, L tokens, D head width.
@@ -12,9 +12,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 aten = torch.ops.aten
-LONGEST = 600
-"""Most tokens for which this is not slower (one core, heads of 128: half of the kernel's time at 150 tokens, as long at
-400 to 600)."""
+LONGEST = 300
+"""Most tokens for which this is not slower (one core: a third of the kernel's time at 120 tokens, half at 200, as long at
+300 to 500, depending on the heads)."""
 _ELEMENTS = 2**20
 """Weights written out at once, so that they stay in a core's cache."""
 
