@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 aten = torch.ops.aten
 LONGEST = 300
-"""Most tokens for which this is not slower (one core: a third of the kernel's time at 120 tokens, half at 200, as long at
-300 to 500, depending on the heads)."""
+"""Most tokens for which this is not slower (one core: a third of the kernel's time at 120 tokens, half at 200; from 300
+to 500 it depends on the heads)."""
 _ELEMENTS = 2**20
 """Weights written out at once, so that they stay in a core's cache."""
 
