@@ -17,7 +17,7 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.datasets import open_search_data, open_test_data, open_training_data, open_validation_data
 from dsmemvp.data.loader import Share, training_steps
-from dsmemvp.data.manifest import check_files
+from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.errors import UserError
 from dsmemvp.inputs import open_inputs
 from dsmemvp.log import log
@@ -66,7 +66,7 @@ def search(context: RunContext, recipe: Recipe) -> list[Path]:
     if checkpoint is None or context.recipe.training.stop_at_step:
         return []
     bandit = Bandit(inputs.method.choices(), recipe.search.rule, recipe.search.rate, recipe.seed)
-    _check_same(recipe, checkpoint.state.callbacks[-1])
+    _check_same(recipe, open_search_data(recipe, ())[0], checkpoint.state.callbacks[-1])
     bandit.load_state_dict(checkpoint.state.callbacks[-1])
     return ranks.together(lambda: _write(context.folder, recipe, bandit, inputs.method) if ranks.first else [])
 
@@ -83,12 +83,23 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return {f"search.{name}": value for name, value in as_dict(recipe)["search"].items()}
 
 
-def _check_same(recipe: Recipe, state: dict[str, Any]) -> None:
-    """Raises UserError naming the key, if a search began with other settings."""
+def _named(data: Manifest) -> dict[str, str]:
+    return {"location": data.location, "fingerprint": data.fingerprint}
+
+
+def _check_same(recipe: Recipe, data: Manifest, state: dict[str, Any]) -> None:
+    """Raises UserError naming the key, if a search began with other settings, or scored on other samples."""
+    now = _named(data)
+    before = state.get("data", now)
+    if before["fingerprint"] != now["fingerprint"]:
+        raise UserError(
+            f"data.search: {now['location']} has other samples than {before['location']}, with which this search began;"
+            " take another name or that folder"
+        )
     for key, value in _settings(recipe).items():
-        before = state["settings"].get(key)
-        if before != value:
-            raise UserError(f"{key}: is {value}, but this search began with {before}; take another name or that value")
+        was = state["settings"].get(key)
+        if was != value:
+            raise UserError(f"{key}: is {value}, but this search began with {was}; take another name or that value")
 
 
 def _write(folder: Path, recipe: Recipe, bandit: Bandit, method: VisualPrompt) -> list[Path]:
@@ -126,7 +137,7 @@ class Search:
         """How often each value was trained with, and scored."""
         self._until = prepared.until
         manifest, order = open_search_data(recipe, ())
-        self._data = {"location": recipe.data.search, "fingerprint": manifest.fingerprint}
+        self._data = manifest
         share = Share(ranks.rank, ranks.world, recipe.training.micro_batch, recipe.training.micro_tokens)
         steps = range(prepared.start.step, prepared.until)
         collator = prepared.inputs.collator
@@ -151,17 +162,12 @@ class Search:
 
     def state_dict(self) -> dict[str, Any]:
         counts = {"arm": self._arm, "trained": list(self._trained), "scored": list(self._scored)}
-        return self._bandit.state_dict() | counts | {"settings": _settings(self._context.recipe), "data": self._data}
+        of = {"settings": _settings(self._context.recipe), "data": _named(self._data)}
+        return self._bandit.state_dict() | counts | of
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises UserError for the state of another search."""
-        _check_same(self._context.recipe, state)
-        before = state.get("data", self._data)
-        if before["fingerprint"] != self._data["fingerprint"]:
-            raise UserError(
-                f"data.search: {self._data['location']} has other samples than {before['location']}, with which this"
-                " search began; take another name or that folder"
-            )
+        _check_same(self._context.recipe, self._data, state)
         self._bandit.load_state_dict(state)
         self._trained, self._scored = list(state["trained"]), list(state["scored"])
         self._arm = state["arm"]

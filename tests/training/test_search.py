@@ -75,16 +75,27 @@ def test_a_search_killed_in_the_middle_goes_on_to_the_same_preferences(command, 
     assert len(board.Scalars("search/entropy")) == len(board.Scalars("search pi/value 001")) == 12
     assert board.Images("search/pi over the steps")
 
-    # the search belongs to its settings, which a refused command does not change, and its checkpoints to searches
-    recipe = (whole / "tiny-search" / "recipe.json").read_bytes()
+    # the search belongs to its settings, and its checkpoints to searches
     refused = run([*command, f"output={whole}", "search.rule=published"], tmp_path / "logs")
     assert refused.codes == [1, 1] and "search.rule: is published, but this search began with corrected" in refused.text
-    good_shards(tmp_path / "other")
-    refused = run([*command, f"output={whole}", f"data.search={tmp_path / 'other'}"], tmp_path / "logs")
-    assert refused.codes == [1, 1] and "other has other samples than" in refused.text
-    assert (whole / "tiny-search" / "recipe.json").read_bytes() == recipe
     refused = run(["train", command[1], f"output={whole}", "name=tiny-search", "training.epochs=4"], tmp_path / "logs")
     assert refused.codes == [1, 1] and "is of a search, and this is none" in refused.text
+
+
+@pytest.mark.ranks
+def test_an_unfinished_search_refuses_other_settings_and_data_and_keeps_its_recipe(command, tmp_path):
+    stopped = [*command, "training.stop_at_step=1", "training.deepspeed=ds_configs/replicated.json"]
+    run_on_ranks(MODULE, 1, *stopped)
+    folder = Path(yaml.safe_load(Path(command[1]).read_text())["output"]) / "tiny-search"
+    recipe = (folder / "recipe.json").read_bytes()
+    good_shards(tmp_path / "other")
+    for setting, message in (
+        ("search.draws=3", "search.draws: is 3, but this search began with 4"),
+        (f"data.search={tmp_path / 'other'}", "other has other samples than"),
+    ):
+        refused = run([*stopped, "training.stop_at_step=2", setting], tmp_path / "logs", ranks=1)
+        assert refused.codes == [1] and message in refused.text
+        assert (folder / "recipe.json").read_bytes() == recipe
 
 
 @pytest.fixture
