@@ -95,9 +95,11 @@ class ActivationBudget:
         layers = ", ".join(f"{number} {policy}" for policy, number in Counter(with_gradient).items())
         again = sum(recomputed_flops(self.config, policy) for policy in with_gradient)
         share = again / (2 * len(choice) * recomputed_flops(self.config, "full"))
+        peak = self.peak(choice, samples * tokens, samples)
+        over = "" if peak <= self.budget else "; this is over the budget, and no policy keeps less"
         return (
             f"{self.budget / 2**30:.1f} GiB; for {samples} x {tokens} tokens with images layers keep {layers}:"
-            f" {self.peak(choice, samples * tokens, samples) / 2**30:.2f} GiB, {share:.0%} of the layers' FLOPs again"
+            f" {peak / 2**30:.2f} GiB, {share:.0%} of the layers' FLOPs again{over}"
         )
 
     def _kept(self, policy: Policy) -> float:

@@ -136,5 +136,7 @@ def test_a_budget_holds_whichever_layer_a_search_takes():
 
 def test_nothing_fits_then_all_is_computed_again():
     language = configs_of_shapes(read_recipe(RECIPE)).language
-    choice = ActivationBudget(language, 2, 1, NONE).choose(4096, 4)
+    budget = ActivationBudget(language, 2, 1, NONE)
+    choice = budget.choose(4096, 4)
     assert set(choice[1:-1]) == {"full"} and len(choice) == 40
+    assert "this is over the budget, and no policy keeps less" in budget.example(4)
