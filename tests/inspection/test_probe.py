@@ -46,7 +46,8 @@ def _recorded(model, batch):
     hooks = [model.method.register_forward_hook(lambda module, given, out: states.append(out))]
     for layer in model.language.layers:
         hooks.append(layer.mlp.up_proj.register_forward_hook(lambda module, given, out: inputs.append(given[0])))
-        hooks.append(layer.mlp.down_proj.register_forward_hook(lambda module, given, out: outputs.append(out)))
+        # the block adds to it in place
+        hooks.append(layer.mlp.down_proj.register_forward_hook(lambda module, given, out: outputs.append(out.clone())))
     everywhere = torch.arange(sum(batch.lengths))  # the last layer computes supervised tokens alone
     with torch.no_grad():
         model(replace(batch, supervised=everywhere, supervised_counts=batch.lengths))
