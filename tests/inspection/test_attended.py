@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsmemvp.checkpoints.loading import load_run
-from dsmemvp.inspection.look import alone, open_model
+from dsmemvp.inspection.look import open_model
 
 MODULE = ["--module", "dsmemvp"]
 
@@ -29,7 +29,7 @@ def recipe(recipe_path, repository):
 
 
 @pytest.mark.ranks
-def test_a_run_is_looked_into_scored_and_exported(recipe, tmp_path):
+def test_a_run_is_looked_into_scored_and_exported(recipe, tmp_path, one_rank):
     run, out = tmp_path / "runs" / "tiny", tmp_path / "exported"
     run_on_ranks(MODULE, 1, "train", str(recipe))
     run_on_ranks(MODULE, 1, "evaluate", str(recipe), "evaluation.captions=[false]")
@@ -53,7 +53,7 @@ def test_a_run_is_looked_into_scored_and_exported(recipe, tmp_path):
     (from_export,) = (tmp_path / "runs" / "other").glob("predictions-*-captions-off.jsonl")
     assert from_export.read_bytes() == said
 
-    opened = open_model(load_run(run), alone())
+    opened = open_model(load_run(run), one_rank)
     seen = opened.attend(opened.sample(0, test=True))
     assert seen.weights_HkN.shape == (4, 2, 17) and seen.patches == 16
     torch.testing.assert_close(seen.weights_HkN.sum(-1), torch.ones(4, 2))

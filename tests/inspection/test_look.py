@@ -21,7 +21,7 @@ from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.errors import UserError
 from dsmemvp.inspection.board import BoardReport
-from dsmemvp.inspection.look import alone, check_method, open_model, spread
+from dsmemvp.inspection.look import check_method, open_model, spread
 from dsmemvp.model import add_trainables, build_frozen
 from dsmemvp.training.event_file import EventFile
 
@@ -97,9 +97,11 @@ def test_the_command_writes_a_sheet_and_a_table(run, repository, tmp_path):
     assert page.height > 3 * 80 and coloured.any()  # rows for both words and the answer; maps of 160 x 80
 
 
-def test_a_sample_of_the_data_is_shown_with_its_right_answer(run, repository, demo_shards):
+def test_a_sample_of_the_data_is_shown_with_its_right_answer(run, repository, demo_shards, one_rank):
     """On one process, from Python, as the command does."""
-    opened = open_model(load_run(run, [f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]), alone())
+    opened = open_model(
+        load_run(run, [f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"]), one_rank
+    )
     sample = opened.sample(0, test=True)
     look = opened.look(sample)
     assert look.right == f"{sample.letter} ({sample.choices[sample.answer]})"
