@@ -99,8 +99,6 @@ def open_validation_data(recipe: Recipe) -> Manifest | None:
 def open_search_data(recipe: Recipe, others: Sequence[Manifest]) -> tuple[Manifest, Order]:
     """The shards that a search scores on, and the order in which it goes through them. Raises UserError also if they
     are `others`, by which the search's result is trained or judged."""
-    if not recipe.data.search:
-        raise UserError("data.search: give the folder of shards to score on, which no training and no evaluation sees")
     manifest = open_manifest(recipe.data.search, _cache(recipe, recipe.data.search))
     _check_cache([manifest], recipe.data.block_shards)
     if same := next((other for other in others if other.fingerprint == manifest.fingerprint), None):

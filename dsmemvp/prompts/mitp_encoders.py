@@ -28,7 +28,7 @@ from dsmemvp.errors import UserError
 from dsmemvp.prompts.interface import Compared, Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.parts.classifier import Classifier
 from dsmemvp.prompts.parts.maps import cosines, wide, zero_linear
-from dsmemvp.prompts.parts.rows import of_samples, row_each, with_image
+from dsmemvp.prompts.parts.rows import enter_vision, of_samples, read_slots, write_slots
 
 PROMPTS = "prompts"
 SIMILARITY = "similarity_"
@@ -138,33 +138,16 @@ class Method(VisualPrompt):
 
     def enter(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
         if site.tower == "vision":
-            return self._enter_vision(site.block, hidden, state, batch)
+            return enter_vision(hidden, state["vision"], site.block, self.points, batch) if self.points else hidden
         if site.block not in self.points:
             return hidden
-        places = batch.places[PROMPTS]
-        if places.numel() == 0:  # a lone token in place of samples
-            return hidden + 0.0 * state["text"].sum()
-        text_1Nd = state["text"].expand(batch.size, -1, -1).flatten(0, 1)[None]
-        return hidden.index_copy(1, places, text_1Nd.to(hidden.dtype))
-
-    def _enter_vision(self, block: int, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
-        if block - 1 in self.points:  # the prompts of the block before
-            hidden = hidden[:, self.settings.prompt_len :]
-        if block not in self.points:
-            return hidden
-        prompts = state["vision"]
-        if block != self.points[0]:
-            prompts, hidden = with_image(prompts, batch), row_each(hidden, batch)
-        return torch.cat((prompts.expand(len(hidden), -1, -1), hidden), dim=1)
+        return write_slots(hidden, state["text"], batch.places[PROMPTS], batch)
 
     def collect(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> State:
         if site.tower == "vision" and site.block in self.points:
             return state | {"seen": of_samples(hidden[:, : self.settings.prompt_len], batch)}
         if site.tower == "decoder" and site.block in self.points[:-1]:
-            places = batch.places[PROMPTS]
-            text_Bnd = state["text"]
-            if places.numel():
-                text_Bnd = hidden[0, places].unflatten(0, (batch.size, self.settings.prompt_len))
+            text_Bnd = read_slots(hidden, state["text"], batch.places[PROMPTS], batch)
             return self._meet(site.block, text_Bnd, state)
         return state
 

@@ -23,7 +23,7 @@ from dsmemvp.data.batch import Batch, Reserved
 from dsmemvp.prompts.interface import Compared, Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.mitp.hub import Hub, Queries
 from dsmemvp.prompts.mitp.settings import Settings, points_of
-from dsmemvp.prompts.parts.rows import of_samples, row_each, with_image
+from dsmemvp.prompts.parts.rows import enter_vision, of_samples, read_slots, write_slots
 
 SLOTS = "prompts"
 SIMILARITY = "similarity_"
@@ -102,24 +102,12 @@ class Method(VisualPrompt):
 
     def enter(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
         if site.tower == "vision":
-            return hidden if self.queries is not None else self._enter_vision(site.block, hidden, state, batch)
+            if self.queries is not None:
+                return hidden
+            return enter_vision(hidden, state["vision"], site.block, self.vision_points, batch)
         if site.block not in self.text_points or "text" not in state:  # later steps of decoding find slots in the cache
             return hidden
-        places, text_Bnd = batch.places[SLOTS], state["text"]
-        if places.numel() == 0:  # a lone token in place of samples
-            return hidden + 0.0 * text_Bnd.sum()
-        text_1Nd = text_Bnd.expand(batch.size, -1, -1).flatten(0, 1)[None]
-        return hidden.index_copy(1, places, text_1Nd.to(hidden.dtype))
-
-    def _enter_vision(self, block: int, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
-        if block - 1 in self.vision_points:  # the prompts of the block before
-            hidden = hidden[:, self.prompts :]
-        if block not in self.vision_points:
-            return hidden
-        prompts = state["vision"]
-        if block != self.vision_points[0]:
-            prompts, hidden = with_image(prompts, batch), row_each(hidden, batch)
-        return torch.cat((prompts.expand(len(hidden), -1, -1), hidden), dim=1)
+        return write_slots(hidden, state["text"], batch.places[SLOTS], batch)
 
     def collect(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> State:
         """At a vision point `seen`, the acquired prompts of every sample [B, n, v]; at a text point the hub. A sample
@@ -128,10 +116,7 @@ class Method(VisualPrompt):
             seen = hidden[:, : self.prompts] if self.queries is None else self.queries(hidden)
             return state | {"seen": of_samples(seen, batch)}
         if site.tower == "decoder" and site.block in self.text_points[:-1] and "text" in state:
-            places = batch.places[SLOTS]
-            text_Bnd = state["text"]
-            if places.numel():
-                text_Bnd = hidden[0, places].unflatten(0, (batch.size, self.prompts))
+            text_Bnd = read_slots(hidden, state["text"], batch.places[SLOTS], batch)
             return self._meet(self.text_points.index(site.block), text_Bnd, state)
         return state
 

@@ -7,12 +7,11 @@ from dsmemvp.backbones.linear import Linear
 
 
 class Classifier(nn.Module):
-    """One linear layer, or with `hidden` DVP's: Linear, LayerNorm, GELU, Linear. [S, width] -> float32 [S, classes]."""
+    """One linear layer: [S, width] -> float32 [S, classes]."""
 
-    def __init__(self, width: int, classes: int, hidden: int = 0):
+    def __init__(self, width: int, classes: int):
         super().__init__()
-        self.head = Linear(hidden or width, classes)
-        self.inner = nn.Sequential(Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU()) if hidden else None
+        self.head = Linear(width, classes)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.head(features if self.inner is None else self.inner(features)).float()
+        return self.head(features).float()
