@@ -1,33 +1,23 @@
 """The recorded numbers of MITP with two encoders (mitp_encoders_reference.safetensors) as a recipe, a model and batches
 of ours."""
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from recording import Recording
 from transformers import BertConfig, ViTConfig
 
-from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch, Item, Labels, make_batch
+from dsmemvp.data.batch import Batch, Item, Labels, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
-from dsmemvp.prompts.mitp_encoders import Method
 
 FILE = Path("reference") / "mitp_encoders_reference.safetensors"
 SAMPLES = (0, 1, 2, 3)
 
 
-class EncodersRecording:
-    """`folder` receives the frozen weights in Hugging Face layout."""
-
-    def __init__(self, shared: Path, folder: Path):
-        self.tensors, self.folder = load_file(shared / FILE), folder
-        with safe_open(shared / FILE, "pt") as file:
-            self.spec = json.loads(file.metadata()["spec"])
+class EncodersRecording(Recording):
+    file = FILE
 
     def write(self) -> None:
         spec = self.spec
@@ -47,11 +37,8 @@ class EncodersRecording:
             hidden_act=spec["hidden_act"],
         )
         for part, config in (("text", text), ("vision", vision)):
-            folder = self.folder / part
-            folder.mkdir(parents=True)
-            config.save_pretrained(folder)
             named = {n.removeprefix(f"{part}."): t for n, t in self.tensors.items() if n.startswith(f"{part}.")}
-            save_file(named, folder / "model.safetensors")
+            self.write_part(part, config, named)
 
     def recipe(self, **settings) -> Recipe:
         recipe = Recipe(name="reference", output=str(self.folder))
@@ -61,17 +48,6 @@ class EncodersRecording:
         given = {name: self.spec[name] for name in ("prompt_len", "points", "tau", "classes")}
         recipe.method = method_settings("mitp_encoders", **given | settings)
         return recipe
-
-    def model(self, dtype: torch.dtype = torch.float32, **settings) -> VisualLanguageModel:
-        recipe = self.recipe(**settings)
-        configs = read_configs(recipe)
-        model = build_frozen(recipe, configs)
-        Base(recipe).load(model)
-        add_trainables(model, recipe, configs)
-        trained = self.trained()
-        for name, parameter in model.trainables().items():
-            parameter.data.copy_(trained[name])
-        return model.to(dtype)
 
     def trained(self) -> dict[str, torch.Tensor]:
         return {_ours(n, "trainable."): t for n, t in self.tensors.items() if n.startswith("trainable.")}
@@ -98,15 +74,10 @@ class EncodersRecording:
         return make_batch(items, self.spec["image_size"], reserved, labels=Labels(self.spec["classes"], several)).batch
 
     @property
-    def reserved(self):
-        from dsmemvp.data.batch import Reserved
-
+    def reserved(self) -> Reserved:
         return Reserved("prompts", self.spec["prompt_len"], "start", without_image=True)
 
 
 def _ours(name: str, beginning: str) -> str:
     name = name.removeprefix(beginning)
     return f"method.classifier.{name}" if name.startswith("head") else f"method.{name}"
-
-
-__all__ = ["SAMPLES", "EncodersRecording", "Method"]

@@ -1,43 +1,31 @@
 """The recorded numbers of MITP's port to CLIP and LLaMA (mitp_reference.safetensors) as a recipe, a model and batches
 of ours."""
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from recording import Recording
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
 from dsmemvp.data.text import EncodedText
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
 
 FILE = Path("reference") / "mitp_reference.safetensors"
 SAMPLES = (0, 1, 2, 3)
 
 
-class MitpRecording:
-    """`folder` receives the frozen weights in Hugging Face layout."""
-
-    def __init__(self, shared: Path, folder: Path):
-        self.tensors, self.folder = load_file(shared / FILE), folder
-        with safe_open(shared / FILE, "pt") as file:
-            self.spec = json.loads(file.metadata()["spec"])
+class MitpRecording(Recording):
+    file = FILE
 
     def write(self) -> None:
         for part, before, after, config in (
             ("language", "language.", "", LlamaConfig(**self.spec["language"])),
             ("vision", "vision.", "vision_model.", CLIPVisionConfig(**self.spec["vision"])),
         ):
-            folder = self.folder / part
-            folder.mkdir(parents=True)
-            config.save_pretrained(folder)
             named = {after + n.removeprefix(before): t for n, t in self.tensors.items() if n.startswith(before)}
-            save_file(named, folder / "model.safetensors")
+            self.write_part(part, config, named)
 
     def recipe(self, **settings) -> Recipe:
         recipe = Recipe(name="reference", output=str(self.folder))
@@ -47,17 +35,6 @@ class MitpRecording:
         given = {name: self.spec[name] for name in ("prompt_len", "rank", "tau", "text_points", "vision_points")}
         recipe.method = method_settings("mitp", **given | settings)
         return recipe
-
-    def model(self, dtype: torch.dtype = torch.float32, **settings) -> VisualLanguageModel:
-        recipe = self.recipe(**settings)
-        configs = read_configs(recipe)
-        model = build_frozen(recipe, configs)
-        Base(recipe).load(model)
-        add_trainables(model, recipe, configs)
-        trained = self.trained()
-        for name, parameter in model.trainables().items():
-            parameter.data.copy_(trained[name])
-        return model.to(dtype)
 
     def trained(self) -> dict[str, torch.Tensor]:
         values = {_ours(n, "trainable."): t for n, t in self.tensors.items() if n.startswith("trainable.")}

@@ -5,9 +5,10 @@ sentence under it; a float has `FROM_TEXT` behind it. `CONFIG` is strict: true, 
 """
 
 import unicodedata
+from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 CONFIG = ConfigDict(strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
@@ -42,11 +43,19 @@ def _several(value: Any) -> Any:
     return value
 
 
+def _increasing(blocks: list[int]) -> list[int]:
+    if any(behind <= before for before, behind in pairwise(blocks)):
+        raise ValueError(f"must be increasing, not {', '.join(map(str, blocks[:20]))}")
+    return blocks
+
+
 FROM_TEXT = BeforeValidator(_number)
 """Of every float, behind its range."""
 Text = Annotated[str, BeforeValidator(_text)]
 Texts = Annotated[list[Text], BeforeValidator(_several, json_schema_input_type=str | list[str])]
 """A single text may stand without brackets."""
+Blocks = Annotated[list[Annotated[int, Field(ge=0, le=1000)]], AfterValidator(_increasing)]
+"""Of a tower, from 0, increasing."""
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Factor = Annotated[float, Field(ge=0, le=1000), FROM_TEXT]
 Fraction = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]

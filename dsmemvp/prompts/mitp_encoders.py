@@ -11,17 +11,16 @@ and a class token of zeros. T tokens in the pack, B samples, n prompts, d width 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.nn import functional as F
 
 from dsmemvp.backbones.linear import Linear
-from dsmemvp.config.fields import CONFIG, FROM_TEXT, Factor
+from dsmemvp.config.fields import CONFIG, FROM_TEXT, Blocks, Factor
 from dsmemvp.config.methods import MethodSettings, VisionFeatures
 from dsmemvp.data.batch import Batch, Labels, Reserved
 from dsmemvp.errors import UserError
@@ -45,7 +44,7 @@ class Settings(MethodSettings):
     """Prompts in each tower, in front of its tokens."""
     prompt_std: Factor = 0.02
     """Standard deviation of the first text prompts' initial values. At 0.02 BERT makes them all alike: sweep it."""
-    points: list[Annotated[int, Field(ge=0, le=1000)]] = field(default_factory=list)
+    points: Blocks = field(default_factory=list)
     """Blocks of both towers, from 0, that see prompts, increasing. None given: the upper half."""
     tau: Annotated[float, Field(gt=0, le=1000), FROM_TEXT] = 0.1
     """Temperature that the cosine is divided by."""
@@ -55,13 +54,6 @@ class Settings(MethodSettings):
     """Which towers' prompts the hub changes: of the other one they are passed on as they are."""
     prompts: bool = True
     """Whether there are any; if not, only the classifier is trained, on the class tokens of the frozen towers."""
-
-    @field_validator("points")
-    @classmethod
-    def _increasing(cls, points: list[int]) -> list[int]:
-        if any(behind <= before for before, behind in pairwise(points)):
-            raise ValueError(f"must be increasing, not {', '.join(map(str, points[:20]))}")
-        return points
 
     def vision_features(self) -> VisionFeatures:
         return VisionFeatures(class_token=True)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mitp_recording import SAMPLES, MitpRecording
+from recording import check_close, one_step
 
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.data.batch import Item, by_image, make_batch
@@ -27,19 +28,6 @@ def recording(shared, tmp_path_factory) -> MitpRecording:
     return made
 
 
-def _step(model: VisualLanguageModel, batch) -> tuple[torch.Tensor, float, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    logits, _ = model(batch)
-    loss = loss_sum(logits, batch.targets) / batch.targets.numel()
-    loss.backward()
-    return logits.detach(), loss.item(), {name: p.grad.clone() for name, p in model.trainables().items()}
-
-
-def _close(found: torch.Tensor, recorded: torch.Tensor, tolerance: float = 1e-4) -> None:
-    """Relative to the largest entry."""
-    assert (found - recorded).abs().max() <= tolerance * recorded.abs().max()
-
-
 def test_sequence_places_positions_and_masks_are_the_recorded_ones(recording):
     batch, tensors = recording.batch(), recording.tensors
     model = recording.model()
@@ -60,13 +48,13 @@ def test_sequence_places_positions_and_masks_are_the_recorded_ones(recording):
 
 
 def test_logits_loss_and_gradients_are_the_recorded_ones(recording):
-    logits, loss, gradients = _step(recording.model(), recording.batch())
+    logits, loss, gradients = one_step(recording.model(), recording.batch())
     assert (logits - recording.tensors["out.logits"]).abs().max() < 1e-4
     assert abs(loss - recording.tensors["out.loss"].item()) < 1e-5
     recorded = recording.gradients()
     assert gradients.keys() == recorded.keys()
     for name, gradient in gradients.items():
-        _close(gradient, recorded[name])
+        check_close(gradient, recorded[name])
 
 
 class _Seen:
@@ -92,29 +80,29 @@ def test_prompts_and_hidden_states_are_the_recorded_ones_block_by_block(recordin
     n = recording.spec["prompt_len"]
     slots, with_image = batch.places["prompts"].view(len(SAMPLES), n), tensors["in.has_image"].bool()
     for r, block in enumerate(TEXT):
-        _close(seen.given["decoder", block][0, slots], tensors[f"out.text_point.{r}.written"])
+        check_close(seen.given["decoder", block][0, slots], tensors[f"out.text_point.{r}.written"])
         if r < len(VISION):  # of the last block only supervised tokens are computed
-            _close(seen.left["decoder", block][0, slots], tensors[f"out.text_point.{r}.acquired"])
-            _close(state[f"similarity_{r}"][with_image], tensors[f"out.hub.{r}.similarity"][with_image])
+            check_close(seen.left["decoder", block][0, slots], tensors[f"out.text_point.{r}.acquired"])
+            check_close(state[f"similarity_{r}"][with_image], tensors[f"out.hub.{r}.similarity"][with_image])
     for r, block in enumerate(VISION):
         given = seen.given["vision", block][:, :n]
-        _close(given, tensors[f"out.vision_point.{r}.given"][with_image])
-        _close(seen.left["vision", block][:, :n], tensors[f"out.hub.{r}.vision_acquired"][with_image])
+        check_close(given, tensors[f"out.vision_point.{r}.given"][with_image])
+        check_close(seen.left["vision", block][:, :n], tensors[f"out.hub.{r}.vision_acquired"][with_image])
     for block in range(5):
         text = seen.left["decoder", block][0]
         for b, (start, stop) in enumerate(batch.bounds):
             words = [i for i in range(start, stop) if i not in slots]
             recorded = tensors[f"out.hidden_text.{block}"][b, [i - start for i in words]]
-            _close(text[words], recorded)
+            check_close(text[words], recorded)
     for block in range(4):
         found = seen.left["vision", block][:, n if block in VISION else 0 :]
-        _close(found, tensors[f"out.hidden_vision.{block}"][with_image])
+        check_close(found, tensors[f"out.hidden_vision.{block}"][with_image])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_differs_by_one_key_alone(recording, variant):
     model, batch = recording.model(**VARIANTS[variant]), recording.batch()
-    logits, loss, gradients = _step(model, batch)
+    logits, loss, gradients = one_step(model, batch)
     assert (logits - recording.tensors[f"variant.{variant}.logits"]).abs().max() < 1e-4
     assert abs(loss - recording.tensors[f"variant.{variant}.loss"].item()) < 1e-5
     assert all(gradient.abs().max() > 0 for gradient in gradients.values()), gradients.keys()
@@ -131,7 +119,7 @@ def test_a_gradient_reaches_every_trained_tensor(recording, hub, vision):
 
 def test_without_images_and_from_zero_maps_the_hub_changes_nothing(recording):
     model, tensors = recording.model(), recording.tensors
-    logits, loss, gradients = _step(model, recording.batch(images=False))
+    logits, loss, gradients = one_step(model, recording.batch(images=False))
     assert (logits - tensors["variant.no_image.logits"]).abs().max() < 1e-4
     assert abs(loss - tensors["variant.no_image.loss"].item()) < 1e-5
     # every gradient is there, and but for the prompts' it is zero
@@ -139,7 +127,7 @@ def test_without_images_and_from_zero_maps_the_hub_changes_nothing(recording):
 
     for layer in (model.method.hub.from_rank_text, model.method.hub.from_rank_vision):
         torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
-    logits, loss, gradients = _step(model, recording.batch())
+    logits, loss, gradients = one_step(model, recording.batch())
     assert (logits - tensors["variant.zero_start.logits"]).abs().max() < 1e-4
     assert abs(loss - tensors["variant.zero_start.loss"].item()) < 1e-5
     assert {name for name, g in gradients.items() if g.abs().max() > 0} == {
@@ -163,17 +151,17 @@ def test_packed_in_any_order_and_one_by_one_is_the_same(recording):
     model = recording.model()
     ordered = by_image(recording.items())
     batch = make_batch(ordered, 28, [recording.reserved]).batch
-    logits, _, gradients = _step(model, batch)
+    logits, _, gradients = one_step(model, batch)
     assert (logits - recording.rows("out.logits", tuple(i.index for i in ordered))).abs().max() < 1e-4
     total = {name: torch.zeros_like(g) for name, g in gradients.items()}
     for b in SAMPLES:
         single = recording.batch((b,))
-        logits, _, own = _step(model, single)
+        logits, _, own = one_step(model, single)
         assert (logits - recording.rows("out.logits", (b,))).abs().max() < 1e-4
         for name, gradient in own.items():
             total[name] += gradient * single.targets.numel() / batch.targets.numel()
     for name, gradient in gradients.items():
-        _close(total[name], gradient)
+        check_close(total[name], gradient)
 
 
 def test_samples_that_share_an_image_are_as_if_each_had_its_own(recording):
@@ -183,10 +171,10 @@ def test_samples_that_share_an_image_are_as_if_each_had_its_own(recording):
     apart = [Item(i.index, i.text, None if i.image is None else i.image.clone()) for i in shared]
     batches = [make_batch(each, 28, [recording.reserved]).batch for each in (shared, apart)]
     assert [len(batch.images) for batch in batches] == [1, 3]
-    (logits, _, gradients), (wanted, _, each) = (_step(model, batch) for batch in batches)
-    _close(logits, wanted, 1e-5)
+    (logits, _, gradients), (wanted, _, each) = (one_step(model, batch) for batch in batches)
+    check_close(logits, wanted, 1e-5)
     for name, gradient in gradients.items():
-        _close(gradient, each[name], 1e-5)
+        check_close(gradient, each[name], 1e-5)
 
 
 def test_no_sample_sees_another_s_tokens_or_image(recording):
@@ -210,12 +198,12 @@ def _each(model, recording, items) -> list[torch.Tensor]:
 
 def test_every_policy_of_gradient_checkpointing_gives_the_same_gradients(recording):
     model, batch = recording.model(), recording.batch()
-    _, _, plain = _step(model, batch)
+    _, _, plain = one_step(model, batch)
     for policy in KEPT:
         model.set_recompute(policy, "full" if policy == "full" else "none")
-        _, _, found = _step(model, batch)
+        _, _, found = one_step(model, batch)
         for name, gradient in found.items():
-            _close(gradient, plain[name], 2e-5)
+            check_close(gradient, plain[name], 2e-5)
 
 
 def test_a_batch_without_samples_runs_all_of_it_with_weight_zero(recording):

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from mitp_encoders_recording import SAMPLES, EncodersRecording
+from recording import check_close, one_step
 from safetensors.torch import save_file
 from transformers import BertModel
 
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.data.batch import Item
-from dsmemvp.model import VisualLanguageModel, loss_sum
+from dsmemvp.model import loss_sum
 
 VARIANTS = {
     "hub_off": {"hub": "off"},
@@ -26,35 +27,22 @@ def recording(shared, tmp_path_factory) -> EncodersRecording:
     return made
 
 
-def _step(model: VisualLanguageModel, batch) -> tuple[torch.Tensor, float, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    logits, _ = model(batch)
-    loss = loss_sum(logits, batch.targets) / batch.targets.numel()
-    loss.backward()
-    return logits.detach(), loss.item(), {name: p.grad.clone() for name, p in model.trainables().items()}
-
-
-def _close(found: torch.Tensor, recorded: torch.Tensor, tolerance: float = 1e-4) -> None:
-    """Relative to the largest entry."""
-    assert (found - recorded).abs().max() <= tolerance * recorded.abs().max()
-
-
 @pytest.mark.parametrize(("several", "loss"), [(False, "cross_entropy"), (True, "binary_cross_entropy")])
 def test_logits_loss_and_gradients_are_the_recorded_ones(recording, several, loss):
     model = recording.model(loss="multi_label" if several else "cross_entropy")
-    logits, found, gradients = _step(model, recording.batch(several=several))
+    logits, found, gradients = one_step(model, recording.batch(several=several))
     assert (logits - recording.tensors["out.logits"]).abs().max() < 1e-4
     assert abs(found - recording.tensors[f"out.{loss}"].item()) < 1e-5
     recorded = recording.gradients(several)
     assert gradients.keys() == recorded.keys()
     for name, gradient in gradients.items():
-        _close(gradient, recorded[name])
+        check_close(gradient, recorded[name])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_control_differs_by_one_key_alone(recording, variant):
     model, batch = recording.model(**VARIANTS[variant]), recording.batch(prompts=variant != "late_concat")
-    logits, loss, gradients = _step(model, batch)
+    logits, loss, gradients = one_step(model, batch)
     assert (logits - recording.tensors[f"variant.{variant}.logits"]).abs().max() < 1e-4
     assert abs(loss - recording.tensors[f"variant.{variant}.cross_entropy"].item()) < 1e-5
     assert all(gradient.abs().max() > 0 for gradient in gradients.values()), gradients.keys()
@@ -74,19 +62,19 @@ def test_prompts_and_hidden_states_are_the_recorded_ones_block_by_block(recordin
     slots = batch.places["prompts"].view(len(SAMPLES), n)
     for r, block in enumerate(points):
         given, left = seen["vision", block]
-        _close(given[:, :n], tensors[f"out.point.{r}.vision_given"])
-        _close(left[:, :n], tensors[f"out.point.{r}.vision_acquired"])
+        check_close(given[:, :n], tensors[f"out.point.{r}.vision_given"])
+        check_close(left[:, :n], tensors[f"out.point.{r}.vision_acquired"])
         given, left = seen["text", block]
-        _close(given[0, slots], tensors[f"out.point.{r}.text_given"])
+        check_close(given[0, slots], tensors[f"out.point.{r}.text_given"])
         if block < 4:  # of the last block only supervised tokens are kept
-            _close(left[0, slots], tensors[f"out.point.{r}.text_acquired"])
-            _close(state[f"similarity_{block}"], tensors[f"out.hub.{r}.similarity"])
+            check_close(left[0, slots], tensors[f"out.point.{r}.text_acquired"])
+            check_close(state[f"similarity_{block}"], tensors[f"out.hub.{r}.similarity"])
     for block in range(5):
-        _close(seen["vision", block][1][:, n if block in points else 0 :], tensors[f"out.hidden_vision.{block}"])
+        check_close(seen["vision", block][1][:, n if block in points else 0 :], tensors[f"out.hidden_vision.{block}"])
     for block in range(4):
         for b, (start, stop) in enumerate(batch.bounds):
             found = seen["text", block][1][0, start + n : stop]
-            _close(found, tensors[f"out.hidden_text.{block}"][b, : stop - start - n])
+            check_close(found, tensors[f"out.hidden_text.{block}"][b, : stop - start - n])
 
 
 def test_the_text_tower_is_transformers_own_model(recording):
@@ -98,7 +86,7 @@ def test_the_text_tower_is_transformers_own_model(recording):
         own = theirs(recording.tensors["in.input_ids"], recording.tensors["in.attention_mask"])[0]
     assert hidden.shape[1] == recording.tensors["in.attention_mask"].sum()
     classes = model.vision(recording.tensors["in.pixel_values"])[:, 0]
-    _close(logits, model.method.classifier(torch.cat((classes, own[:, 0]), dim=-1)).detach(), 1e-5)
+    check_close(logits, model.method.classifier(torch.cat((classes, own[:, 0]), dim=-1)).detach(), 1e-5)
 
 
 def test_packed_and_one_by_one_is_the_same_and_so_are_shared_images(recording):
@@ -108,24 +96,24 @@ def test_packed_and_one_by_one_is_the_same_and_so_are_shared_images(recording):
     items[3] = Item(3, items[3].text, None, labels=items[3].labels)
     batch = recording.pack(items)
     assert len(batch.images) == 2
-    logits, _, gradients = _step(model, batch)
+    logits, _, gradients = one_step(model, batch)
     total = {name: torch.zeros_like(g) for name, g in gradients.items()}
     for b, item in enumerate(items):
-        single, _, own = _step(model, recording.pack([item]))
-        _close(single, logits[b : b + 1], 1e-5)
+        single, _, own = one_step(model, recording.pack([item]))
+        check_close(single, logits[b : b + 1], 1e-5)
         for name, gradient in own.items():
             total[name] += gradient / len(items)
     for name, gradient in gradients.items():
-        _close(total[name], gradient, 1e-5)
+        check_close(total[name], gradient, 1e-5)
 
 
 def test_recomputing_changes_nothing_and_a_batch_without_samples_weighs_nothing(recording):
     model, batch = recording.model(), recording.batch()
-    _, _, plain = _step(model, batch)
+    _, _, plain = one_step(model, batch)
     for policy in KEPT:
         model.set_recompute(policy, "full" if policy == "full" else "none")
-        for name, gradient in _step(model, batch)[2].items():
-            _close(gradient, plain[name], 2e-5)
+        for name, gradient in one_step(model, batch)[2].items():
+            check_close(gradient, plain[name], 2e-5)
     model.zero_grad()
     lone = recording.pack([])
     loss_sum(model(lone)[0], lone.targets).backward()

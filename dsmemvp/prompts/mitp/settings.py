@@ -1,20 +1,18 @@
 """MITP's keys, and at which blocks it acts."""
 
 from dataclasses import field
-from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from dsmemvp.config.fields import CONFIG, FROM_TEXT, Factor, Text, Width
+from dsmemvp.config.fields import CONFIG, FROM_TEXT, Blocks, Factor, Text, Width
 from dsmemvp.config.methods import MethodSettings
 from dsmemvp.counting import counted
 from dsmemvp.data.text import CUE
 from dsmemvp.errors import UserError
 from dsmemvp.prompts.interface import Sizes
 
-Blocks = list[Annotated[int, Field(ge=0, le=1000)]]
 POINTS = 5
 """Text points that are taken by default, in a decoder deep enough."""
 
@@ -48,13 +46,6 @@ class Settings(MethodSettings):
     cue: Text = CUE
     """What stands between the slots and the answer: the end of every prompt. It must not be empty, since the place
     before the answer predicts its first token, which a slot cannot: it was written anew at the last text point."""
-
-    @field_validator("text_points", "vision_points")
-    @classmethod
-    def _increasing(cls, points: list[int]) -> list[int]:
-        if any(behind <= before for before, behind in pairwise(points)):
-            raise ValueError(f"must be increasing, not {', '.join(map(str, points[:20]))}")
-        return points
 
     @field_validator("cue")
     @classmethod
