@@ -62,7 +62,8 @@ class Monitor:
         for name, value in numbers.items():
             self._board.add_scalar(name, value, step)
         self._flush_board()
-        self.write("metrics", {"step": step, **numbers})
+        if numbers:
+            self.write("metrics", {"step": step, **numbers})
         if self._bar.disable:
             self.say(line)
         else:
@@ -98,6 +99,10 @@ class Monitor:
     def written(self, name: str) -> Iterator[dict[str, Any]]:
         """The lines of NAME.jsonl so far, one at a time; none on other ranks than the first."""
         return rows_of(self._path(name)) if self._active else iter(())
+
+    def recorded(self, step: int) -> set[str]:
+        """The names of the numbers that metrics.jsonl has of a step; none on other ranks than the first."""
+        return {name for row in self.written("metrics") if row["step"] == step for name in row if name != "step"}
 
     def count(self, name: str) -> int:
         """How many lines of NAME.jsonl there are so far; 0 on other ranks than the first."""

@@ -98,5 +98,7 @@ class Saving:
             numbers["score/validation"] = score
             numbers |= {f"score/validation/{name}": value for name, value in scores.items()}
             line += f"  {main} {score:.2f}"
+        if step == self._prepared.start.step:  # a start before this one may have died between the record and the save
+            numbers = {name: value for name, value in numbers.items() if name not in self._monitor.recorded(step)}
         self._monitor.record(step, numbers, line)
         return loss, score

@@ -114,6 +114,7 @@ def test_asked_at_any_time_nothing_is_lost(small_run, uninterrupted, tmp_path):
         ("forward and backward:TERM:4", 0, [75, 75], "step 4: ended as asked", 4),
         ("save-write:INT:1", 0, [75, 75], "step [67]: ended as asked", 6),
         ("validating:INT:2", 1, [75, 75], "step 12: ended as asked", 12),
+        ("save-write:KILL:1", 0, [KILLED, 70], "step 12  validation loss", 12),  # again in the start after this one
     ]
     _day(day, small_run, uninterrupted, tmp_path)
 

@@ -48,6 +48,15 @@ def test_files_whose_lines_have_no_step_are_not_touched(tmp_path):
     assert (tmp_path / "predictions.jsonl").read_text() == content
 
 
+def test_numbers_of_a_step_are_found_again(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(WHOLE + '{"step": 2, "b": 2.0}\n')
+    monitor = Monitor(tmp_path, active=True, steps=4, start=2)
+    assert monitor.recorded(2) == {"a", "b"} and monitor.recorded(3) == set()
+    monitor.record(2, {}, "step 2  nothing new")
+    monitor.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == WHOLE + '{"step": 2, "b": 2.0}\n'
+
+
 def test_a_line_is_on_its_way_to_the_disk_as_soon_as_it_is_written(tmp_path):
     monitor = Monitor(tmp_path, active=True, steps=4, start=0)
     monitor.write("order", {"step": 1, "samples": [3, 1]})
