@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ PROGRAM = Path(__file__).parent / "programs" / "with_fault.py"
 GRACE = 12
 """Seconds that the others have when one has ended: longer than they need to say why."""
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-ENVIRONMENT["PYTHONPATH"] = str(Path(__file__).parents[1])
+# programs import helpers from tests/, and the package from this tree even where another one is installed
+ENVIRONMENT["PYTHONPATH"] = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
 
 
 class _Server:
@@ -27,6 +29,7 @@ class _Server:
         self._process = subprocess.Popen(
             [sys.executable, str(PROGRAM), "--serve"],
             env=os.environ | ENVIRONMENT,
+            cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -96,8 +99,10 @@ class Ranks:
         on: int = 1,
         ranks: int = 2,
         fresh: bool = False,
+        program: Sequence[str] = ("-m", "dsmemvp"),
         **variables: str,
     ):
+        """`program`: that, or the path of a script."""
         folder.mkdir(parents=True, exist_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -105,7 +110,7 @@ class Ranks:
         environment = os.environ | ENVIRONMENT | variables
         environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_PORT": str(port)}
         environment |= {"FAULT": fault, "FAULT_RANK": str(on) if fault else "", "FAULT_ONCE": str(folder)}
-        command = ["python", "-m", "dsmemvp", *arguments]
+        command = ["python", *program, *arguments]
         self.processes = [
             Rank(command, {**environment, "RANK": str(r), "LOCAL_RANK": str(r)}, folder / f"rank-{r}.log", fresh)
             for r in range(ranks)

@@ -1,4 +1,4 @@
-"""Starting a test's program on several ranks with the deepspeed launcher, as users do."""
+"""Starting the command or a test's program on several ranks."""
 
 import json
 import os
@@ -6,19 +6,38 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from faulty import Ranks
 
 
-def run_on_ranks(program: Path | list[str], ranks: int, *arguments: str, timeout: int = 240) -> str:
+def run_on_ranks(program: Path | list[str], ranks: int, *arguments: str, timeout: int = 240, launcher=False) -> str:
     """Run a script, or `--module NAME ...`, on CPU ranks and return its output; fails with that output."""
-    done = launch(program, ranks, *arguments, timeout=timeout)
+    done = launch(program, ranks, *arguments, timeout=timeout, launcher=launcher)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
-def launch(program: Path | list[str], ranks: int, *arguments: str, timeout: int = 240) -> subprocess.CompletedProcess:
+def launch(
+    program: Path | list[str], ranks: int, *arguments: str, timeout: int = 240, launcher: bool = False
+) -> subprocess.CompletedProcess:
+    """`launcher`: by deepspeed's, as users do; everything is then imported for 10 s. Else ranks as srun starts them,
+    forked from a process that has imported everything."""
+    if launcher:
+        return _by_deepspeed(program, ranks, *arguments, timeout=timeout)
+    what = [str(program)] if isinstance(program, Path) else ["-m", *program[1:]]
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        Ranks(list(arguments), Path(logs), ranks=ranks, program=what) as started,
+    ):
+        ended = started.ended(timeout)
+    failed = next((code for code in ended.codes if code), 0)
+    return subprocess.CompletedProcess([*what, *arguments], failed, "".join(ended.said))
+
+
+def _by_deepspeed(program, ranks: int, *arguments: str, timeout: int) -> subprocess.CompletedProcess:
     beside = Path(sys.executable).parent
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment["PATH"] = f"{beside}:{environment['PATH']}"

@@ -26,7 +26,7 @@ def test_configurations_and_headers_are_read_once_and_the_base_is_known_once_per
     content = yaml.safe_load(recipe_path.read_text())
     content["model"]["language_model"] = str(folder)
     recipe_path.write_text(yaml.safe_dump(content))
-    run_on_ranks(PROGRAMS / "cold_start.py", RANKS, str(recipe_path), str(tmp_path / "found.json"))
+    run_on_ranks(PROGRAMS / "cold_start.py", RANKS, str(recipe_path), str(tmp_path / "found.json"), launcher=True)
     everyone = written(tmp_path / "found.json")
     assert len(everyone) == RANKS
     tower = tiny_models / "vision_tower"
@@ -60,7 +60,7 @@ def test_the_command_that_resumes_a_run_opens_nothing_twice(repository, tmp_path
         shutil.copy(path, state.parent)
     settings = [f"output={tmp_path}", "training.deepspeed=ds_configs/zero3.json", "training.micro_batch=1"]
     command = ["train", str(base / "recipe.yaml"), *settings, "training.stop_at_step=5"]
-    run_on_ranks(PROGRAMS / "counted_opens.py", RANKS, str(tmp_path), *command)
+    run_on_ranks(PROGRAMS / "counted_opens.py", RANKS, str(tmp_path), *command, launcher=True)
     towers = [base / "language_model", base / "vision_tower"]
     weights = [tower / "model.safetensors" for tower in towers]
     for rank in range(RANKS):

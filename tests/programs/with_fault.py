@@ -12,6 +12,7 @@ import importlib
 import importlib.abc
 import json
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -190,7 +191,12 @@ def _arrange(fault: Fault) -> None:
 
 
 def _run(command: list[str]) -> None:
-    assert command[1:3] == ["-m", "dsmemvp"]
+    if command[1] != "-m":
+        sys.argv = command[1:]
+        sys.path[0] = str(Path(command[1]).parent)
+        runpy.run_path(command[1], run_name="__main__")
+        sys.exit()
+    assert command[2] == "dsmemvp"
     sys.argv = ["dsmemvp", *command[3:]]
     if os.environ["RANK"] == os.environ.get("FAULT_RANK"):
         for text in os.environ["FAULT"].split(","):

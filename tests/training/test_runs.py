@@ -22,8 +22,9 @@ CURVE = [*NO_DROPOUT, "training.epochs=4", "training.global_batch=8", "training.
 CURVE += ["method.visual_scale=0.1", "method.output_scale=1.0", "training.learning_rate=2e-3"]
 
 
-def _train(recipe: Path, ranks: int, output: Path, *overrides: str) -> str:
-    return run_on_ranks(MODULE, ranks, "train", str(recipe), f"output={output}", "name=run", *overrides)
+def _train(recipe: Path, ranks: int, output: Path, *overrides: str, launcher: bool = False) -> str:
+    given = ("train", str(recipe), f"output={output}", "name=run", *overrides)
+    return run_on_ranks(MODULE, ranks, *given, launcher=launcher)
 
 
 def _losses(output: Path) -> dict[int, float]:
@@ -44,7 +45,7 @@ def test_one_and_two_ranks_agree_and_a_run_goes_on_from_a_checkpoint_on_either(r
     one, two = tmp_path / "one", tmp_path / "two"
     before = set(Path("/dev/shm").glob("deepspeed_*"))
     _train(recipe_path, 1, one, *CURVE)
-    _train(recipe_path, 2, two, *CURVE)
+    _train(recipe_path, 2, two, *CURVE, launcher=True)
     assert set(Path("/dev/shm").glob("deepspeed_*")) <= before  # on a laptop its memory would fill, run by run
     alone, together = _losses(one), _losses(two)
     assert list(alone) == list(together) == list(range(1, 25))
@@ -151,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_both_ranks_before_the_update(recipe_pat
     tensors["model.norm.weight"] *= 3e38  # logits beyond float32
     save_file(tensors, path, metadata={"format": "pt"})
     settings = [f"output={tmp_path}", "name=run", f"model.language_model={base}", "training.most_not_finite=0"]
-    done = launch(MODULE, 2, "train", str(recipe_path), *settings)
+    done = launch(MODULE, 2, "train", str(recipe_path), *settings, launcher=True)
     assert done.returncode != 0
     assert "step 1: the loss is nan; nothing was updated" in done.stdout
     assert done.stdout.count("nothing was updated") == 1  # one rank speaks for both
