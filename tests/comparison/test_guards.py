@@ -53,7 +53,7 @@ def test_pictures_in_another_format_are_the_same_and_brighter_ones_nearly(study_
         fields = {**row.fields, "question": "Another question?"}
         return replace(row, fields=fields, image=into.getvalue(), ending="bmp")
 
-    train = _rows("train", 0, 6)
+    train = _rows("train", 0, 8)
     test = [again(train[0], lambda i: i), again(train[1], lambda i: ImageEnhance.Brightness(i).enhance(0.9))]
     remarks = check_study(_study(study_path, tmp_path, train, test))
     assert remarks[0].startswith("None of 2 different test samples")
