@@ -31,7 +31,12 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.config.yaml_text import MOST, compose_yaml, plain_value, shown
 from dsmemvp.errors import UserError
 
-OWN = ("training.learning_rate", "training.min_learning_rate", "training.weight_decay", "training.micro_batch")
+OWN: tuple[str, ...] = (
+    "training.learning_rate",
+    "training.min_learning_rate",
+    "training.weight_decay",
+    "training.micro_batch",
+)
 OWN += ("training.micro_tokens", "training.recompute", "training.deepspeed")
 OWN += ("vision.adapter_dim", "vision.adapter_scale", "vision.adapter_dropout")
 """Keys in which contenders may differ beside `method`: all others are the study's, or it would compare more than the
