@@ -231,6 +231,7 @@ FILES = {
     "train.sbatch": ["r.yaml"],
     "search.sbatch": ["r.yaml"],
     "evaluate.sbatch": ["r.yaml", "--blind"],
+    "compare.sbatch": ["s.yaml", "--out", "o"],
     "prepare.sbatch": ["scienceqa", "--out", "a b"],
     "tensorboard.sbatch": [],
 }

@@ -36,8 +36,8 @@ def write_report(study: Study, out: Path, remarks: Sequence[str]) -> str:
 
 
 def _tuned(out: Path) -> dict[str, Any]:
-    path = out / "tuned.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Contender -> its trials and the chosen one."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("tuned/*.json"))}
 
 
 def as_json(

@@ -2,14 +2,13 @@
 that was cut off resumes from its checkpoint: a killed study goes on if the same command is started again.
 
     OUT/study.json                    what is compared, written before the first training
-    OUT/tuned.json                    the trials' losses and the chosen settings
+    OUT/tuned/CONTENDER.json          its trials' losses and the chosen settings
     OUT/runs/CONTENDER-trial-0 ...    a run's folder for each trial, and for each seed CONTENDER-seed-0 ...
 """
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from dsmemvp.atomic_files import replace_file
 from dsmemvp.comparison.study import Contender, Study
@@ -20,6 +19,7 @@ from dsmemvp.errors import UserError
 from dsmemvp.evaluation.evaluate import evaluate, look_and_score
 from dsmemvp.evaluation.naming import file_suffix
 from dsmemvp.log import log
+from dsmemvp.progress import Progress
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.loop import train
@@ -27,13 +27,28 @@ from dsmemvp.training.loop import train
 ContextOf = Callable[[Recipe], RunContext]
 
 
-def run_study(study: Study, out: Path, ranks: Ranks, context_of: ContextOf) -> None:
-    """Raises UserError or OSError with what to do, and Stopped."""
+def run_study(study: Study, out: Path, ranks: Ranks, context_of: ContextOf, task: int | None = None) -> None:
+    """All contenders, or the one of a Slurm array's task. Raises UserError or OSError with what to do, and Stopped."""
     ranks.together(lambda: write_study(study, out) if ranks.first else None)
-    for contender in study.contenders:
-        chosen = tune(study, contender, out, ranks, context_of)
+    contenders = study.contenders if task is None else study.contenders[task : task + 1]
+    progress = Progress("study", sum(runs_of(study, c) for c in contenders), "run", active=ranks.first)
+    for contender in contenders:
+        chosen = tune(study, contender, out, ranks, context_of, progress)
         for seed in seeds_of(study, contender):
             run(study, contender, chosen, seed, ranks, context_of)
+            progress.advance(1)
+
+
+def runs_of(study: Study, contender: Contender) -> int:
+    """Trials and trainings."""
+    return len(contender.trials) + len(seeds_of(study, contender))
+
+
+def is_finished(study: Study) -> bool:
+    """Whether every run has its scores, and the report can be written."""
+    recipes = [recipe_for(c, run_name(c, seed), seed, ()) for c in study.contenders for seed in seeds_of(study, c)]
+    blind = (False, True) if study.settings.blind else (False,)
+    return all(evaluation_file(recipe, each).exists() for recipe in recipes for each in blind)
 
 
 def write_study(study: Study, out: Path) -> None:
@@ -48,12 +63,15 @@ def write_study(study: Study, out: Path) -> None:
         )
 
 
-def tune(study: Study, contender: Contender, out: Path, ranks: Ranks, context_of: ContextOf) -> tuple[str, ...]:
+def tune(
+    study: Study, contender: Contender, out: Path, ranks: Ranks, context_of: ContextOf, progress: Progress
+) -> tuple[str, ...]:
     """The overrides of the trial with the lowest loss on data.validation at its end; none if there are no trials."""
     losses = []
     for i, overrides in enumerate(contender.trials):
         recipe = recipe_for(contender, f"{contender.name}-trial-{i}", study.settings.tune_seed, overrides)
         losses.append(_trained_loss(context_of(recipe), ranks))
+        progress.advance(1)
     if not losses:
         return ()
     best = min(range(len(losses)), key=losses.__getitem__)
@@ -71,11 +89,11 @@ def _trained_loss(context: RunContext, ranks: Ranks) -> float:
 
 
 def _note_trials(out: Path, contender: Contender, losses: list[float], best: int) -> None:
-    path = out / "tuned.json"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     rows = [{"settings": list(t), "validation_loss": x} for t, x in zip(contender.trials, losses, strict=True)]
-    content[contender.name] = {"trials": rows, "chosen": best}
-    replace_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    content = {"trials": rows, "chosen": best}
+    folder = out / "tuned"
+    folder.mkdir(exist_ok=True)
+    replace_file(folder / f"{contender.name}.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def run(
