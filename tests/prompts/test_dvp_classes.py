@@ -126,7 +126,7 @@ def test_several_classes_are_learned_and_searched_with(recipe, tmp_path):
 
 
 def test_data_are_shown_and_the_run_is_planned(recipe, capsys):
-    assert main(["data", "show", str(recipe), "--samples", "1", "--sheet", str(recipe.parent / "sheet.png")]) == 0
+    assert main(["data", "show", str(recipe), "--numbers", "0", "--sheet", str(recipe.parent / "sheet.png")]) == 0
     assert "<s>[1 place of the picture]Which colour is this?</s> -> class 0" in capsys.readouterr().out
     assert main(["plan", str(recipe), "--gpus", "2"]) == 0
 
