@@ -8,7 +8,7 @@ T tokens in the pack, B samples, S supervised tokens, V vocabulary, I images.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -177,7 +177,7 @@ class VisualLanguageModel(nn.Module):
             given = (hidden, branch, dropout)
             hidden = run_again(block, *given) if policy == "full" else block(*given)
         else:
-            packing = replace(context.packing, hidden=_hidden_places(method.visible(site), batch))
+            packing = context.reading(method.visible(site))
             dropout, rows_S = batch.token_dropout if self.training else None, None
             if site.block == self.language.depth - 1 and batch.supervised.shape[0] < batch.tokens.shape[0]:
                 rows_S, batch = batch.supervised, batch.at_supervised()
@@ -194,6 +194,13 @@ class _Context:
     packing: Packing
     policies: dict[Tower, Sequence[Policy]]
     rotary: Rotary | None = None
+    read: dict[tuple[str, ...] | None, Packing] = field(default_factory=dict)
+
+    def reading(self, visible: tuple[str, ...] | None) -> Packing:
+        """For blocks that read these of the reserved places (None: all), made once."""
+        if visible not in self.read:
+            self.read[visible] = replace(self.packing, hidden=_hidden_places(visible, self.batch))
+        return self.read[visible]
 
 
 def _hidden_places(visible: tuple[str, ...] | None, batch: Batch) -> torch.Tensor | None:

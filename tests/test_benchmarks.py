@@ -108,3 +108,11 @@ def test_the_benchmark_beside_rivals_trains_the_same_samples_with_all(repository
     assert [row["contender"] for row in found] == ["dsmemvp", "published structure", "Llava + peft"]
     places = [int(row["places/sample"]) for row in found]
     assert all(fewer < more for fewer, more in pairwise(places)), "packed, padded, padded with places for the image"
+
+
+@pytest.mark.parametrize("name", ["decoders", "step_costs"])
+def test_help_measures_nothing(name, repository):
+    command = [sys.executable, str(repository / "benchmarks" / f"{name}.py"), "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    assert "--help" in done.stdout and "| " not in done.stdout

@@ -121,16 +121,16 @@ def _checked(configs: Configs, recipe: Recipe) -> Configs:
     """Check what the recipe asks of the two models. Raises UserError."""
     check_window(configs.language, recipe.data.max_length)
     encodes = configs.language.model_type in ENCODERS
-    if encodes and recipe.data.max_length > configs.language.max_position_embeddings:
-        raise UserError(
-            f"data.max_length: {recipe.data.max_length} tokens are more than the"
-            f" {configs.language.max_position_embeddings} positions of the text encoder"
-        )
     if encodes != (recipe.method.text_tower() == "encoder"):
         wanted = "a text encoder (BERT)" if not encodes else "a decoder"
         raise UserError(
             f"method.name: {recipe.method.name} needs {wanted} in model.language_model, which is of a"
             f" {configs.language.model_type!r} model"
+        )
+    if encodes and recipe.data.max_length > configs.language.max_position_embeddings:
+        raise UserError(
+            f"data.max_length: {recipe.data.max_length} tokens are more than the"
+            f" {configs.language.max_position_embeddings} positions of the text encoder"
         )
     check_patches(configs.resolution, configs.vision)
     return configs

@@ -104,11 +104,22 @@ class Training:
     epochs: Annotated[int, Field(ge=1, le=10**5)] = 20
     """Passes over the training set."""
     warmup_epochs: Annotated[float, Field(ge=0, le=10**5), FROM_TEXT] = 2.0
-    """The learning rate rises linearly from zero over these, step by step, then falls along a half cosine."""
+    """The learning rate rises linearly from zero over these, step by step, then falls as `schedule` says."""
+    schedule: Literal["cosine", "linear", "steps"] = "cosine"
+    """How the learning rate falls to `min_learning_rate` by the last step: along half a cosine or a straight line; or
+    how it falls otherwise: by `step_factor` at each of `step_epochs`."""
+    step_epochs: list[Annotated[float, Field(gt=0, le=10**5), FROM_TEXT]] = field(default_factory=list)
+    """Under `schedule: steps`, the epochs at whose end the learning rate falls."""
+    step_factor: Annotated[float, Field(gt=0, le=1), FROM_TEXT] = 0.1
+    """What it is multiplied by there."""
     learning_rate: Annotated[float, Field(gt=0, le=1000), FROM_TEXT] = 1.125e-3
     """Peak learning rate at this recipe's global batch."""
+    scaled_tensors: Texts = field(default_factory=list)
+    """Beginnings of the names of trained tensors that have another learning rate: it times `scaled_rate`."""
+    scaled_rate: Factor = 1.0
+    """Of `scaled_tensors` alone."""
     min_learning_rate: Annotated[float, Field(ge=0, le=1000), FROM_TEXT] = 0.0
-    """Where the cosine ends."""
+    """Where the cosine or the line ends."""
     betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.95])
     """Adam's decay rates."""
     weight_decay: Annotated[float, Field(ge=0, le=1000), FROM_TEXT] = 0.02
@@ -243,6 +254,11 @@ class Recipe:
                 f"training.warmup_epochs: {self.training.warmup_epochs} is more than"
                 f" training.epochs = {self.training.epochs}"
             )
+        if (self.training.schedule == "steps") != bool(self.training.step_epochs):
+            raise UserError(
+                "training.step_epochs: name the epochs at which the learning rate falls, which training.schedule ="
+                " steps needs and no other schedule reads"
+            )
         if self.training.micro_batch > self.training.global_batch:
             raise UserError(
                 f"training.micro_batch: {self.training.micro_batch} is more than"
@@ -257,6 +273,10 @@ class Recipe:
             raise UserError("training.keep_best: give data.validation, on which is measured which is best")
         if self.training.best_by == "score" and not self.data.validation:
             raise UserError("training.best_by: give data.validation, on which the score is measured")
+        if self.method.classifies() and self.evaluation.protocol == "likelihood":
+            raise UserError(
+                f"evaluation.protocol: likelihood is for answers in words; {self.method.name} classifies, take generate"
+            )
         if len(self.evaluation.captions) != max(1, len(set(self.evaluation.captions))):
             raise UserError("evaluation.captions: name false, true or both, each once")
 

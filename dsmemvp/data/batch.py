@@ -18,22 +18,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from dsmemvp.data.layout import LONE, Reserved, lay_out
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dropout import Dropout, image_keys, token_keys
-
-
-@dataclass(frozen=True)
-class Reserved:
-    """Places that a prompting method reserves in the sequence of every sample with an image, or of every sample."""
-
-    name: str
-    count: int
-    anchor: Literal["start", "front", "before_cue", "after_question"] = "front"
-    """`start`: before everything; `front`: before the text, behind BOS if there is one; `before_cue`: within the
-    prompt, before the words that ask for the answer; `after_question`: between the prompt and the answer."""
-    without_image: bool = False
-    """Also in a sample without an image."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +31,8 @@ class Labels:
     classes: int
     several: bool
     """Whether a sample may have any number of them, or exactly one."""
+    place: Literal["first", "last"] = "first"
+    """The token of the text that they are read from: the one that begins it, or the one that ends it."""
 
     def targets(self, labels: Sequence[Sequence[int]]) -> torch.Tensor:
         """Of S samples: [S] int64, or float32 [S, classes] if there may be several."""
@@ -219,15 +209,17 @@ def make_batch(
     labels: Labels | None = None,
 ) -> MicroBatch:
     """Pack items in their order. `last_only` supervises only the last token of each (with target 0): for reading an
-    answer. With `labels` the first token of each text is supervised alone, with the sample's labels.
+    answer. With `labels` the first or last token of each text is supervised alone, with the sample's labels.
 
     No items make a batch of one lone token that trains nothing: every rank must run the same modules even if all its
     samples were left out. Items that hold the same image tensor share its row.
     """
     images, rows = _distinct_images(items)
-    packed = [_lay_out(item, reserved, last_only and labels is None) for item in items] or [_LONE]
+    packed = [lay_out(item.text, item.image is not None, reserved, last_only and labels is None) for item in items] or [
+        LONE
+    ]
     if labels is not None:
-        packed = [lay._replace(supervised=lay.spans[0][:1] if items else (), targets=[]) for lay in packed]
+        packed = [lay._replace(supervised=lay.ends(labels.place) if items else (), targets=[]) for lay in packed]
     lengths = [len(layout.tokens) for layout in packed]
     starts = [0]
     for length in lengths:
@@ -267,49 +259,6 @@ def by_image(items: Sequence[Item]) -> list[Item]:
         if item.image is not None:
             first.setdefault(id(item.image), place)
     return sorted(items, key=lambda item: first.get(id(item.image), len(items)))
-
-
-class _Layout(NamedTuple):
-    """One sample's sequence; numbers count from its first token."""
-
-    tokens: list[int]
-    spans: tuple[tuple[int, int], tuple[int, int]]
-    places: dict[str, range]
-    supervised: Sequence[int]
-    targets: list[int]
-
-
-_LONE = _Layout([0], ((0, 0), (0, 0)), {}, (), [])
-
-
-def _lay_out(item: Item, reserved: Sequence[Reserved], last_only: bool) -> _Layout:
-    text = item.text
-    cue = max(text.bos, text.prompt - text.cue)
-    parts = {
-        "start": text.tokens[:0],
-        "front": text.tokens[: text.bos],
-        "before_cue": text.tokens[text.bos : cue],
-        "after_question": text.tokens[cue : text.prompt],
-    }
-    tokens: list[int] = []
-    places: dict[str, range] = {}
-    edges: dict[str, tuple[int, int]] = {}
-    for anchor, part in parts.items():
-        edges[anchor] = (len(tokens), len(tokens) + len(part))
-        tokens += part
-        for r in reserved:
-            if r.anchor == anchor and (r.without_image or item.image is not None):
-                # the place before the answer has to predict its first token, which a reserved one cannot
-                assert text.cue or anchor != "before_cue", "a text without a cue"
-                places[r.name] = range(len(tokens), len(tokens) + r.count)
-                tokens += [0] * r.count
-    start = len(tokens)
-    question = (edges["before_cue"][0], edges["after_question"][1])
-    tokens += text.tokens[text.prompt :]
-    spans = (question, (start, len(tokens)))
-    if last_only:
-        return _Layout(tokens, spans, places, (len(tokens) - 1,), [0])
-    return _Layout(tokens, spans, places, range(start - 1, len(tokens) - 1), text.tokens[text.prompt :])
 
 
 def _distinct_images(items: Sequence[Item]) -> tuple[list[torch.Tensor], list[int]]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Item, Labels, MicroBatch, Reserved, Skip, by_image, make_batch
+from dsmemvp.data.batch import Item, Labels, MicroBatch, Skip, by_image, make_batch
 from dsmemvp.data.images import ImageTransform
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.sample import BadSample, EncodedSample, Sample, SampleError, read_sample
 from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_classes, encode_for_training
 from dsmemvp.data.tokenizer import Tokenizer

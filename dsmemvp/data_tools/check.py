@@ -7,7 +7,13 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
 from dsmemvp.data.balancing import CostModel, balance, imbalance
 from dsmemvp.data.collator import Collator
-from dsmemvp.data.datasets import TrainingData, open_test_data, open_training_data, open_validation_data
+from dsmemvp.data.datasets import (
+    TrainingData,
+    open_search_data,
+    open_test_data,
+    open_training_data,
+    open_validation_data,
+)
 from dsmemvp.data.loader import weigh
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import Order
@@ -30,8 +36,8 @@ def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], in
     collator = replace(open_inputs(recipe).collator, skip_bad=True)
     lines: list[str] = []
     bad: list[str] = []
-    if any(recipe.data.train):
-        data = open_training_data(recipe)
+    data = open_training_data(recipe) if any(recipe.data.train) else None
+    if data is not None:
         check_files(*data.manifests)
         # Worked out first: what it refuses is refused before hours of reading.
         about_epoch = list(_epoch(recipe, data.order, data.manifests, collator, ranks))
@@ -44,6 +50,9 @@ def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], in
     others = [(validation, "validation", collator)] if validation else []
     if recipe.data.test:
         others.append((open_test_data(recipe), "test", replace(collator, answers=True)))
+    if recipe.data.search:
+        scored = [*(data.manifests if data else ()), *(manifest for manifest, _, _ in others)]
+        others.append((open_search_data(recipe, scored)[0], "search", collator))
     for manifest, about, own in others:
         check_files(manifest)
         found = survey(manifest, own, about, processes)

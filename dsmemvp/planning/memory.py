@@ -63,8 +63,7 @@ def _pinned(trace: Trace, n: int) -> int:
     """Bytes of a GPU's partitions in pinned memory. DeepSpeed pins each by itself; those of each group of trained
     tensors it then moves into a buffer, and what they have left torch keeps for later."""
     sizes = [partition(p, n) * trace.item for p in trace.parameters]
-    trained = [p for p in trace.parameters if p.trained]
-    groups = [[partition(p, n) for p in trained if p.decayed is decayed] for decayed in (True, False)]
+    groups = [[partition(p, n) for p in own] for own in _groups(trace.parameters)]
     return sum(map(pinned_block, [*sizes, *(sum(group) * trace.item for group in groups)]))
 
 
@@ -91,8 +90,16 @@ def partition(parameter: Parameter, n: int) -> int:
     return -(-parameter.numel // n)
 
 
+def _groups(parameters: Iterable[Parameter]) -> list[list[Parameter]]:
+    """Trained ones by the optimizer's groups."""
+    grouped: dict[tuple[bool, bool], list[Parameter]] = {}
+    for p in parameters:
+        if p.trained:
+            grouped.setdefault((p.decayed, p.scaled), []).append(p)
+    return list(grouped.values())
+
+
 def optimizer_groups(parameters: Iterable[Parameter], n: int) -> int:
-    """Elements of stage 1's flat buffers: decayed and other trained tensors, each padded to a multiple of 2 n."""
-    trained = [p for p in parameters if p.trained]
-    sizes = (sum(p.numel for p in trained if p.decayed is decayed) for decayed in (True, False))
+    """Elements of stage 1's flat buffers: one for each group of trained tensors, padded to a multiple of 2 n."""
+    sizes = (sum(p.numel for p in own) for own in _groups(parameters))
     return sum(-(-size // (2 * n)) * 2 * n for size in sizes)

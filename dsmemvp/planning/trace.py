@@ -19,7 +19,8 @@ from transformers import AttentionInterface
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import Policy
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch, Item, Labels, Reserved, make_batch
+from dsmemvp.data.batch import Batch, Item, Labels, make_batch
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dtypes import NAMED
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum, sizes_of
@@ -36,7 +37,8 @@ class Parameter:
     numel: int
     trained: bool
     decayed: bool
-    """Trained ones: in which of the optimizer's two groups it is."""
+    scaled: bool = False
+    """Of trained ones these two say in which of the optimizer's groups it is."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ def trace(
             del logits, losses
             held = meter.now
             loss.backward()
+    training = recipe.training
+    scaled = tuple(training.scaled_tensors) if training.scaled_rate != 1 else ()
     places = {id(p): i for i, p in enumerate(model.parameters())}
     whole = set(model.whole_blocks())
     modules = list(model.modules())
@@ -113,7 +117,10 @@ def trace(
         tuple(tuple(places[id(p)] for p in m.parameters(recurse=recurse)) for m in modules) for recurse in (False, True)
     )
     return Trace(
-        parameters=tuple(Parameter(n, p.numel(), p.requires_grad, p.dim() > 1) for n, p in model.named_parameters()),
+        parameters=tuple(
+            Parameter(name, p.numel(), p.requires_grad, p.dim() > 1, name.startswith(scaled))
+            for name, p in model.named_parameters()
+        ),
         own=own,
         inside=inside,
         whole=frozenset(i for i, m in enumerate(modules) if m in whole),

@@ -28,7 +28,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from dsmemvp.data.batch import Batch, Labels, Reserved
+from dsmemvp.data.batch import Batch, Labels
+from dsmemvp.data.layout import Reserved
 
 State = dict[str, torch.Tensor]
 Tower = Literal["vision", "decoder"]
