@@ -95,6 +95,6 @@ def test_what_is_no_whole_dinov2_is_told(tmp_path):
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "bias.onnx").read_bytes()[:-1000])
     (tmp_path / "text.onnx").write_text("no graph")
     for name in ("cut", "text"):
-        with pytest.raises(UserError, match="cannot be read as an ONNX file|holds no DINOv2"):
+        with pytest.raises(UserError, match=r"cannot be read as an ONNX file|holds no DINOv2"):
             convert(tmp_path / f"{name}.onnx", tmp_path / "new")
     assert not (tmp_path / "new").exists()
