@@ -118,8 +118,8 @@ def _of_folder(source: Path) -> _Found:
         said = [word] if word else []
         return _Found({LANGUAGE: meta_language_model(source)}, beside=beside, said=said)
     if is_torch_folder(source):
-        name, tensors, config, beside = torch_folder_model(source)
-        return _Found({name: (tensors, config)}, beside={path.name: path.read_bytes() for path in beside})
+        name, tensors, config, files = torch_folder_model(source)
+        return _Found({name: (tensors, config)}, beside={path.name: path.read_bytes() for path in files})
     raise UserError(
         f"{source} holds neither consolidated.*.pth nor pytorch_model*.bin with a config.json; a Hugging Face folder"
         " with safetensors needs no conversion"

@@ -38,6 +38,7 @@ NUMBERS = ("embedding_length", "feed_forward_length", "block_count", "attention.
 def gguf_language_model(file: Gguf) -> tuple[Tensors, LlamaConfig]:
     """Raises UserError for another architecture, and for what LlamaForCausalLM does not compute."""
     config = _config(file)
+    head_dim = config.head_dim or 0
     tensors: Tensors = {}
     for name, tensor in file.tensors.items():
         layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
@@ -45,7 +46,7 @@ def gguf_language_model(file: Gguf) -> tuple[Tensors, LlamaConfig]:
             tensors[WHOLE[name]] = tensor
         elif layer and layer[2] in LAYER:
             if layer[2] in TURNED:
-                tensor = tensor.changed(lambda t: halves_from_pairs(t, config.head_dim))
+                tensor = tensor.changed(lambda t: halves_from_pairs(t, head_dim))
             tensors[f"model.layers.{layer[1]}.{LAYER[layer[2]]}.weight"] = tensor
         else:
             raise UserError(

@@ -1,6 +1,7 @@
 """The vocabulary of a GGUF file -> the tokenizer's files of a Hugging Face folder: tokenizer.json for byte-level pieces
 with merges ("gpt2"), tokenizer.model for sentencepiece's pieces with scores ("llama")."""
 
+import importlib
 import json
 from typing import Any
 
@@ -83,12 +84,11 @@ def _piece(file: Gguf, pieces: list[str], which: str) -> str | None:
 
 def _sentencepiece_files(file: Gguf, pieces: list[str], kinds: list[int]) -> dict[str, bytes]:
     """As LLaMA's own: byte-pair merges by score, unknown characters as bytes, nothing normalised."""
-    from sentencepiece import sentencepiece_model_pb2
-
+    layout: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
     scores = _setting(file, "scores")
     if not isinstance(scores, list) or len(scores) != len(pieces):
         raise UserError(f"{file.path} is damaged: {len(pieces)} pieces without as many scores")
-    made: Any = sentencepiece_model_pb2.ModelProto()
+    made = layout.ModelProto()
     for piece, score, kind in zip(pieces, scores, kinds, strict=True):
         made.pieces.add(piece=piece, score=score, type=kind)
     trained = made.trainer_spec

@@ -7,6 +7,7 @@ import torch
 
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, Labels, MicroBatch, Reserved, Skip, by_image, make_batch
+from dsmemvp.data.feature_cache import CachedFeatures
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.sample import BadSample, EncodedSample, Sample, SampleError, read_sample
 from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_classes, encode_for_training
@@ -18,7 +19,7 @@ class Collator:
     """How a sample becomes an item; the same on every rank and worker."""
 
     tokenizer_path: str
-    image: ImageTransform
+    image: ImageTransform | CachedFeatures
     captions: bool
     max_length: int
     skip_bad: bool
