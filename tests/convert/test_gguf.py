@@ -2,32 +2,14 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
+from model_files import HEADS, KEYS, PIECES, byte_level, write_gguf
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dsmemvp.convert.convert import Options, convert
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.errors import UserError
-
-gguf = pytest.importorskip("gguf", reason="the extra `real` (gguf, onnx) is not installed")
-HEADS, KEYS = 4, 2
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "model.layers.": "blk.",
-}
 
 
 def _model(tied: bool = True, vocabulary: int = 96) -> LlamaForCausalLM:
@@ -47,59 +29,10 @@ def _model(tied: bool = True, vocabulary: int = 96) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def _pairs(weight: np.ndarray, heads: int) -> np.ndarray:
-    """As llama.cpp's convert_hf_to_gguf.py reorders queries and keys."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
-
-
-def _write(path, model, quantised="F32", vocabulary=None, **changed):
-    config = model.config
-    writer = gguf.GGUFWriter(str(path), changed.pop("arch", "llama"))
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KEYS)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(50000.0)
-    for name, value in changed.items():
-        writer.add_string(name.replace("__", "."), value)
-    (vocabulary or _byte_level)(writer, config.vocab_size)
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        for theirs, ours in NAMES.items():
-            name = name.replace(theirs, ours)
-        values = tensor.float().numpy()
-        if "attn_q" in name or "attn_k" in name:
-            values = np.ascontiguousarray(_pairs(values, HEADS if "attn_q" in name else KEYS))
-        kind = gguf.GGMLQuantizationType[quantised if values.ndim > 1 else "F32"]
-        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-PIECES = ["<|endoftext|>", "<|im_end|>", *(chr(c) for c in range(33, 123)), "Ġ", "Ġa", "12", "ab"]
-
-
-def _byte_level(writer, size):
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(PIECES)
-    writer.add_token_types([3, 3] + [1] * (len(PIECES) - 2))
-    writer.add_token_merges(["Ġ a", "1 2", "a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    writer.add_add_bos_token(False)
-
-
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_are_those_of_the_model_that_was_written(tmp_path, tied):
     model = _model(tied)
-    _write(tmp_path / "m.gguf", model)
+    write_gguf(tmp_path / "m.gguf", model)
     convert(tmp_path / "m.gguf", tmp_path / "new")
     tokens = torch.arange(40)[None]
     with torch.no_grad():
@@ -110,7 +43,7 @@ def test_logits_are_those_of_the_model_that_was_written(tmp_path, tied):
 
 @pytest.mark.parametrize("quantised", ["Q8_0", "Q4_1", "F16"])
 def test_blocks_are_dequantised_as_transformers_does(tmp_path, quantised):
-    _write(tmp_path / "m.gguf", _model(), quantised)
+    write_gguf(tmp_path / "m.gguf", _model(), quantised)
     convert(tmp_path / "m.gguf", tmp_path / "new", Options(dtype="fp32"))
     theirs = LlamaForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
     ours = LlamaForCausalLM.from_pretrained(tmp_path / "new", dtype=torch.float32).state_dict()
@@ -119,7 +52,7 @@ def test_blocks_are_dequantised_as_transformers_does(tmp_path, quantised):
 
 
 def test_types_are_kept_or_chosen(tmp_path):
-    _write(tmp_path / "m.gguf", _model(), "Q8_0")
+    write_gguf(tmp_path / "m.gguf", _model(), "Q8_0")
     convert(tmp_path / "m.gguf", tmp_path / "keep")
     convert(tmp_path / "m.gguf", tmp_path / "bf16", Options(dtype="bf16"))
     said = [json.loads((tmp_path / name / "config.json").read_text())["dtype"] for name in ("keep", "bf16")]
@@ -128,7 +61,7 @@ def test_types_are_kept_or_chosen(tmp_path):
 
 def test_a_byte_level_vocabulary_becomes_a_tokenizer(tmp_path):
     """Digits stand alone in SmolLM2's tokenizer, merges or not."""
-    _write(tmp_path / "m.gguf", _model())
+    write_gguf(tmp_path / "m.gguf", _model())
     convert(tmp_path / "m.gguf", tmp_path / "new")
     ours, theirs = Tokenizer(tmp_path / "new" / "tokenizer.json"), AutoTokenizer.from_pretrained(tmp_path / "new")
     assert (ours.bos, ours.eos, ours.vocabulary) == (None, 1, len(PIECES))
@@ -153,7 +86,7 @@ def test_a_sentencepiece_vocabulary_becomes_a_tokenizer(tmp_path, tokenizer_path
         writer.add_eos_token_id(model.eos_id())
         writer.add_unk_token_id(model.unk_id())
 
-    _write(tmp_path / "m.gguf", _model(vocabulary=tokenizer.vocabulary), vocabulary=vocabulary)
+    write_gguf(tmp_path / "m.gguf", _model(vocabulary=tokenizer.vocabulary), vocabulary=vocabulary)
     convert(tmp_path / "m.gguf", tmp_path / "new")
     ours = Tokenizer(tmp_path / "new" / "tokenizer.model")
     for text in ("Question: What colour is the circle?\nResponse:The answer is red.", "  two  spaces", "émigré 7"):
@@ -163,19 +96,19 @@ def test_a_sentencepiece_vocabulary_becomes_a_tokenizer(tmp_path, tokenizer_path
 
 def test_a_vocabulary_that_is_not_known_is_left_out_with_a_word(tmp_path):
     def vocabulary(writer, size):
-        _byte_level(writer, size)
+        byte_level(writer, size)
         writer.kv_data[0]["tokenizer.ggml.pre"].value = "chinese"
 
-    _write(tmp_path / "m.gguf", _model(), vocabulary=vocabulary)
+    write_gguf(tmp_path / "m.gguf", _model(), vocabulary=vocabulary)
     said = convert(tmp_path / "m.gguf", tmp_path / "new")
     assert "is not read; a recipe needs the model's own tokenizer.json" in said[1]
     assert not (tmp_path / "new" / "tokenizer.json").exists()
 
 
 def test_what_is_no_whole_plain_llama_is_told(tmp_path):
-    _write(tmp_path / "qwen.gguf", _model(), arch="qwen2")
-    _write(tmp_path / "scaled.gguf", _model(), llama__rope__scaling__type="yarn")
-    _write(tmp_path / "m.gguf", _model())
+    write_gguf(tmp_path / "qwen.gguf", _model(), arch="qwen2")
+    write_gguf(tmp_path / "scaled.gguf", _model(), llama__rope__scaling__type="yarn")
+    write_gguf(tmp_path / "m.gguf", _model())
     content = (tmp_path / "m.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(content[:-100])
     (tmp_path / "short.gguf").write_bytes(content[:300])

