@@ -22,6 +22,7 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.datasets import open_training_data
 from dsmemvp.data.feature_cache import CachedFeatures
+from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.loader import Share, training_steps
 from dsmemvp.distributed.ranks import Ranks, join_ranks, leave_ranks
 from dsmemvp.inputs import open_inputs
@@ -61,6 +62,7 @@ def opened(recipe: Recipe, ranks: Ranks, steps: int) -> tuple[Trainer, Iterator[
     collator = inputs.collator
     if recipe.vision.cache_features:
         settings = feature_settings(inputs.base, fingerprint(inputs.base)[VISION_KEY])
+        assert isinstance(collator.image, ImageTransform)
         images = CachedFeatures(collator.image, settings, recipe.vision.cache_features, data.manifests)
         collator = replace(collator, image=images)
     trainer = build_trainer(recipe, inputs.configs, ranks, load_base(inputs.base, ranks))
