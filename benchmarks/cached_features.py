@@ -4,8 +4,8 @@
 
 A trainer of either kind in one process, on the same global batches in turns, so that what else the machine does falls
 on both; reading and decoding count. The features are computed before: run the recipe for a step
-(training.stop_at_step=1). Printed are the medians of all steps but the first, and how far the losses lie apart; with
-model.dtype=fp32 they are to be the same.
+(training.stop_at_step=1). Printed are the medians of all steps but the first, by the clock and in CPU seconds, and how
+far the losses lie apart; with model.dtype=fp32 they are to be the same.
 """
 
 import argparse
@@ -39,19 +39,24 @@ def main() -> None:
     cached, ranks = read_recipe(given.recipe, given.overrides), join_ranks(seconds=1800)
     pixels = replace(cached, vision=replace(cached.vision, cache_features=""))
     contenders = {"pictures": opened(pixels, ranks, given.steps), "features": opened(cached, ranks, given.steps)}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    """By the clock, and of all threads of the process."""
     losses: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(given.steps):
         for name, (trainer, batches) in contenders.items():
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             losses[name].append(step(trainer, next(batches)))
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append((time.perf_counter() - start, time.process_time() - used))
     samples = cached.training.global_batch
-    rates = {name: samples / statistics.median(found[1:]) for name, found in seconds.items()}
+    rates = {
+        name: [samples / statistics.median(column) for column in zip(*found[1:], strict=True)]
+        for name, found in seconds.items()
+    }
     print(f"{given.steps} steps of {samples} samples, {cached.model.dtype}\n")
-    print("| training on | samples/s | ratio |\n|---|---:|---:|")
-    for name, rate in rates.items():
-        print(f"| {name} | {rate:.2f} | {rate / rates['pictures']:.2f} |")
+    print("| training on | samples/s | ratio | samples per CPU second | ratio |\n|---|---:|---:|---:|---:|")
+    for name, (rate, own) in rates.items():
+        first, first_own = rates["pictures"]
+        print(f"| {name} | {rate:.2f} | {rate / first:.2f} | {own:.2f} | {own / first_own:.2f} |")
     apart = max(abs(a - b) for a, b in zip(*losses.values(), strict=True))
     print(f"\nlosses from {losses['pictures'][0]:.4f} to {losses['pictures'][-1]:.4f}, at most {apart:.2g} apart")
     leave_ranks()
