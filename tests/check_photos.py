@@ -1,5 +1,5 @@
-"""After `make photos PHOTOS=FOLDER HELD_OUT=200` on the 1,200 photographs of shared/data/flowers: at least 80 % of those
-that were held back are named, and at least 50 points more than without looking."""
+"""After `make photos PHOTOS=FOLDER HELD_OUT=200` on the 1,200 photographs of shared/data/flowers: at least 80 % of the
+held-out ones are named, and at least 50 points more than without looking."""
 
 import json
 import sys
