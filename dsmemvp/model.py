@@ -52,9 +52,13 @@ class VisualLanguageModel(nn.Module):
         sees_images: bool,
         statistics: str = "auto",
         features: VisionFeatures | None = None,
+        cached: bool = False,
     ):
+        """`cached`: the batch's images are features that the tower has made before; it is not built."""
         super().__init__()
-        self.vision = VisionTower(configs.vision, statistics, features) if sees_images else None
+        self.vision = VisionTower(configs.vision, statistics, features) if sees_images and not cached else None
+        shape = configs.features(features or VisionFeatures())
+        self.cached = _Cached(shape, torch.get_default_dtype()) if sees_images and cached else None
         encodes = configs.language.model_type in ENCODERS
         self.language: Any = TextEncoder(configs.language) if encodes else DecoderTower(configs.language)
         self.method = VisualPrompt()
@@ -68,7 +72,7 @@ class VisualLanguageModel(nn.Module):
         decoding, the state that the next step takes."""
         if decoding is not None:
             return self._decode(batch, decoding)
-        logits_SV, state = self._walk(batch, self.method.begin(batch), self._schedule())
+        logits_SV, state = self._walk(batch, self._begin(batch), self._schedule())
         return logits_SV, self.method.losses(state, batch)
 
     def set_recompute(self, decoder: Policy | Sequence[Policy], vision: Policy = "none") -> None:
@@ -85,7 +89,7 @@ class VisualLanguageModel(nn.Module):
         seen = [site for site in sites if site.tower == "vision"]
         if sites[: len(seen)] != seen:
             return None
-        return self._walk(batch, self.method.begin(batch), seen)[1]
+        return self._walk(batch, self._begin(batch), seen)[1]
 
     def whole_blocks(self) -> list[nn.Module]:
         """The decoder's blocks without anything trained: ZeRO-3 gathers each as one."""
@@ -93,6 +97,14 @@ class VisualLanguageModel(nn.Module):
 
     def trainables(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def _begin(self, batch: Batch) -> State:
+        """The method's state before any block, and if features are cached after those of the vision tower."""
+        state = self.method.begin(batch)
+        if self.cached is None:
+            return state
+        features = batch.images if batch.images.shape[0] else self.cached.dummy(batch.images.device)
+        return self.method.finish("vision", features, state, batch)
 
     def _schedule(self) -> list[Site]:
         depths: dict[Tower, int] = {"decoder": self.language.depth}
@@ -106,7 +118,7 @@ class VisualLanguageModel(nn.Module):
         if not first:
             cache.make_room()
         if state is None:
-            state = self.method.begin(batch)
+            state = self._begin(batch)
         else:
             sites = [site for site in sites if site.tower == "decoder"]
         logits_SV, state = self._walk(batch, state, sites, cache)
@@ -186,6 +198,19 @@ class VisualLanguageModel(nn.Module):
         return method.leave(site, hidden, state, batch)
 
 
+@dataclass(frozen=True)
+class _Cached:
+    """What features of an image are."""
+
+    shape: tuple[int, int]
+    """[P, v]"""
+    dtype: torch.dtype
+
+    def dummy(self, device: torch.device) -> torch.Tensor:
+        """[1, P, v] for a batch without images, to which the method gives weight zero."""
+        return torch.zeros(1, *self.shape, dtype=self.dtype, device=device)
+
+
 @dataclass
 class _Context:
     """The same for all blocks of a forward."""
@@ -231,8 +256,15 @@ def sizes_of(configs: Configs) -> Sizes:
 def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:
     """The model without anything of the method's own, on torch's default device and in its default type. Of it only
     the language model's norms may be trained, if the method asks for it."""
-    sees_images, features = method_class(recipe.method.name).sees_images, recipe.method.vision_features()
-    model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics, features).requires_grad_(False)
+    method, features = method_class(recipe.method.name), recipe.method.vision_features()
+    cached = bool(recipe.vision.cache_features)
+    if cached and method.sees_images and method.acts_in_tower:
+        raise UserError(
+            f"vision.cache_features: method {recipe.method.name} acts inside of the vision tower, which therefore runs"
+            " in every step; leave it out"
+        )
+    model = VisualLanguageModel(configs, method.sees_images, recipe.vision.statistics, features, cached)
+    model.requires_grad_(False)
     for norm in model.language.norms() if recipe.method.trains_norms() else ():
         norm.weight.requires_grad_(True)
     return model

@@ -40,7 +40,7 @@ ADAPTER = "adapter.json"
 """What an exported folder (checkpoints/adapter.py) has in the place of state.json, with a format of its own."""
 ADAPTER_FORMATS = (1, 2)
 """As above; 1 identified the base in another way."""
-REFUSES_ONLY = "vision.max_pixels"
+REFUSES_ONLY = ("vision.max_pixels", "vision.cache_features")
 """A setting that changes nothing in what is computed."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's moments of each tensor."""
@@ -99,7 +99,7 @@ class Checkpoint:
         for group, of_group in defaults.items():
             trained_with = of_group | self.state.recipe.get(group, {})
             for key, value in recipe[group].items():
-                if f"{group}.{key}" != REFUSES_ONLY and trained_with[key] != value:
+                if f"{group}.{key}" not in REFUSES_ONLY and trained_with[key] != value:
                     raise UserError(
                         f"{group}.{key}: is {value}, but {self.trained.parent} was trained with {trained_with[key]};"
                         " take another name for the run or the old value"

@@ -9,18 +9,21 @@ from dsmemvp.errors import UserError
 
 
 def add(commands: Any) -> None:
-    about = "read weights of Meta, OpenAI, Hugging Face (pytorch_model.bin) or MemVP, and write what a recipe can name"
+    about = "read weights in the layouts of others, and write what a recipe can name"
     command = commands.add_parser("convert", help=about, description=about)
     command.set_defaults(run=_convert)
     command.add_argument(
-        "source", type=Path, help="a folder of Meta's or with pytorch_model.bin, or a .pth, .pt, .safetensors file"
+        "source",
+        type=Path,
+        help="a folder of Meta's or with pytorch_model.bin; a .pth, .pt or .safetensors file; a LLaMA in GGUF, a DINOv2"
+        " in ONNX, or a wheel (.whl) with one of both inside",
     )
     command.add_argument("--out", type=Path, required=True, help="folder to write to")
     command.add_argument(
         "--dtype",
         choices=("keep", "bf16", "fp16", "fp32"),
         default="keep",
-        help="type to write (default: keep the source's)",
+        help="type to write (default: keep the source's; what GGUF quantises becomes fp32)",
     )
     command.add_argument("--shard-size", default="5GB", help="largest size of a safetensors file (default: 5GB)")
     command.add_argument(

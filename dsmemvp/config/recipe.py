@@ -56,6 +56,10 @@ class Vision:
     0 for the tower's own."""
     max_pixels: Annotated[int, Field(ge=1, le=PILLOW_PIXELS)] = 50_000_000
     """An image with more pixels than this is refused before it is decoded."""
+    cache_features: Text = ""
+    """Name of a folder beside the shards of data.train and data.validation for the tower's features: computed once,
+    read in the place of pixels, so that training runs no tower. Needs adapter_dim 0. Empty: the tower looks at every
+    picture in every epoch."""
 
 
 @dataclass(config=CONFIG)
@@ -277,6 +281,13 @@ class Recipe:
             raise UserError(
                 f"evaluation.protocol: likelihood is for answers in words; {self.method.name} classifies, take generate"
             )
+        if self.vision.cache_features and self.vision.adapter_dim:
+            raise UserError(
+                "vision.cache_features: features change while adapters are trained; set vision.adapter_dim=0, or leave"
+                " it out"
+            )
+        if self.vision.cache_features and (problem := _no_folder(self.vision.cache_features)):
+            raise UserError(f"vision.cache_features: give a name that can be a folder, such as features; {problem}")
         if len(self.evaluation.captions) != max(1, len(set(self.evaluation.captions))):
             raise UserError("evaluation.captions: name false, true or both, each once")
 

@@ -51,7 +51,7 @@ class Item:
     index: int
     text: EncodedText
     image: torch.Tensor | None
-    """[3, R, R] uint8"""
+    """[3, R, R] uint8, or features [P, v] (data/feature_cache.py)"""
     sample: Sample | None = None
     """Its fields, if they are needed for scoring."""
     labels: tuple[int, ...] = ()
@@ -86,7 +86,8 @@ class Batch:
     targets: torch.Tensor
     """[S] int64: those next tokens; of samples that are classified, their labels (`Labels.targets`)"""
     images: torch.Tensor
-    """[I, 3, R, R] uint8, normalised by the vision tower on its device; I may be 0"""
+    """[I, 3, R, R] uint8, normalised by the vision tower on its device; I may be 0. With vision.cache_features, if I is
+    not 0, [I, P, v] in the compute type: what the tower has made of them"""
     image_of: torch.Tensor
     """[B] int64: row in `images`, -1 for a sample without one"""
     lengths: tuple[int, ...]
@@ -274,7 +275,7 @@ def _distinct_images(items: Sequence[Item]) -> tuple[list[torch.Tensor], list[in
 
 
 def _checksum(image: torch.Tensor) -> int:
-    pixels: Any = image.contiguous().numpy()
+    pixels: Any = image.contiguous().view(torch.uint8).numpy()
     return zlib.crc32(pixels)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, Labels, MicroBatch, Skip, by_image, make_batch
+from dsmemvp.data.feature_cache import CachedFeatures
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.layout import Reserved
 from dsmemvp.data.sample import BadSample, EncodedSample, Sample, SampleError, read_sample
@@ -19,7 +20,7 @@ class Collator:
     """How a sample becomes an item; the same on every rank and worker."""
 
     tokenizer_path: str
-    image: ImageTransform
+    image: ImageTransform | CachedFeatures
     captions: bool
     max_length: int
     skip_bad: bool

@@ -152,6 +152,9 @@ def example_batch(
     side = configs.resolution
     # an image of its own for each: one tensor would be one row
     images = torch.zeros(recipe.training.micro_batch, 3, side, side, dtype=torch.uint8)
+    if recipe.vision.cache_features:
+        shape = configs.features(recipe.method.vision_features())
+        images = torch.zeros(recipe.training.micro_batch, *shape, dtype=NAMED[recipe.model.dtype])
     items = [Item(i, text, image, labels=(0,) if labels else ()) for i, image in enumerate(images)]
     return make_batch(items, side, reserved, labels=labels).batch
 

@@ -55,6 +55,7 @@ class Method(VisualPrompt):
         "input-space visual prompting, as in LLaVA: projected image features as input tokens, LoRA on the language"
         " model"
     )
+    acts_in_tower = False
 
     @classmethod
     def describe(cls, settings: Settings) -> dict[str, str]:

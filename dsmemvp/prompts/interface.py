@@ -135,6 +135,9 @@ class VisualPrompt(nn.Module):
 
     sees_images = True
     """Whether the vision tower is run at all."""
+    acts_in_tower = True
+    """Whether it acts in blocks of the vision tower, and does not take its last features alone in `finish`. Those that
+    do not may train on features that were computed before (vision.cache_features)."""
     trainable = True
     """Whether it has anything to train; if not, it can be evaluated without a checkpoint."""
     description = ""

@@ -1,7 +1,7 @@
 """A recipe and a checkpoint -> the model, ready to answer: what evaluation, generation and inspection begin with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import deepspeed
@@ -35,6 +35,8 @@ def open_for_inference(
     """The model with a checkpoint's values (None: its initial ones). `whole`: each rank holds the model by itself,
     whatever the recipe's training.deepspeed says. Raises UserError or OSError."""
     inputs = inputs or open_inputs(recipe)
+    # training may have read features; here pictures come that it has not seen
+    recipe = replace(recipe, vision=replace(recipe.vision, cache_features=""))
     settings = WHOLE if whole else deepspeed_settings(recipe, ranks.world, training=False)
     model = build_model(recipe, inputs.configs, settings, ranks, load_base(inputs.base, ranks))
     trainables = model.trainables()

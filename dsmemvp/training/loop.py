@@ -21,6 +21,7 @@ from dsmemvp.prompts.interface import Callback
 from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.engine import Trainer, build_trainer, load_base
+from dsmemvp.training.features import with_features
 from dsmemvp.training.health import Health
 from dsmemvp.training.mixture import Mixture
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
@@ -56,6 +57,7 @@ def _train(
     recipe, ranks, training, first = context.recipe, context.ranks, context.recipe.training, prepared.start.step
     context.end_if_asked("before the first step")
     count_this_start(context, first)
+    prepared = with_features(context, prepared)
     context.at("loading", first)
     span = span_after(prepared.spans, first)
     inputs = prepared.inputs
@@ -179,7 +181,8 @@ class _Loop:
 
     def _balancing(self, span: Span) -> Balancing:
         inputs, ranks, configs = self.prepared.inputs, self.context.ranks, self.prepared.inputs.configs
-        sees, adapters = inputs.method.sees_images, self.context.recipe.vision.adapter_dim > 0
+        vision = self.context.recipe.vision
+        sees, adapters = inputs.method.sees_images and not vision.cache_features, vision.adapter_dim > 0
         costs = cost_model(configs.language, configs.vision, sees, configs.resolution if sees else 0, adapters)
         return Balancing(costs, training_token_counts(ranks, self.context.folder, span.data, inputs.collator))
 

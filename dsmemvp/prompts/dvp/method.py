@@ -106,6 +106,7 @@ class Method(VisualPrompt):
         " to the picture makes one prompt token, which enters the language model at a chosen layer"
     )
 
+    acts_in_tower = False
     searched = "layer"
 
     @classmethod

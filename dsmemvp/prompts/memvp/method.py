@@ -47,6 +47,7 @@ class Method(VisualPrompt):
         "MemVP, memory-space visual prompting (Jie et al., ICML 2024, arXiv 2405.05615): image features as key/value"
         " slots beside the weights of every feed-forward layer"
     )
+    acts_in_tower = False
     published: PublishedLayout | None = Published()
 
     @classmethod
