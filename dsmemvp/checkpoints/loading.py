@@ -35,6 +35,7 @@ def load_run(folder: str | Path, overrides: Sequence[str] = (), checkpoint: str 
     found.check_method(as_dict(recipe))
     base = Base(recipe)
     found.check_base(fingerprint(base))
+    found.check_quantized(as_dict(recipe))
     return LoadedRun(recipe, found, base)
 
 

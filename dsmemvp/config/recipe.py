@@ -38,6 +38,10 @@ class Model:
     """File of a sentencepiece model, such as LLaMA's tokenizer.model, or a Hugging Face tokenizer.json (LLaMA 3)."""
     dtype: DTYPES = "bf16"
     """Compute type of all modules; the optimizer always keeps float32 master weights."""
+    quantize: Literal["none", "int8", "nf4", "fp8"] = "none"
+    """How the frozen linear layers of the language model's blocks are stored and multiplied: `int8` halves and `nf4`
+    quarters their memory and traffic, computing in `dtype`; `fp8` halves it and multiplies in float8, on GPUs that
+    can."""
 
 
 @dataclass(config=CONFIG)
@@ -231,6 +235,8 @@ class Recipe:
         """The rules between fields. Raises UserError naming the key and what to do."""
         if problem := _no_folder(self.name):
             raise UserError(f"name: give the run a name that can be a folder, such as scienceqa-13b; {problem}")
+        if self.model.quantize == "fp8" and self.model.dtype != "bf16":
+            raise UserError(f"model.quantize: fp8 computes in model.dtype=bf16, not in {self.model.dtype}")
         if len(self.training.betas) != 2:
             raise UserError(f"training.betas: two numbers, not {self.training.betas}")
         if self.training.min_learning_rate > self.training.learning_rate:

@@ -37,6 +37,8 @@ class Parameter:
     trained: bool
     decayed: bool
     """Trained ones: in which of the optimizer's two groups it is."""
+    item: int
+    """Bytes of an element."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Trace:
     flops: int
     """Of matrix products and attention, recomputed ones included."""
     item: int
-    """Bytes of a parameter's element."""
+    """Bytes of an element in the compute type."""
     operations: Counter[Operation] = field(default_factory=Counter)
     """How often the host calls each; on the meta device with kernels of this package."""
     written_out: Counter[Operation] = field(default_factory=Counter)
@@ -113,7 +115,10 @@ def trace(
         tuple(tuple(places[id(p)] for p in m.parameters(recurse=recurse)) for m in modules) for recurse in (False, True)
     )
     return Trace(
-        parameters=tuple(Parameter(n, p.numel(), p.requires_grad, p.dim() > 1) for n, p in model.named_parameters()),
+        parameters=tuple(
+            Parameter(name, p.numel(), p.requires_grad, p.dim() > 1, p.element_size())
+            for name, p in model.named_parameters()
+        ),
         own=own,
         inside=inside,
         whole=frozenset(i for i, m in enumerate(modules) if m in whole),
