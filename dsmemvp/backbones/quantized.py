@@ -9,6 +9,7 @@ model's type, and codes are made for the scales as they are rounded. T rows, I a
 elements that share a scale, S elements of one.
 """
 
+import logging
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -153,6 +154,8 @@ def _pairs(device: torch.device) -> torch.Tensor:
 def _bitsandbytes() -> bool:
     if find_spec("bitsandbytes") is None:
         return False
+    # says on every CPU that a further package would have one more kernel, of a product that is not used here
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import bitsandbytes  # noqa: F401  registers its operations
 
     return True
