@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from dsmemvp.config.hub import repository_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
 
@@ -38,7 +39,7 @@ def write_peft(folder: Path, recipe: Recipe, trained: dict[str, torch.Tensor]) -
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": recipe.model.language_model,
+        "base_model_name_or_path": repository_of(recipe.model.language_model),
         "r": method.lora_rank,
         "lora_alpha": method.lora_alpha,
         "lora_dropout": method.dropout,
