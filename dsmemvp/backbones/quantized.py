@@ -130,7 +130,8 @@ def _scaled(x: torch.Tensor, other_in_columns: torch.Tensor, scales: torch.Tenso
     out_TN = torch._scaled_mm(
         rows_TK, other_in_columns, scale_a=of_rows_T1, scale_b=of_columns_1N, out_dtype=torch.bfloat16
     )
-    return out_TN.view(*x.shape[:-1], -1)
+    # an autograd function's result that is a view could not be added to in place
+    return torch.ops.aten._unsafe_view(out_TN, [*x.shape[:-1], out_TN.shape[1]])
 
 
 def _from_nf4(codes: torch.Tensor, scales: torch.Tensor, layout: Layout) -> torch.Tensor:

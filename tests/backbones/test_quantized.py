@@ -7,12 +7,14 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import small
 import torch
 
 from dsmemvp.backbones import quantized
 from dsmemvp.backbones.linear import Linear
 from dsmemvp.backbones.quantized import Layout, check_form, product, product_backward, quantize
 from dsmemvp.errors import UserError
+from dsmemvp.model import add_trainables, build_frozen
 from dsmemvp.prompts.parts.lora import LoraLinear
 
 NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635]
@@ -158,6 +160,57 @@ def test_lora_trains_on_a_quantised_layer():
     lora(x).sum().backward()
     assert lora.lora_b.weight.grad.abs().sum() > 0
     assert [name for name, p in lora.named_parameters() if p.requires_grad] == ["lora_a.weight", "lora_b.weight"]
+
+
+@pytest.mark.parametrize(("form", "near"), [("int8", 0.02), ("nf4", 0.15), ("fp8", 0.1)])
+def test_a_model_on_a_quantised_base_is_near_the_whole_one_and_recomputes_the_same(form, near):
+    """Method, adapters and all; of the gradients the one that has come through all layers."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        whole, stored = (_model(quantize) for quantize in ("none", form))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    weights = dict(whole.named_parameters())
+    for name, part in stored.named_modules():
+        if isinstance(part, Linear) and part.layout:
+            codes, scales, _ = _stored(form, weights[f"{name}.weight"].detach().float(), torch.bfloat16)
+            part.weight.data, part.weight_scale.data = codes, scales
+    with torch.no_grad():
+        for name, parameter in stored.named_parameters():
+            if name in weights and weights[name].shape == parameter.shape and parameter.dtype != torch.uint8:
+                parameter.copy_(weights[name])
+    expected, of_whole = _logits_and_gradient(whole, "elementwise")
+    found, gradient = _logits_and_gradient(stored, "elementwise")
+    for ours, theirs in ((found, expected), (gradient, of_whole)):
+        error = (ours - theirs).norm() / theirs.norm()
+        assert 0 < error < near
+    for policy in ("qkv", "full"):
+        again, same = _logits_and_gradient(stored, policy)
+        assert torch.equal(again, found) and torch.equal(same, gradient)
+
+
+def _model(quantize: str):
+    recipe = small.recipe("memvp")
+    recipe.model.quantize = quantize
+    configs = small.configs(hidden_size=64, intermediate_size=128)
+    torch.manual_seed(0)
+    model = build_frozen(recipe, configs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and parameter.dtype != torch.uint8:
+                parameter.copy_(torch.randn(parameter.shape) / parameter.shape[-1] ** 0.5)
+    add_trainables(model, recipe, configs)
+    for parameter in model.trainables().values():
+        parameter.data = torch.randn(parameter.shape).to(torch.bfloat16) * 0.2
+    return model.eval()
+
+
+def _logits_and_gradient(model, policy):
+    model.zero_grad()
+    model.set_recompute(policy)
+    logits, _ = model(small.prompts(model, answered=1).batch)
+    (logits * torch.linspace(-1, 1, logits.shape[-1])).sum().backward()
+    return logits.detach(), model.method.projector.fc1.weight.grad.float().clone()
 
 
 def test_shapes_that_a_form_cannot_store_are_refused():
