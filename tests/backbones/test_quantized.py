@@ -228,3 +228,12 @@ def test_float8_is_refused_without_a_gpu_that_has_it():
         check_form(form, torch.device("cpu"))
     with pytest.raises(UserError, match=r"fp8 needs an NVIDIA GPU .* and this is a CPU; take int8"):
         check_form("fp8", torch.device("cpu"))
+
+
+def test_float8_goes_with_bf16():
+    recipe = small.recipe("memvp")
+    recipe.model.quantize = "fp8"
+    recipe.check()
+    recipe.model.dtype = "fp32"
+    with pytest.raises(UserError, match=r"model\.quantize: fp8 computes in model\.dtype=bf16, not in fp32"):
+        recipe.check()

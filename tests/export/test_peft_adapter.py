@@ -37,7 +37,7 @@ def _saved(run: Path, recipe_path, *settings: str):
 
 @pytest.mark.parametrize("targets", ["[q_proj, v_proj]", "[q_proj, k_proj, o_proj, gate_proj, down_proj]"])
 def test_peft_computes_the_same_logits(recipe_path, tmp_path, capsys, targets):
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="pip install 'dsmemvp[peft]'")
     model, recipe = _saved(tmp_path / "run", recipe_path, *LORA, f"method.lora_targets={targets}")
     assert cli.main(["export", "--run", str(tmp_path / "run"), "--peft", str(tmp_path / "peft")]) == 0
     said = capsys.readouterr().out
