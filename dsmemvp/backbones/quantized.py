@@ -1,6 +1,6 @@
 """Frozen linear weights in 8 or 4 bits: how they are stored, and the products with them.
 
-    int8   a byte per element, one scale per row (output channel): w = scale * code, |code| <= 127
+    int8   a byte per element, one scale per block of 64 (per row, if rows are no multiples): w = scale * code
     nf4    four bits per element, one scale per block of 64: w = scale * LEVELS[code] (QLoRA, arXiv 2305.14314)
     fp8    a float8 (e4m3) per element, one scale per row; both factors of a product are float8
 
@@ -54,7 +54,8 @@ class Layout:
     @property
     def unit(self) -> int:
         """Elements that share a scale."""
-        return BLOCK if self.form == "nf4" else self.shape[1]
+        blocks = self.form != "fp8" and self.shape[1] % BLOCK == 0
+        return BLOCK if blocks else self.shape[1]
 
     @property
     def units(self) -> int:
@@ -86,19 +87,15 @@ def quantize(form: Form, values_US: torch.Tensor, dtype: torch.dtype) -> tuple[t
 
 def product(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, layout: Layout) -> torch.Tensor:
     """x [..., I] times the transposed weight -> [..., O]"""
-    if layout.form == "nf4":
-        return F.linear(x, _from_nf4(codes, scales, layout))
-    if layout.form == "int8":
-        return F.linear(x, codes.view(torch.int8).to(x.dtype)).mul_(scales)
+    if layout.form != "fp8":
+        return F.linear(x, _restored(codes, scales, layout))
     return _scaled(x, codes.view(FP8).T, scales)
 
 
 def product_backward(gradient: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, layout: Layout) -> torch.Tensor:
     """To the input: gradient [..., O] times the weight -> [..., I]"""
-    if layout.form == "nf4":
-        return gradient @ _from_nf4(codes, scales, layout)
-    if layout.form == "int8":
-        return (gradient * scales) @ codes.view(torch.int8).to(gradient.dtype)
+    if layout.form != "fp8":
+        return gradient @ _restored(codes, scales, layout)
     # the products of GPUs take the second factor in columns, which is the other way round than for the forward
     in_columns = codes.T.contiguous().T.view(FP8)
     return _scaled(gradient * scales, in_columns, torch.ones_like(scales[:1]).expand(layout.shape[1]))
@@ -134,8 +131,16 @@ def _scaled(x: torch.Tensor, other_in_columns: torch.Tensor, scales: torch.Tenso
     return torch.ops.aten._unsafe_view(out_TN, [*x.shape[:-1], out_TN.shape[1]])
 
 
+def _restored(codes: torch.Tensor, scales: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """The weight, [O, I] of the scales' type."""
+    if layout.form == "nf4":
+        return _from_nf4(codes, scales, layout)
+    units_US = codes.view(torch.int8).to(scales.dtype).view(-1, layout.unit)
+    return units_US.mul_(scales[:, None]).view(layout.shape)
+
+
 def _from_nf4(codes: torch.Tensor, scales: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """The weight, [O, I] of the scales' type: by bitsandbytes' kernel if it is installed, else in torch's operations
+    """By bitsandbytes' kernel if it is installed, else in torch's operations
     with the same values."""
     if _bitsandbytes():
         flat = codes.view(-1, 1)

@@ -107,13 +107,13 @@ def test_a_quantised_base(tmp_path, form):
     """Codes and scales are gathered as such. Some of both are persistent."""
     language = {**EVEN, "intermediate_size": 1001} if form == "int8" else EVEN
     more = ("training.recompute=full", f"model.quantize={form}")
-    memory, traffic, found = _run(tmp_path, {"stage3_param_persistence_threshold": 10_000}, "full", language, *more)
+    memory, traffic, found = _run(tmp_path, {"stage3_param_persistence_threshold": 3_000}, "full", language, *more)
     _held_as_planned(memory, found, bucket=4 * 2_000_000)
     assert found["collectives"]["_allgather_base_"] == traffic.size("weights") + traffic.size("persistent")
     assert found["collectives"]["_reduce_scatter_base_"] == traffic.size("gradients")
     plain, sent, _ = _planned(tmp_path, "full", language, "training.recompute=full")
     linear = 2 * 4 * (4 * 512 * 512 + 3 * 512 * language["intermediate_size"])  # bytes in 16 bits
-    less = {"int8": 0.5, "nf4": 0.75 - 1 / 64}[form]
+    less = {"int8": 0.5 - 1 / 64, "nf4": 0.75 - 1 / 64}[form]
     assert plain.weights - memory.weights == pytest.approx(less * linear / RANKS, rel=0.02)
     # gathered at least once in each micro-step, at most twice
     assert MICRO_STEPS * 0.99 < (sent.size("weights") - traffic.size("weights")) / (less * linear) <= 2 * MICRO_STEPS
