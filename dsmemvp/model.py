@@ -7,6 +7,7 @@ Building is in two phases, so that the frozen part can be partitioned and loaded
 T tokens in the pack, B samples, S supervised tokens, V vocabulary, I images.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,7 @@ from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.decoder import DecoderTower, Rotary
 from dsmemvp.backbones.families import check_window
 from dsmemvp.backbones.key_value_cache import KeyValueCache
+from dsmemvp.backbones.linear import quantize_linears, stored_shapes
 from dsmemvp.backbones.recompute import Policy, run_again
 from dsmemvp.backbones.text_encoder import ENCODERS, TextEncoder
 from dsmemvp.backbones.vision import VisionTower
@@ -255,7 +257,8 @@ def sizes_of(configs: Configs) -> Sizes:
 
 def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:
     """The model without anything of the method's own, on torch's default device and in its default type. Of it only
-    the language model's norms may be trained, if the method asks for it."""
+    the language model's norms may be trained, if the method asks for it. Raises UserError for features that cannot be
+    cached, and for sizes that cannot be quantised, as the recipe says."""
     method, features = method_class(recipe.method.name), recipe.method.vision_features()
     cached = bool(recipe.vision.cache_features)
     if cached and method.sees_images and method.acts_in_tower:
@@ -265,6 +268,8 @@ def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:
         )
     model = VisualLanguageModel(configs, method.sees_images, recipe.vision.statistics, features, cached)
     model.requires_grad_(False)
+    if recipe.model.quantize != "none":
+        quantize_linears(model.language.layers, recipe.model.quantize)
     for norm in model.language.norms() if recipe.method.trains_norms() else ():
         norm.weight.requires_grad_(True)
     return model
@@ -312,6 +317,7 @@ def count(recipe: Recipe, configs: Configs) -> tuple[int, int]:
     """(trainable parameters, frozen parameters of the language model), counted without memory."""
     with torch.device("meta"):
         model = build_frozen(recipe, configs)
-        frozen = sum(p.numel() for p in model.language.parameters() if not p.requires_grad)
+        shapes = stored_shapes(model.language)
+        frozen = sum(math.prod(shape) for p, shape in shapes.items() if not p.requires_grad)
         add_trainables(model, recipe, configs)
     return sum(p.numel() for p in model.trainables().values()), frozen

@@ -16,6 +16,7 @@ from dsmemvp.backbones.safetensors_file import folder_tensors
 from dsmemvp.backbones.shapes import language_config, vision_config
 from dsmemvp.backbones.stored import Stored, decoder_tensors, encoder_tensors, vision_tensors
 from dsmemvp.backbones.text_encoder import ENCODERS
+from dsmemvp.config.hub import local
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
 
@@ -48,12 +49,12 @@ class Base:
     @cached_property
     def language_config(self) -> Any:
         """None without a folder."""
-        return folder_config(self.recipe.model.language_model, LANGUAGE_KEY, LANGUAGE_CONFIGS)
+        return folder_config(local(self.recipe.model.language_model, LANGUAGE_KEY), LANGUAGE_KEY, LANGUAGE_CONFIGS)
 
     @cached_property
     def vision_config(self) -> Any:
         """None without a folder."""
-        return folder_config(self.recipe.model.vision_tower, VISION_KEY, VISION_CONFIGS)
+        return folder_config(local(self.recipe.model.vision_tower, VISION_KEY), VISION_KEY, VISION_CONFIGS)
 
     @cached_property
     def language_tensors(self) -> Stored:
@@ -100,7 +101,7 @@ def tensor_files(folder: Path, key: str) -> dict[str, Path]:
 def _given(folder: str, key: str) -> str:
     if not folder:
         raise UserError(f"{key}: give the folder of its weights")
-    return folder
+    return local(folder, key)
 
 
 def _or_shape(part: str, found: Any, shape: str, named: Any) -> Any:

@@ -114,6 +114,16 @@ class Checkpoint:
                     " with (a new run needs another name)"
                 )
 
+    def check_quantized(self, recipe: dict[str, Any]) -> None:
+        """Warns if the base was stored in another form: it is the same one, and computes with other rounding."""
+        was, now = (r.get("model", {}).get("quantize", "none") for r in (self.state.recipe, recipe))
+        if self.state.recipe and was != now:
+            warnings.warn(
+                f"model.quantize: is {now}, and {self.trained.parent} was trained with {was}: on the same base with"
+                " other rounding; scores may differ a little",
+                stacklevel=2,
+            )
+
     def check_order(self, order: dict[str, Any]) -> None:
         """A run resumes only in the order it began in: in another one samples would be missed or seen twice. Raises
         UserError naming the key."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsmemvp.cli.paths import check_paths
 from dsmemvp.cli.recipe_command import recipe_command, recipe_to_run
+from dsmemvp.config.hub import pinned
 from dsmemvp.distributed.orphans import ended_with_launcher
 from dsmemvp.distributed.stopping import Stop, Stopped, listening
 
@@ -39,7 +40,7 @@ def add(commands: Any) -> None:
 
 def _train(given: argparse.Namespace) -> None:
     with listening() as stop, ended_with_launcher(stop):
-        recipe = recipe_to_run(given)
+        recipe = pinned(recipe_to_run(given))
         check_paths(recipe, [*recipe.data.train, recipe.data.validation])
 
         from dsmemvp.distributed.ranks import leave_ranks
@@ -55,7 +56,7 @@ def _train(given: argparse.Namespace) -> None:
 
 def _search(given: argparse.Namespace) -> None:
     with listening() as stop, ended_with_launcher(stop):
-        recipe = recipe_to_run(given)
+        recipe = pinned(recipe_to_run(given))
         check_paths(recipe, [*recipe.data.train, recipe.data.search])
 
         from dsmemvp.distributed.ranks import leave_ranks
@@ -72,7 +73,7 @@ def _search(given: argparse.Namespace) -> None:
 
 def _evaluate(given: argparse.Namespace) -> None:
     with listening() as stop, ended_with_launcher(stop):
-        recipe = recipe_to_run(given)
+        recipe = pinned(recipe_to_run(given))
         check_paths(recipe, [recipe.data.test if given.split == "test" else recipe.data.validation])
 
         from dsmemvp.distributed.ranks import leave_ranks

@@ -48,6 +48,7 @@ def add(commands: Any) -> None:
         "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="type of the folder's tensors (default: fp32)"
     )
     command.add_argument("--published", type=Path, metavar="FILE.pth", help="also, or only: MemVP's published layout")
+    command.add_argument("--peft", type=Path, metavar="DIR", help="also, or only: input_space's LoRA as peft loads it")
     command.add_argument(
         "--set",
         action="append",
@@ -72,10 +73,10 @@ def _export(given: argparse.Namespace) -> None:
     from dsmemvp.export.export import export, export_file
 
     if recipe:
-        if not given.checkpoint or not given.out or given.published:
-            raise UserError("--recipe goes with --checkpoint FILE and --out DIR, and without --published")
+        if not given.checkpoint or not given.out or given.published or given.peft:
+            raise UserError("--recipe goes with --checkpoint FILE and --out DIR, without --published and --peft")
         print(export_file(recipe, given.checkpoint, given.out, given.dtype))
         return
     if given.set:
         raise UserError("--set goes with --recipe; what a run was trained with cannot be set")
-    print(*export(given.run_folder, given.out, given.published, given.checkpoint, given.dtype), sep="\n")
+    print(*export(given.run_folder, given.out, given.published, given.checkpoint, given.dtype, given.peft), sep="\n")

@@ -27,17 +27,22 @@ DTYPES = Literal["bf16", "fp32"]
 class Model:
     language_model: Text = ""
     """Folder with a LLaMA, Mistral, Qwen2 or Qwen3, or for `mitp_encoders` a BERT, in Hugging Face layout (config.json
-    and safetensors)."""
+    and safetensors). Also hf://org/name on the Hugging Face hub, with @REVISION or without."""
     language_shape: Text = ""
     """Name of a published shape (backbones/shapes.py); the folder must agree with it. Enough to count and to plan."""
     vision_tower: Text = ""
-    """Folder with a vision tower (CLIP, SigLIP, DINOv2 or ViT) in Hugging Face layout."""
+    """Folder with a vision tower (CLIP, SigLIP, DINOv2 or ViT) in Hugging Face layout, or as above on the hub."""
     vision_shape: Text = ""
     """Name of a published shape of the vision tower, as above."""
     tokenizer: Text = ""
-    """File of a sentencepiece model, such as LLaMA's tokenizer.model, or a Hugging Face tokenizer.json (LLaMA 3)."""
+    """File of a sentencepiece model, such as LLaMA's tokenizer.model, or a Hugging Face tokenizer.json (LLaMA 3), or
+    on the hub hf://org/name, with /FILE or without."""
     dtype: DTYPES = "bf16"
     """Compute type of all modules; the optimizer always keeps float32 master weights."""
+    quantize: Literal["none", "int8", "nf4", "fp8"] = "none"
+    """How the frozen linear layers of the language model's blocks are stored and multiplied: `int8` halves and `nf4`
+    quarters their memory and traffic, computing in `dtype`; `fp8` halves it and multiplies in float8, on GPUs that
+    can."""
 
 
 @dataclass(config=CONFIG)
@@ -246,6 +251,8 @@ class Recipe:
         """The rules between fields. Raises UserError naming the key and what to do."""
         if problem := _no_folder(self.name):
             raise UserError(f"name: give the run a name that can be a folder, such as scienceqa-13b; {problem}")
+        if self.model.quantize == "fp8" and self.model.dtype != "bf16":
+            raise UserError(f"model.quantize: fp8 computes in model.dtype=bf16, not in {self.model.dtype}")
         if len(self.training.betas) != 2:
             raise UserError(f"training.betas: two numbers, not {self.training.betas}")
         if self.training.min_learning_rate > self.training.learning_rate:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dsmemvp.config.hub import local
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, Labels, MicroBatch, Skip, by_image, make_batch
 from dsmemvp.data.feature_cache import CachedFeatures
@@ -97,7 +98,7 @@ def recipe_collator(recipe: Recipe, resolution: int, vocabulary: int) -> Collato
     tokenizer = Tokenizer(recipe.model.tokenizer)
     tokenizer.check_fits(vocabulary, recipe.model.tokenizer)
     return Collator(
-        tokenizer_path=recipe.model.tokenizer,
+        tokenizer_path=local(recipe.model.tokenizer, "model.tokenizer"),
         image=ImageTransform(resolution, recipe.vision.max_pixels),
         captions=recipe.data.captions,
         max_length=recipe.data.max_length,

@@ -78,6 +78,7 @@ def _settings(recipe: Recipe) -> list[tuple[str, str]]:
         ),
         ("AdamW", f"betas {training.betas}, weight decay {training.weight_decay}"),
         ("compute type", recipe.model.dtype),
+        ("frozen base", {"none": "not quantised"}.get(recipe.model.quantize, recipe.model.quantize)),
         ("images", f"squashed, {recipe.vision.statistics}'s mean and deviation"),
         ("vision adapters", f"width {recipe.vision.adapter_dim}, scale {recipe.vision.adapter_scale}"),
         ("longest text", f"{recipe.data.max_length} tokens, captions {'on' if recipe.data.captions else 'off'}"),

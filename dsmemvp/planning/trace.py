@@ -37,8 +37,10 @@ class Parameter:
     numel: int
     trained: bool
     decayed: bool
+    item: int
+    """Bytes of an element."""
     scaled: bool = False
-    """Of trained ones these two say in which of the optimizer's groups it is."""
+    """Of trained ones this and `decayed` say in which of the optimizer's groups it is."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Trace:
     flops: int
     """Of matrix products and attention, recomputed ones included."""
     item: int
-    """Bytes of a parameter's element."""
+    """Bytes of an element in the compute type."""
     operations: Counter[Operation] = field(default_factory=Counter)
     """How often the host calls each; on the meta device with kernels of this package."""
     written_out: Counter[Operation] = field(default_factory=Counter)
@@ -118,7 +120,7 @@ def trace(
     )
     return Trace(
         parameters=tuple(
-            Parameter(name, p.numel(), p.requires_grad, p.dim() > 1, name.startswith(scaled))
+            Parameter(name, p.numel(), p.requires_grad, p.dim() > 1, p.element_size(), name.startswith(scaled))
             for name, p in model.named_parameters()
         ),
         own=own,

@@ -13,6 +13,7 @@ from torch import nn
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import give_memory, whole_shape
+from dsmemvp.backbones.quantized import check_form
 from dsmemvp.backbones.weights import Base
 from dsmemvp.checkpoints.checkpoint import Checkpoint, Tensors
 from dsmemvp.config.recipe import Recipe, Training
@@ -183,7 +184,9 @@ def build_model(
 ) -> VisualLanguageModel:
     """The whole model with its frozen weights loaded (by `load`; None: from the recipe's folders). Under ZeRO-3 no rank
     ever holds more of the frozen part than its partitions and one tensor that has no values yet. Nothing is sent
-    between ranks but whether all have loaded; errors are raised on all."""
+    between ranks but whether all have loaded; errors are raised on all. Raises UserError if products of
+    model.quantize cannot be computed here."""
+    check_form(recipe.model.quantize, ranks.device)
     before = torch.get_default_dtype()
     torch.set_default_dtype(NAMED[recipe.model.dtype])
     try:

@@ -64,6 +64,8 @@ def prepare(context: RunContext) -> Prepared:
         checkpoint.check_method(as_dict(recipe))
         checkpoint.check_order(order)
         checkpoint.check_base(base)
+        if ranks.first:
+            checkpoint.check_quantized(as_dict(recipe))
     state = checkpoint.state if checkpoint else State()
     until = min(spans[-1].last, recipe.training.stop_at_step or spans[-1].last)
     owes = validation is not None and _owes_validation(state, context, spans)

@@ -154,7 +154,7 @@ def test_an_earlier_export_is_replaced_and_nothing_else(run, recipe, trained, tm
 def test_what_cannot_be_exported_is_told(run, recipe, tmp_path):
     with pytest.raises(UserError, match="checkpoints holds no intact checkpoint"):
         export(tmp_path, tmp_path / "out")
-    with pytest.raises(UserError, match="give --out, --published or both"):
+    with pytest.raises(UserError, match="give --out, --published or --peft"):
         export(run, None)
     folder = next((run / "checkpoints").iterdir())
     with pytest.raises(UserError, match="does not say how and on what base it was trained"):
