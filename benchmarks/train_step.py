@@ -118,6 +118,8 @@ def measure(method: str, given: argparse.Namespace) -> dict:
     configs = configs_of_shapes(recipe)
     trainer = build_trainer(recipe, configs, ranks, load=fill_randomly)
     batches = _batches(configs, trainer.model.method.reserved(), micro_batch)
+    vision_tower = trainer.model.vision
+    assert vision_tower is not None
     forward_alone = _without_gradient(trainer.model, lambda: _step(trainer, batches[0]))
     _step(trainer, batches[1])  # the first steps allocate and record the order of gathers
     _settle(ranks.device)
@@ -131,7 +133,7 @@ def measure(method: str, given: argparse.Namespace) -> dict:
     patches = sum(max(1, b.images.shape[0]) for b in done) * (configs.image_tokens + 1)
     language, vision = (
         4 * _numel(part) - 2 * sum(_numel(block) for block in part.layers if block in forward_alone)
-        for part in (trainer.model.language, trainer.model.vision)
+        for part in (trainer.model.language, vision_tower)
     )
     found = {
         "samples_per_second": micro_batch * shape.steps / seconds,
@@ -147,7 +149,9 @@ def measure(method: str, given: argparse.Namespace) -> dict:
 
 def _without_gradient(model: VisualLanguageModel, step: Callable[[], None]) -> set[nn.Module]:
     """The frozen blocks that no gradient reaches in this step."""
-    found, hooks = set(), []
+    found: set[nn.Module] = set()
+    hooks = []
+    assert model.vision is not None
     for block in (*model.language.layers, *model.vision.layers):
         hooks.append(block.register_forward_hook(lambda b, _, out: None if out.requires_grad else found.add(b)))
     step()

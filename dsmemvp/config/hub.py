@@ -8,6 +8,7 @@ its commit, download what is missing, and record hf://org/name@COMMIT. All else 
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
@@ -25,7 +26,9 @@ def pinned(recipe: Recipe) -> Recipe:
     """The same, with the commit in every name on the hub; what is not in the cache is downloaded. Raises UserError
     naming the key."""
     names = {key: getattr(recipe.model, key) for key in KEYS}
-    changed = {key: _pinned(name, f"model.{key}") for key, name in names.items() if name.startswith(PREFIX)}
+    changed: dict[str, Any] = {
+        key: _pinned(name, f"model.{key}") for key, name in names.items() if name.startswith(PREFIX)
+    }
     return replace(recipe, model=replace(recipe.model, **changed)) if changed else recipe
 
 

@@ -148,7 +148,7 @@ def _plan(
             assert within is not None
             beside = weigh(traced("full"), sharding, "auto", cluster, micro_steps).memory
             left = cluster.gpu_memory - RESERVE - (beside.gpu - beside.activations)
-            found = traced(within(int(training.activation_budget * 2**30) or left))
+            found = traced(within(int(training.activation_budget * 2**30 or left)))
             choices.append(weigh(found, sharding, "auto", cluster, micro_steps))
             continue
         policies = POLICIES[POLICIES.index(training.recompute) :]
