@@ -1,4 +1,5 @@
-"""input_space's LoRA in peft: the same logits from transformers' own model with the folder on it."""
+"""input_space's LoRA in peft: the same logits from transformers' own model with the folder on it, loaded as
+docs/methods.md has it."""
 
 import json
 from pathlib import Path
