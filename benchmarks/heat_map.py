@@ -93,7 +93,8 @@ def draw(shown: list[tuple[Sample, Look]]) -> Image.Image:
     """Question, picture, map and the model's answer, side by side."""
     cell, scale = SIDE + MARGIN, Scale.of((_map(look) for _, look in shown), signed=False, unit=UNITS["change"])
     bar = legend(scale)
-    page = Image.new("RGB", (MARGIN + cell * len(shown), 3 * LINE + 2 * cell + bar.height + GAP), "white")
+    width = MARGIN + max(cell * len(shown), bar.width)
+    page = Image.new("RGB", (width, 3 * LINE + 2 * cell + bar.height + GAP), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
     for n, (sample, look) in enumerate(shown):
         x, words, picture = MARGIN + n * cell, sample.question.split(), fitted(look.picture, SIDE)

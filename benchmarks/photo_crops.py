@@ -2,7 +2,7 @@
 
     pip download --no-deps scikit-image==0.26.0 -d raw
     python benchmarks/photo_crops.py --wheel raw/scikit_image-0.26.0-*.whl --out raw/crops
-    make photos PHOTOS=raw/crops
+    make photos PHOTOS=raw/crops EPOCHS=8
     python benchmarks/heat_map.py --run runs/photos --images raw/whole/*.png --draw docs/heat-map-photos.png
 
 Licences, as scikit-image gives them: astronaut (NASA) and rocket (SpaceX) are in the public domain; cat (Stefan van der
