@@ -78,6 +78,28 @@ class Skip(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Captions:
+    """The samples' captions in a tokenizer of the method's own (BERT's), padded behind to its text length L."""
+
+    tokens_BL: torch.Tensor
+    """int64: [CLS], the caption, [SEP]; in place of none, padding alone"""
+    mask_BL: torch.Tensor
+    """bool: where there is a token"""
+    drawn_BL: torch.Tensor
+    """bool: places drawn for [MASK], by seed, epoch and sample; never padding or [CLS]"""
+    lengths: tuple[int, ...]
+    """Tokens of each; what mask_BL says, without a transfer from a GPU."""
+    mask_token: int
+    """The tokenizer's [MASK]"""
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Captions":
+        """The same with every tensor changed so."""
+        return replace(
+            self, tokens_BL=change(self.tokens_BL), mask_BL=change(self.mask_BL), drawn_BL=change(self.drawn_BL)
+        )
+
+
+@dataclass(frozen=True)
 class Batch:
     """All that the model reads."""
 
@@ -111,6 +133,8 @@ class Batch:
     """[I] int64: checksums of the images, for the same"""
     dropout_seed: int = 0
     """Of the run and the step."""
+    captions: Captions | None = None
+    """Of the B samples, for a method that reads them; a lone token has one of padding alone."""
 
     @property
     def size(self) -> int:
@@ -187,7 +211,9 @@ class Batch:
         changed: dict[str, Any] = {
             name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)
         }
-        return replace(self, **changed, places={name: change(place) for name, place in self.places.items()})
+        captions = self.captions.map(change) if self.captions is not None else None
+        places = {name: change(place) for name, place in self.places.items()}
+        return replace(self, **changed, places=places, captions=captions)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,14 @@ class Stage:
     """Weight of the language model's loss."""
     data: tuple[str, ...] = ()
     """Of data.train the folders it reads; none: all."""
+    decoder: bool = True
+    """Whether there is a language model; if not, none is loaded, its blocks do not run and only the method's losses
+    count."""
+    modules: tuple[str, ...] = ()
+    """Beginnings of the names of the method's modules that take part; none: all. What does not take part is neither
+    sharded nor saved by the stage."""
+    vocabulary: bool = False
+    """Whether the method is given the language model's input embeddings (`begin_stage`)."""
 
 
 class Callback(Protocol):
@@ -255,6 +263,19 @@ class VisualPrompt(nn.Module):
 
     def stages(self) -> Sequence[Stage]:
         return (Stage("train"),)
+
+    def teacher(self, stage: Stage) -> nn.Module | None:
+        """A frozen module that the stage needs whole on every rank, with the values that it had at the end of the
+        stage that trained it: outside of what is sharded and saved, in evaluation mode, in the recipe's type. It
+        replaces the method's own module of that name, which takes no part."""
+        return None
+
+    def begin_stage(
+        self, stage: Stage, teacher: nn.Module | None = None, vocabulary_Vd: torch.Tensor | None = None
+    ) -> None:
+        """Before a stage's first forward, and before the forwards of an evaluation, which is of the last one:
+        `schedule`, `reserved` and the losses are this stage's from here on. `teacher` is what `teacher(stage)` has
+        returned, filled; `vocabulary_Vd` a frozen copy of the input embeddings, if the stage asks for it."""
 
     def replacement(self, name: str, linear: nn.Linear) -> nn.Linear | None:
         """Another layer in place of a linear layer of the decoder, such as one with LoRA; None keeps it. Called while
