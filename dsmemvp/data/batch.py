@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from dsmemvp.data.captions import CaptionReader, CaptionRow
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dropout import Dropout, image_keys, token_keys
@@ -66,6 +67,8 @@ class Item:
     """Its fields, if they are needed for scoring."""
     labels: tuple[int, ...] = ()
     """If it is classified."""
+    caption: CaptionRow | None = None
+    """If the method reads it."""
 
 
 class Skip(NamedTuple):
@@ -91,11 +94,17 @@ class Captions:
     """Tokens of each; what mask_BL says, without a transfer from a GPU."""
     mask_token: int
     """The tokenizer's [MASK]"""
+    vectors_BH: torch.Tensor | None = None
+    """float32: what the teacher makes of each, if that is stored beside the shards (training/vectors.py)"""
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Captions":
         """The same with every tensor changed so."""
         return replace(
-            self, tokens_BL=change(self.tokens_BL), mask_BL=change(self.mask_BL), drawn_BL=change(self.drawn_BL)
+            self,
+            tokens_BL=change(self.tokens_BL),
+            mask_BL=change(self.mask_BL),
+            drawn_BL=change(self.drawn_BL),
+            vectors_BH=None if self.vectors_BH is None else change(self.vectors_BH),
         )
 
 
@@ -285,6 +294,18 @@ def make_batch(
     )
 
 
+def batch_captions(rows: Sequence[CaptionRow], reader: CaptionReader) -> Captions:
+    """Of no rows, one of padding alone: the batch then holds a lone token."""
+    tokens_BL = torch.full((max(len(rows), 1), reader.text.length), reader.pieces.pad)
+    drawn_BL = torch.zeros(tokens_BL.shape, dtype=torch.bool)
+    lengths = tuple(len(row.tokens) for row in rows) or (0,)
+    for number, row in enumerate(rows):
+        tokens_BL[number, : len(row.tokens)] = torch.tensor(row.tokens)
+        drawn_BL[number, : len(row.tokens)] = torch.from_numpy(row.drawn)
+    mask_BL = torch.arange(reader.text.length) < torch.tensor(lengths)[:, None]
+    return Captions(tokens_BL, mask_BL, drawn_BL, lengths, reader.pieces.mask)
+
+
 def by_image(items: Sequence[Item]) -> list[Item]:
     """Items of one image side by side, in the order of their first ones, and those without an image last: each of these
     groups is one run of tokens. The sort is stable."""
@@ -335,7 +356,10 @@ def _lay_out(item: Item, reserved: Sequence[Reserved], last_only: bool) -> _Layo
     spans = (question, (start, len(tokens)))
     if last_only:
         return _Layout(tokens, spans, places, (len(tokens) - 1,), [0])
-    return _Layout(tokens, spans, places, range(start - 1, len(tokens) - 1), text.tokens[text.prompt :])
+    targets = text.tokens[text.prompt :]
+    if not start:  # nothing stands before the first token, from which it could be predicted
+        return _Layout(tokens, spans, places, range(len(tokens) - 1), targets[1:])
+    return _Layout(tokens, spans, places, range(start - 1, len(tokens) - 1), targets)
 
 
 def _distinct_images(items: Sequence[Item]) -> tuple[list[torch.Tensor], list[int]]:

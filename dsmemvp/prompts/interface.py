@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from dsmemvp.data.batch import Batch, Labels, Reserved
+from dsmemvp.data.captions import CaptionText
 
 State = dict[str, torch.Tensor]
 Tower = Literal["vision", "decoder"]
@@ -77,6 +78,15 @@ class Stage:
     sharded nor saved by the stage."""
     vocabulary: bool = False
     """Whether the method is given the language model's input embeddings (`begin_stage`)."""
+    vision: bool = True
+    """Whether there is a vision tower, if the method sees images at all."""
+    measures: tuple[str, ...] = ()
+    """Of the method's losses those that are computed for the record alone."""
+
+    @property
+    def parts(self) -> tuple[bool, bool, tuple[str, ...], bool]:
+        """Stages that agree in these, and have no teacher, share one model."""
+        return self.decoder, self.vision, self.modules, self.vocabulary
 
 
 class Callback(Protocol):
@@ -264,10 +274,14 @@ class VisualPrompt(nn.Module):
     def stages(self) -> Sequence[Stage]:
         return (Stage("train"),)
 
+    def captions(self) -> CaptionText | None:
+        """How the stage that has begun reads a caption of every sample into `Batch.captions`; None: it reads none."""
+        return None
+
     def teacher(self, stage: Stage) -> nn.Module | None:
-        """A frozen module that the stage needs whole on every rank, with the values that it had at the end of the
-        stage that trained it: outside of what is sharded and saved, in evaluation mode, in the recipe's type. It
-        replaces the method's own module of that name, which takes no part."""
+        """One of the method's own modules that the stage needs frozen and whole on every rank, with the values that it
+        had at the end of the stage that trained it: outside of what is sharded and saved, in evaluation mode, in the
+        recipe's type. The method's own module of that name takes no part, and becomes None."""
         return None
 
     def begin_stage(
@@ -275,7 +289,9 @@ class VisualPrompt(nn.Module):
     ) -> None:
         """Before a stage's first forward, and before the forwards of an evaluation, which is of the last one:
         `schedule`, `reserved` and the losses are this stage's from here on. `teacher` is what `teacher(stage)` has
-        returned, filled; `vocabulary_Vd` a frozen copy of the input embeddings, if the stage asks for it."""
+        returned, filled; `vocabulary_Vd` a frozen copy of the input embeddings, if the stage asks for it. It keeps both
+        where they are no submodule and no buffer, such as in a tuple. While a model is built, and where none is, it is
+        called without the two; the last call counts."""
 
     def replacement(self, name: str, linear: nn.Linear) -> nn.Linear | None:
         """Another layer in place of a linear layer of the decoder, such as one with LoRA; None keeps it. Called while

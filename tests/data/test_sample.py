@@ -66,7 +66,7 @@ def test_members_of_other_kinds_are_left_alone(tmp_path):
         ([("json", b'{"answer": ' + b"9" * 5000 + b"}")], "json member cannot be read"),
         ([("json", b'{"a": ' * 100_000)], "json member cannot be read"),
         ([("txt", b"caf\xe9")], "txt member cannot be read"),
-        ([("txt", b" \n")], "has neither choices nor an answer in text"),
+        ([("txt", b" \n")], "its caption is empty"),
         ([("json", b"[1]")], "json member is not an object"),
         ([("json", b"null")], "json member is not an object"),
     ],
