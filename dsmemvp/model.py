@@ -69,7 +69,7 @@ class VisualLanguageModel(nn.Module):
         if decoding is not None:
             return self._decode(batch, decoding)
         logits_SV, state = self._walk(batch, self.method.begin(batch), self._schedule())
-        return logits_SV, self.method.losses(state, batch)
+        return logits_SV, self.method.losses(state | {"logits": logits_SV}, batch)
 
     def set_recompute(self, decoder: Policy | Sequence[Policy], vision: Policy = "none") -> None:
         """What the backward computes again: a policy for all blocks of the decoder or one for each, and one for the

@@ -1,0 +1,108 @@
+"""P-Former against the recording of its authors' modules (pformer_reference.safetensors): every stage's losses and
+gradients, its prompts, and what belongs to no recording."""
+
+import pytest
+import torch
+from pformer_recording import Recording
+
+from dsmemvp.model import loss_sum
+from dsmemvp.prompts.pformer.text import nearest
+from dsmemvp.prompts.pformer.weights import pformer_names, stage_names
+
+ALL = [0, 1, 2, 3]
+
+
+@pytest.fixture
+def recording(shared, tmp_path) -> Recording:
+    return Recording(shared, tmp_path)
+
+
+def begin(model, name: str, teaches: bool = True) -> None:
+    method = model.method
+    stage = next(stage for stage in method.stages() if stage.name == name)
+    vocabulary = model.language.embed_tokens.weight.detach().clone() if stage.vocabulary else None
+    method.begin_stage(stage, method.teacher(stage) if teaches else None, vocabulary)
+
+
+def check_gradients(recording: Recording, model, stage: str, our_name) -> None:
+    named = dict(model.named_parameters())
+    recorded = [name for name in recording.tensors if name.startswith(f"{stage}.grad.")]
+    assert recorded
+    for name in recorded:
+        own = named["method." + our_name(name.removeprefix(f"{stage}.grad."))].grad
+        wanted = recording.tensors[name].reshape(own.shape)
+        assert (own - wanted).norm() < 1e-4 * wanted.norm(), name
+
+
+def check_losses(recording: Recording, stage: str, found: dict[str, torch.Tensor]) -> None:
+    for name, value in found.items():
+        wanted = recording.tensors[f"{stage}.{name}"].item()
+        assert abs(value.item() - wanted) < 1e-5 * max(1.0, abs(wanted)), (name, value.item(), wanted)
+
+
+def test_reference_prompts_and_nearest_words_are_the_recorded_ones(recording):
+    model = recording.model()
+    captions = recording.captions(ALL, masked=False)
+    with torch.no_grad():
+        pformer = model.method.pformer
+        vector = pformer.encoder(captions.tokens_BL, captions.mask_BL, model.method._noise(None, "", 8))
+        prompts = pformer(captions, model.method._noise(None, "", 8))
+        found = nearest(prompts.flatten(0, 1), model.language.embed_tokens.weight)
+    torch.testing.assert_close(vector, recording.tensors["pf_out.cls"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(prompts, recording.tensors["pf_out.ref_prompts"], atol=1e-5, rtol=0)
+    assert torch.equal(found.view(4, 8), recording.tensors["pf_out.nearest_vocab"])
+
+
+def test_stage_text(recording):
+    model = recording.model(stages=["text"])
+    begin(model, "text")
+    batch = recording.batch(model, ALL, masked=True, images=False)
+    logits, losses = model(batch)
+    counts = model.method.loss_counts(batch)
+    found = {
+        "loss_lm": loss_sum(logits, batch.targets) / batch.targets.numel(),
+        "loss_c": losses["contrast"] / counts["contrast"],
+        "loss_vq": losses["vocabulary"] / counts["vocabulary"],
+    }
+    found["loss"] = sum(found.values())
+    check_losses(recording, "s0", found)
+    found["loss"].backward()
+    check_gradients(recording, model, "s0", lambda name: f"pformer.{pformer_names(name)}")
+
+
+def _seen(recording: Recording, model, batch):
+    """The state behind the vision tower, with the recorded image tokens in its place."""
+    visual = recording.tensors["in.image_embeds"][batch.sample_ids]
+    return model.method.finish("vision", visual, model.method.begin(batch), batch)
+
+
+def test_stage_align(recording):
+    model = recording.model(stages=["align"])
+    begin(model, "align")
+    batch = recording.batch(model, [0, 1])
+    sums = model.method.losses(_seen(recording, model, batch), batch)
+    counts = model.method.loss_counts(batch)
+    means = {name: value / counts[name] for name, value in sums.items()}
+    found = {"loss_itc": means["itc"], "loss_itm": means["itm"], "loss_lm": means["itg"]}
+    found["loss_align_weighted"] = model.method.stage.losses["align"] * means["align"]
+    found["loss"] = sum(found.values())
+    check_losses(recording, "s1", found)
+    found["loss"].backward()
+    check_gradients(recording, model, "s1", stage_names)
+
+
+def test_stage_generate(recording):
+    model = recording.model(stages=["generate"])
+    begin(model, "generate")
+    batch = recording.batch(model, ALL)
+    state = _seen(recording, model, batch)
+    torch.testing.assert_close(state["seen"], recording.tensors["s1.prompts"], atol=1e-5, rtol=0)
+    sites = [site for site in model._schedule() if site.tower == "decoder"]
+    logits, state = model._walk(batch, state, sites)
+    align = model.method.losses(state, batch)["align"] / model.method.loss_counts(batch)["align"]
+    found = {"loss_lm": loss_sum(logits, batch.targets) / batch.targets.numel()}
+    found["loss_align_weighted"] = model.method.stage.losses["align"] * align
+    found["loss"] = sum(found.values())
+    check_losses(recording, "s2", found)
+    found["loss"].backward()
+    check_gradients(recording, model, "s2", stage_names)
