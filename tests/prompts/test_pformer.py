@@ -1,9 +1,14 @@
 """P-Former against the recording of its authors' modules (pformer_reference.safetensors): every stage's losses and
 gradients, its prompts, and what belongs to no recording."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from launch import run_on_ranks
 from pformer_recording import Recording
+from programs import pformer_on_ranks
 
 from dsmemvp.model import loss_sum
 from dsmemvp.prompts.pformer.text import nearest
@@ -106,3 +111,32 @@ def test_stage_generate(recording):
     check_losses(recording, "s2", found)
     found["loss"].backward()
     check_gradients(recording, model, "s2", stage_names)
+
+
+@pytest.mark.ranks
+def test_contrast_and_pairs_on_two_ranks(recording, shared, tmp_path):
+    """The contrast's numbers are recorded; pairs give the same sums and gradients however they are spread."""
+    out = tmp_path / "found.json"
+    run_on_ranks(Path(__file__).parents[1] / "programs" / "pformer_on_ranks.py", 2, str(shared), str(tmp_path), str(out))
+    found = json.loads(out.read_text())
+    recorded = json.loads((shared / "reference" / "pformer_reference.json").read_text())["world2"]
+    for rank, own in enumerate(found):
+        for name, wanted in recorded[f"rank{rank}"].items():
+            tolerance = 1e-5 if name == "loss_c" else 1e-4 * max(abs(wanted), 1.0)
+            assert abs(own["contrast"][name] - wanted) < tolerance, (rank, name)
+
+    alone = pformer_on_ranks.pairs(recording, ALL)
+    assert alone["counts"] == {"itc": 4, "itm": 12, "itg": sum(alone_tokens(recording)), "align": 4, "cosine": 4}
+    for spread in pformer_on_ranks.SPREAD:
+        for kind in ("losses", "counts", "gradients"):
+            for name, wanted in alone[kind].items():
+                total = sum(own[spread][kind][name] for own in found)
+                assert total == pytest.approx(wanted, rel=1e-4, abs=2e-4), (spread, name)
+    for own in found:
+        assert "holds a single pair" in own["one pair"]["error"]
+        assert set(own["none"]["losses"].values()) == {0.0} and set(own["none"]["gradients"].values()) == {0.0}
+
+
+def alone_tokens(recording: Recording) -> list[int]:
+    """What is written of each caption: all but [CLS]."""
+    return [length - 1 for length in recording.captions(ALL, masked=False).lengths]
