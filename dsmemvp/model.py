@@ -7,6 +7,7 @@ Building is in two phases, so that the frozen part can be partitioned and loaded
 T tokens in the pack, B samples, S supervised tokens, V vocabulary, I images.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -267,6 +268,19 @@ def trainable_shapes(recipe: Recipe, configs: Configs) -> dict[str, tuple[int, .
         model = build_frozen(recipe, configs)
         add_trainables(model, recipe, configs)
     return {name: tuple(p.shape) for name, p in model.trainables().items()}
+
+
+def stage_counts(recipe: Recipe, configs: Configs) -> dict[str, int]:
+    """Trained parameters of every stage by its name, counted without memory."""
+    shapes = trainable_shapes(recipe, configs)
+    with torch.device("meta"):
+        stages = build_method(recipe.method, sizes_of(configs)).stages()
+    return {
+        stage.name: sum(
+            math.prod(shape) for name, shape in shapes.items() if not stage.trains or name.startswith(stage.trains)
+        )
+        for stage in stages
+    }
 
 
 def count(recipe: Recipe, configs: Configs) -> tuple[int, int]:

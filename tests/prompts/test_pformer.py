@@ -11,6 +11,8 @@ from pformer_recording import Recording
 from programs import pformer_on_ranks
 
 from dsmemvp.model import loss_sum
+from dsmemvp.planning.meter import Meter
+from dsmemvp.prompts.pformer import text
 from dsmemvp.prompts.pformer.text import nearest
 from dsmemvp.prompts.pformer.weights import pformer_names, stage_names
 
@@ -117,7 +119,9 @@ def test_stage_generate(recording):
 def test_contrast_and_pairs_on_two_ranks(recording, shared, tmp_path):
     """The contrast's numbers are recorded; pairs give the same sums and gradients however they are spread."""
     out = tmp_path / "found.json"
-    run_on_ranks(Path(__file__).parents[1] / "programs" / "pformer_on_ranks.py", 2, str(shared), str(tmp_path), str(out))
+    run_on_ranks(
+        Path(__file__).parents[1] / "programs" / "pformer_on_ranks.py", 2, str(shared), str(tmp_path), str(out)
+    )
     found = json.loads(out.read_text())
     recorded = json.loads((shared / "reference" / "pformer_reference.json").read_text())["world2"]
     for rank, own in enumerate(found):
@@ -140,3 +144,23 @@ def test_contrast_and_pairs_on_two_ranks(recording, shared, tmp_path):
 def alone_tokens(recording: Recording) -> list[int]:
     """What is written of each caption: all but [CLS]."""
     return [length - 1 for length in recording.captions(ALL, masked=False).lengths]
+
+
+def test_the_search_in_the_vocabulary_holds_less_than_300_mb():
+    """Counted without memory, at true sizes: beside its inputs and without the differences from what it finds."""
+    with Meter() as meter:
+        prompts = torch.empty(4096, 5120, dtype=torch.bfloat16, device="meta")
+        vocabulary = torch.empty(50_000, 5120, dtype=torch.bfloat16, device="meta")
+        before = meter.now
+        nearest(prompts, vocabulary)
+    assert before > 500e6 and 50e6 < meter.peak - before < 300e6
+
+
+def test_the_search_goes_on_over_all_chunks(monkeypatch):
+    monkeypatch.setattr(text, "VOCABULARY_ROWS", 7)
+    monkeypatch.setattr(text, "PROMPT_ROWS", 3)
+    torch.manual_seed(0)
+    prompts, vocabulary = torch.randn(11, 5), torch.randn(40, 5)
+    vocabulary[33] = vocabulary[8]  # the first of equal ones
+    wanted = torch.cdist(prompts.double(), vocabulary.double()).argmin(1)
+    assert torch.equal(nearest(prompts, vocabulary), wanted)
