@@ -4,6 +4,7 @@ places that are drawn for [MASK]."""
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tokenizers
@@ -31,6 +32,8 @@ class CaptionText:
     """Whether the language model's text is the caption and its end alone, without a question."""
     supervise_bos: bool = False
     """With `target`: whether BOS is among the tokens that it has to predict, behind places at the start."""
+    of: Literal["caption", "answer", "question+answer"] = "caption"
+    """What is read in a caption's place."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class CaptionReader:
 
     def row(self, sample: Sample, epoch: int) -> "CaptionRow":
         """Raises SampleError for a caption that is empty, missing or too long."""
-        caption = caption_of(sample)
+        caption = caption_of(sample) if self.text.of == "caption" else _answered(sample, self.text.of)
         if not caption:
-            raise SampleError(sample.where, "has no caption, which the method reads")
+            raise SampleError(sample.where, f"has no {self.text.of}, which the method reads")
         tokens = self.pieces.encode(caption)
         if len(tokens) > self.text.length:
             raise SampleError(
@@ -72,6 +75,12 @@ class CaptionRow:
 def caption_of(sample: Sample) -> str:
     """The text of a sample that is a caption, or the caption beside a question; empty if there is none."""
     return str(sample.answer).strip() if sample.scores.get("task") == "caption" else sample.caption.strip()
+
+
+def _answered(sample: Sample, of: str) -> str:
+    """The answer in words, with the question before it if that is wanted."""
+    answer = sample.choices[int(sample.answer)] if sample.choices else str(sample.answer)
+    return " ".join(filter(None, (sample.question.strip() if of == "question+answer" else "", answer.strip())))
 
 
 def drawn_places(length: int, probability: float, seed: int, epoch: int, index: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from dsmemvp.prompts.pformer.pairs import PairHeads, Pairs, alignment, likeness,
 from dsmemvp.prompts.pformer.qformer import QFormer, TextBranch
 from dsmemvp.prompts.pformer.settings import Settings
 from dsmemvp.prompts.pformer.text import PFormer, corrupted, rows_of, variances, vocabulary_losses
-from dsmemvp.prompts.pformer.weights import begin, text_config, text_tokenizer
+from dsmemvp.prompts.pformer.weights import begin, check_vocabulary, text_config, text_tokenizer
 
 PLACES = "prompts"
 CAPTION_LOSSES, PAIR_LOSSES = ("contrast", "vocabulary"), ("itc", "itm", "itg")
@@ -90,12 +90,21 @@ class Method(VisualPrompt):
         self._vocabulary = () if vocabulary_Vd is None else (vocabulary_Vd,)
 
     def captions(self) -> CaptionText | None:
-        settings, name = self.settings, self.stage.name
-        if name == "finetune":
+        """Raises UserError for a tokenizer that is not the BERT's."""
+        settings, stage = self.settings, self.stage.name
+        if stage == "finetune" and settings.align_text == "none":
             return None
-        reads_masked = settings.masked if name == "text" else 0.0
-        bos_too = settings.layout == "prompts_bos"
-        return CaptionText(text_tokenizer(settings), settings.text_length, reads_masked, True, bos_too)
+        tokenizer = text_tokenizer(settings)
+        check_vocabulary(tokenizer, self.begin_token)
+        if stage == "finetune":
+            return CaptionText(tokenizer, settings.text_length, of=settings.align_text)
+        return CaptionText(
+            tokenizer,
+            settings.text_length,
+            mask=settings.masked if stage == "text" else 0.0,
+            target=True,
+            supervise_bos=settings.layout == "prompts_bos",
+        )
 
     def reserved(self) -> Sequence[Reserved]:
         anchor: Literal["start", "front"] = "front" if self.settings.layout == "bos_prompts" else "start"

@@ -3,16 +3,15 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from dsmemvp.config.fields import CONFIG, FROM_TEXT, Factor, Fraction, Text, Texts, Width
+from dsmemvp.config.fields import CONFIG, FROM_TEXT, Factor, Fraction, Text, Width
 from dsmemvp.config.methods import MethodSettings, VisionFeatures
 from dsmemvp.prompts.interface import Stage
 
 Name = Literal["text", "align", "generate", "finetune"]
 ORDER: tuple[Name, ...] = ("text", "align", "generate", "finetune")
-Epochs = Annotated[float, Field(gt=0, le=10**5), FROM_TEXT]
 PUBLISHED = {"raw": (10.0, 100.0), "scaled": (0.2, 2.0)}
 """Weights of the alignment in the stages `align` and `generate`. The scaled ones are the published ones times 0.02, the
 variance of the authors' prompts as far as it is known: their alignment alone begins at a loss of 2.12 / 100."""
@@ -76,20 +75,6 @@ class Settings(MethodSettings):
     feature_layer: Annotated[int, Field(ge=-1000, le=0)] = 0
     """Block of the vision tower that the image tokens come from, counted from its last as -1; 0 for the one that all
     methods take if nothing is said (of CLIP the last but one, as in BLIP-2)."""
-    text_epochs: Epochs | None = None
-    """Passes of the stage `text` over its data; None: training.epochs. The same for the other stages."""
-    align_epochs: Epochs | None = None
-    """Of the stage `align`."""
-    generate_epochs: Epochs | None = None
-    """Of the stage `generate`."""
-    finetune_epochs: Epochs | None = None
-    """Of the stage `finetune`."""
-    text_data: Texts = field(default_factory=list)
-    """Of data.train the folders with captions that the stage `text` reads; none given: all."""
-    pair_data: Texts = field(default_factory=list)
-    """Those with images and captions for the stages `align` and `generate`."""
-    finetune_data: Texts = field(default_factory=list)
-    """Those with questions for the stage `finetune`."""
 
     @field_validator("stages")
     @classmethod
@@ -97,6 +82,12 @@ class Settings(MethodSettings):
         if not stages or stages != [name for name in ORDER if name in stages]:
             raise ValueError(f"must be of {', '.join(ORDER)}, each at most once and in this order")
         return stages
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> "Settings":
+        if self.schedule == "cheap" and not self.weight("align"):
+            raise ValueError("align_weight: 0 leaves stage align without a loss under schedule: cheap; give a weight")
+        return self
 
     def vision_features(self) -> VisionFeatures:
         """BLIP-2's: all tokens, before the tower's last norm."""
@@ -120,10 +111,8 @@ class Settings(MethodSettings):
     def _text(self) -> Stage:
         return Stage(
             "text",
-            self.text_epochs,
-            _trained("pformer"),
-            {"contrast": self.contrast_weight, "vocabulary": self.vocabulary_weight},
-            data=tuple(self.text_data),
+            trains=_trained("pformer"),
+            losses={"contrast": self.contrast_weight, "vocabulary": self.vocabulary_weight},
             modules=("pformer",),
             vocabulary=True,
             vision=False,
@@ -138,30 +127,26 @@ class Settings(MethodSettings):
         losses = {} if cheap else {"itc": 1.0, "itm": 1.0, "itg": 1.0}
         return Stage(
             "align",
-            self.align_epochs,
-            (*_trained(*modules), "vision."),
-            losses | ({"align": weight} if weight else {}),
+            trains=(*_trained(*modules), "vision."),
+            losses=losses | ({"align": weight} if weight else {}),
             language_loss=0.0,
-            data=tuple(self.pair_data),
             decoder=False,
             modules=modules,
             measures=("cosine",) if weight else (),
         )
 
     def _generate(self) -> Stage:
-        return self._prompting("generate", self.generate_epochs, self.pair_data)
+        return self._prompting("generate")
 
     def _finetune(self) -> Stage:
-        return self._prompting("finetune", self.finetune_epochs, self.finetune_data)
+        return self._prompting("finetune")
 
-    def _prompting(self, name: str, epochs: float | None, data: list[str]) -> Stage:
+    def _prompting(self, name: Name) -> Stage:
         weight = self.weight(name)
         return Stage(
             name,
-            epochs,
-            (*_trained(*QUERY_SIDE), "vision."),
-            {"align": weight} if weight else {},
-            data=tuple(data),
+            trains=(*_trained(*QUERY_SIDE), "vision."),
+            losses={"align": weight} if weight else {},
             modules=QUERY_SIDE,
             measures=("cosine",) if weight else (),
         )

@@ -2,6 +2,7 @@
 checkpoints (BLIText) beside ours, and the values to begin with."""
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dsmemvp.backbones.safetensors_file import folder_tensors
 from dsmemvp.backbones.shapes import language_config
 from dsmemvp.backbones.stored import encoder_tensors
 from dsmemvp.backbones.text_encoder import ENCODERS
+from dsmemvp.data.captions import WordPieces
 from dsmemvp.errors import UserError
 from dsmemvp.prompts.pformer.bert import ClassEncoder, Embeddings, FeedForward, initialise
 from dsmemvp.prompts.pformer.qformer import QFormer, TextBranch
@@ -70,6 +72,14 @@ def text_tokenizer(settings: Settings) -> str:
     if not present:
         raise UserError("method.text_tokenizer: give the file of BERT's tokenizer, a vocab.txt or tokenizer.json")
     return str(present[0])
+
+
+@cache
+def check_vocabulary(tokenizer: str, rows: int) -> None:
+    """Raises UserError for a tokenizer with more pieces than the BERT's `rows`."""
+    found = WordPieces(tokenizer).vocabulary
+    if found > rows:
+        raise UserError(f"method.text_tokenizer: {tokenizer} has {found} pieces, the text encoder {rows}; take its own")
 
 
 def load_encoder(encoder: ClassEncoder, config: Any, folder: str) -> None:
