@@ -39,6 +39,8 @@ def write_adapter(
     handed_on = replace(state, recipe=portable(state.recipe), order={}, callbacks=[])
     content: dict[str, Any] = {"format": ADAPTER_FORMATS[-1], "dsmemvp": __version__, "prompt_format": PROMPT_FORMAT}
     content |= {"parameters": sum(t.numel() for t in trained.values()), **about, **asdict(handed_on)}
+    if not state.stage:
+        del content["stage"]
     content["files"] = {TRAINED: sum_of(folder / TRAINED)}
     content["crc32"] = own_sum(content)
     (folder / ADAPTER).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

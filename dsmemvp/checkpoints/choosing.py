@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from dsmemvp.checkpoints.checkpoint import Checkpoint, out_of_the_way, read_checkpoint, read_state
@@ -11,18 +12,18 @@ from dsmemvp.checkpoints.state_file import OtherVersion
 def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The intact checkpoint of the latest step in a run's folder, and what is wrong with later ones. Raises OSError, or
     UserError for one that another version has written."""
-    found, complaints = _first_intact(_folders(run)[::-1])
+    found, complaints = _first_intact(checkpoint_folders(run)[::-1])
     return found, [f"{complaint}{'; the checkpoint before it is taken' * bool(found)}" for complaint in complaints]
 
 
 def best_checkpoint(run: Path, best_by: str) -> tuple[Checkpoint | None, list[str]]:
     """The intact checkpoint with the lowest "loss" or the highest "score" on data.validation, and what is wrong with
     better ones. None if that was measured beside none of them."""
-    found, complaints = _first_intact(_best_first(_folders(run), best_by))
+    found, complaints = _first_intact(_best_first(checkpoint_folders(run), best_by))
     return found, [f"{complaint}{'; the next best checkpoint is taken' * bool(found)}" for complaint in complaints]
 
 
-def _folders(run: Path) -> list[Path]:
+def checkpoint_folders(run: Path) -> list[Path]:
     """Folders of checkpoints, by their steps. Raises OSError if they cannot be listed: a run must not restart then."""
     folder = run / "checkpoints"
     return sorted(path for path in folder.iterdir() if path.name.startswith("step-")) if folder.exists() else []
@@ -42,10 +43,12 @@ def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
-def prune(run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "loss") -> None:
-    """Take away all but the latest and the best (by "loss" or "score" on data.validation) checkpoints up to `step`, and
-    what cut-off writes have left. `keep_last` 0 keeps all. Those of later steps go: they were damaged, or the run would
-    have resumed there, and counted as the latest they would push out the good ones."""
+def prune(
+    run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "loss", ends: Collection[int] = ()
+) -> None:
+    """Take away all but the latest and the best (by "loss" or "score" on data.validation) checkpoints up to `step` and
+    those of the steps `ends`, and what cut-off writes have left. `keep_last` 0 keeps all. Those of later steps go: they
+    were damaged, or the run would have resumed there, and counted as the latest they would push out the good ones."""
     folder = run / "checkpoints"
     for left in [*folder.glob("partial-*"), *folder.glob("old-*")]:
         shutil.rmtree(left, ignore_errors=True)
@@ -53,6 +56,7 @@ def prune(run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "
     later = [path for path in folders if path.name > f"step-{step:08d}"]
     folders = folders[: len(folders) - len(later)]
     kept = set(folders[-keep_last:])  # [-0:] is all
+    kept.update(folder / f"step-{end:08d}" for end in ends)
     if keep_best:
         kept.update(_best_first(folders, best_by)[:keep_best])
     for path in [*folders, *later]:

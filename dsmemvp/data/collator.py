@@ -55,7 +55,8 @@ class Collator:
         self.check_labels(sample)
         if self.labels is not None:
             return encode_for_classes(tokenizer, sample, self.captions, self.max_length)
-        if self.caption_reader is not None and self.caption_reader.text.target:
+        described = not self.answers or sample.scores.get("task") == "caption"
+        if self.caption_reader is not None and self.caption_reader.text.target and described:
             bos_too = self.caption_reader.text.supervise_bos
             return encode_caption(tokenizer, sample, self.max_length, bos_too, self.answers)
         encode = encode_for_answer if self.answers else encode_for_training
