@@ -263,13 +263,12 @@ def build_empty(
 
 def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs, stage: Stage | None = None) -> None:
     """Attach the method and the vision adapters, the same values on every rank, for any number of ranks and in every
-    stage (None: the method's last one)."""
+    stage. None: the whole method, and the last stage has begun."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model.method = build_method(recipe.method, sizes_of(configs))
-        stage = stage or model.method.stages()[-1]
-        model.method.begin_stage(stage)
-        model.teacher = take_apart(model.method, stage)
+        model.method.begin_stage(stage or model.method.stages()[-1])
+        model.teacher = take_apart(model.method, stage) if stage else None
         if model.vision is not None:
             model.vision.add_adapters(recipe.vision, [s.block for s in model._schedule() if s.tower == "vision"])
         if isinstance(model.language, DecoderTower):
@@ -306,7 +305,7 @@ def stages_of(recipe: Recipe, configs: Configs) -> tuple[Stage, ...]:
 
 
 def trainable_shapes(recipe: Recipe, configs: Configs, stage: Stage | None = None) -> dict[str, tuple[int, ...]]:
-    """Of every tensor by its name that takes part in the stage (None: the last) and that some stage trains, without
+    """Of every tensor by its name that takes part in the stage (None: in any) and that some stage trains, without
     memory."""
     with torch.device("meta"):
         model = build_frozen(recipe, configs, stage)

@@ -82,7 +82,7 @@ class Trainer:
         if stage.vocabulary and self.model.teacher is None:
             self.model.method.begin_stage(stage, None, self._vocabulary())
         if recipe.training.recompute == "auto" and self.model.language is not None:
-            budget = activation_budget(recipe, configs, _free_bytes(recipe, ranks.device))
+            budget = activation_budget(recipe, configs, _free_bytes(recipe, ranks.device), stage)
             self.model.choose = budget.following(self.model.method)
             if ranks.first:
                 log.info("activations: %s", budget.example(recipe.training.micro_batch))
@@ -249,10 +249,10 @@ def build_model(
     load: Load | None = None,
     stage: Stage | None = None,
 ) -> VisualLanguageModel:
-    """The model of a stage (None: of the method's last one, with all towers) with its frozen weights loaded (by `load`;
-    None: from the recipe's folders). Under ZeRO-3 no rank
-    ever holds more of the frozen part than its partitions and one tensor that has no values yet. Nothing is sent
-    between ranks but whether all have loaded; errors are raised on all."""
+    """The model of a stage (None: with all towers and the whole method) with its frozen weights loaded (by `load`;
+    None: from the recipe's folders). Under ZeRO-3 no rank ever holds more of the frozen part than its partitions and
+    one tensor that has no values yet. Nothing is sent between ranks but whether all have loaded; errors are raised on
+    all."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(NAMED[recipe.model.dtype])
     try:
