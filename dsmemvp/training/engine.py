@@ -9,6 +9,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.utils import set_z3_leaf_module
 from torch import nn
 
@@ -132,6 +133,8 @@ class Trainer:
         if not hasattr(self, "engine"):
             return
         self._end_engine()
+        # a list of DeepSpeed's that begins with each engine's module, and from which `destroy` takes none
+        FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not self.model]
         del self.engine, self.master_weights, self.gradients, self.held, self.trainables, self.model
         gc.collect()  # DeepSpeed's hooks and parameters hold one another
         if self.ranks.device.type == "cuda":
