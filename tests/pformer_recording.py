@@ -15,8 +15,8 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch, Captions, Item, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
+from dsmemvp.prompts.pformer.published import pformer_names, stage_names
 from dsmemvp.prompts.pformer.qformer import TextBranch
-from dsmemvp.prompts.pformer.weights import pformer_names, stage_names
 
 FILE = Path("reference") / "pformer_reference.safetensors"
 

@@ -9,12 +9,14 @@ import torch
 from launch import run_on_ranks
 from pformer_recording import Recording
 from programs import pformer_on_ranks
+from safetensors.torch import load_file
 
+from dsmemvp.cli.main import main
 from dsmemvp.model import loss_sum
 from dsmemvp.planning.meter import Meter
 from dsmemvp.prompts.pformer import text
+from dsmemvp.prompts.pformer.published import pformer_names, stage_names
 from dsmemvp.prompts.pformer.text import nearest
-from dsmemvp.prompts.pformer.weights import pformer_names, stage_names
 
 ALL = [0, 1, 2, 3]
 
@@ -164,3 +166,22 @@ def test_the_search_goes_on_over_all_chunks(monkeypatch):
     vocabulary[33] = vocabulary[8]  # the first of equal ones
     wanted = torch.cdist(prompts.double(), vocabulary.double()).argmin(1)
     assert torch.equal(nearest(prompts, vocabulary), wanted)
+
+
+def test_convert_reads_the_authors_files(recording, tmp_path):
+    """As LAVIS stores them; all that a stage of ours takes is there."""
+    for part, prefix, stages in (("pf", "pf.", ["text"]), ("s1w", "s1w.", ["align"]), ("s2", "s1w.", ["generate"])):
+        tensors = {n.removeprefix(prefix): t for n, t in recording.tensors.items() if n.startswith(prefix)}
+        if part == "s2":  # the text branch is dropped
+            heads = ("vision_proj", "text_proj", "itm_head", "temp", "Qformer.cls")
+            own = ("intermediate.", ".output.dense", ".output.LayerNorm")
+            gone = {n for n in tensors if "_embeddings." in n or n.startswith(heads)}
+            gone |= {n for n in tensors if "att" not in n and any(o in n for o in own)}
+            tensors = {n: t for n, t in tensors.items() if n not in gone}
+        torch.save({"model": tensors, "epoch": 1}, tmp_path / f"{part}.pth")
+        assert main(["convert", str(tmp_path / f"{part}.pth"), "--out", str(tmp_path / part)]) == 0
+        found = load_file(tmp_path / part / "trained.safetensors")
+        model = recording.model(stages=stages)
+        wanted = {n: p for n, p in model.trainables().items() if n.startswith(model.method.stages()[0].trains)}
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], parameter) for name, parameter in wanted.items())

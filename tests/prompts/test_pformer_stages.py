@@ -5,13 +5,18 @@ from dataclasses import replace
 import pytest
 import small
 import torch
+from transformers import BertConfig, BertForMaskedLM
 
 from dsmemvp.backbones import shapes
 from dsmemvp.data.batch import Captions, Item, make_batch
 from dsmemvp.data.text import EncodedText
+from dsmemvp.errors import UserError
 from dsmemvp.generation.generate import Sampling, generate
 from dsmemvp.model import VisualLanguageModel, loss_sum
-from dsmemvp.prompts.pformer.bert import own_tokens
+from dsmemvp.prompts.pformer import qformer, weights
+from dsmemvp.prompts.pformer.bert import Noise, own_tokens
+from dsmemvp.prompts.pformer.contrast import hard_negatives
+from dsmemvp.prompts.pformer.weights import text_config
 
 LENGTH, MASK = 9, 4
 BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
@@ -242,3 +247,63 @@ def test_metrics_of_stage_text():
 
 def test_a_row_of_padding_has_a_value():
     assert own_tokens(torch.zeros(2, 3, dtype=torch.bool)).tolist() == [[True, False, False]] * 2
+
+
+def test_a_bert_s_folder_fills_p_former_and_both_branches_of_the_q_former(tmp_path):
+    """Against transformers' own BERT and its head for words, on rows with padding."""
+    torch.manual_seed(1)
+    bert = BertForMaskedLM(BertConfig(**BERT, max_position_embeddings=12, initializer_range=0.3)).eval()
+    bert.save_pretrained(tmp_path)
+    method = model("align", text_encoder=str(tmp_path)).method
+    config = text_config(str(tmp_path), "")
+    weights.begin(method.pformer.encoder, method.qformer, method.text, config, str(tmp_path))  # as it was built
+    read = captions([9, 4, 6])
+    with torch.no_grad():
+        hidden = bert.bert(read.tokens_BL, attention_mask=read.mask_BL.long()).last_hidden_state
+        vector = method.pformer.encoder(read.tokens_BL, read.mask_BL, Noise())
+        torch.testing.assert_close(vector, hidden[:, 0], atol=1e-5, rtol=1e-5)
+        bert.bert.embeddings.token_type_embeddings.weight.zero_()  # which a Q-Former has not
+        hidden = bert.bert(read.tokens_BL, attention_mask=read.mask_BL.long()).last_hidden_state
+        found = qformer.read(method.qformer, method.text, read.tokens_BL, read.mask_BL, Noise())
+        torch.testing.assert_close(found[read.mask_BL], hidden[read.mask_BL], atol=1e-5, rtol=1e-5)
+        own = bert.cls.predictions
+        wanted = own.transform(hidden) @ bert.bert.embeddings.word_embeddings.weight.T
+        torch.testing.assert_close(method.text.logits(hidden)[..., :40], wanted, atol=1e-4, rtol=1e-4)
+    layer, shared = method.pformer.encoder.layers[1], method.qformer.layers[1]
+    assert torch.equal(layer.feed_forward.up.weight, shared.feed_forward.up.weight)
+    assert method.text.words.weight.shape[0] == 41 and method.qformer.layers[1].cross_attention is None
+    assert method.qformer.layers[2].cross_attention is not None
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(36))]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    made = model("generate", text_tokenizer=str(tmp_path / "vocab.txt"))
+    with pytest.raises(UserError, match="has 41 pieces, the text encoder 40; take its own"):
+        made.method.captions()
+    with pytest.raises(UserError, match="give the file of BERT's tokenizer"):
+        model("generate").method.captions()
+    (tmp_path / "fits.txt").write_text("\n".join(pieces[:40]) + "\n")
+    path = str(tmp_path / "fits.txt")
+    for stage, settings, wanted in (
+        ("text", {}, (0.25, True, "caption")),
+        ("align", {}, (0.0, True, "caption")),
+        ("generate", {}, (0.0, True, "caption")),
+        ("finetune", {"align_text": "question+answer"}, (0.0, False, "question+answer")),
+    ):
+        read = model(stage, text_tokenizer=path, **settings).method.captions()
+        assert (read.mask, read.target, read.of) == wanted and read.length == LENGTH
+    assert model("finetune", text_tokenizer=path).method.captions() is None
+
+
+def test_hard_negatives_are_others_by_their_weights():
+    """Drawn often: by softmax + 1e-4 with the own row left out."""
+    scores = torch.tensor([[5.0, 1.0, 0.0, -30.0], [0.0, 9.0, 0.0, 1.0]])
+    keys = torch.arange(20_000).view(-1, 2)
+    drawn = torch.stack([hard_negatives(scores, 1, own) for own in keys])
+    chances = scores.double().softmax(1) + 1e-4
+    chances[0, 1] = chances[1, 2] = 0.0
+    for row in (0, 1):
+        shares = torch.bincount(drawn[:, row], minlength=4) / len(keys)
+        torch.testing.assert_close(shares.double(), chances[row] / chances[row].sum(), atol=0.02, rtol=0)
+    assert not (drawn[:, 0] == 1).any() and not (drawn[:, 1] == 2).any()

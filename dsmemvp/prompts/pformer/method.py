@@ -25,6 +25,7 @@ from dsmemvp.prompts.interface import Site, Sizes, Stage, State, Tower, VisualPr
 from dsmemvp.prompts.pformer.bert import Noise
 from dsmemvp.prompts.pformer.contrast import Gathering, caption_contrast
 from dsmemvp.prompts.pformer.pairs import PairHeads, Pairs, alignment, likeness, pair_losses
+from dsmemvp.prompts.pformer.published import Published
 from dsmemvp.prompts.pformer.qformer import QFormer, TextBranch
 from dsmemvp.prompts.pformer.settings import Settings
 from dsmemvp.prompts.pformer.text import PFormer, corrupted, rows_of, variances, vocabulary_losses
@@ -40,6 +41,8 @@ class Method(VisualPrompt):
         " the authors' released code): a Q-Former's prompts of a picture, trained towards those that the language model"
         " wants for its caption"
     )
+
+    published = Published()
 
     @classmethod
     def describe(cls, settings: Settings) -> dict[str, str]:

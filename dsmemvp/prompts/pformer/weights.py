@@ -1,5 +1,5 @@
-"""Where the weights of P-Former and the Q-Former come from: names of a BERT in Hugging Face layout and of the authors'
-checkpoints (BLIText) beside ours, and the values to begin with."""
+"""What P-Former and the Q-Former begin with: a BERT in Hugging Face layout, whose names stand here beside ours, or
+values drawn as BERT's were."""
 
 import re
 from functools import cache
@@ -129,44 +129,3 @@ def begin(encoder: ClassEncoder, qformer: QFormer, text: TextBranch, config: Any
     load_encoder(encoder, config, folder)
     begin_from(qformer, text, encoder)
     load_words_head(text, folder)
-
-
-def pformer_names(theirs: str) -> str:
-    """The authors' name of a tensor of P-Former -> ours, inside of `pformer`."""
-    for begins, ours in (
-        ("cls_proj.", "head.spread."),
-        ("pooler.0.", "head.inner."),
-        ("opt_proj.", "head.out."),
-        ("text_proj.", "contrast.projection."),
-    ):
-        if theirs.startswith(begins):
-            return ours + theirs.removeprefix(begins)
-    return "contrast.temperature.value" if theirs == "temp" else f"encoder.{bert_name(theirs)}"
-
-
-def stage_names(theirs: str) -> str | None:
-    """The authors' name of a tensor of their stages 1 and 2 -> ours, inside of the method; None for one that is stored
-    a second time (the head's weight is that of the word embeddings)."""
-    for begins, ours in (
-        ("query_tokens", "qformer.queries"),
-        ("ln_vision.", "qformer.vision_norm."),
-        ("opt_proj.", "projection."),
-        ("vision_proj.", "pairs.image."),
-        ("text_proj.", "pairs.text."),
-        ("itm_head.", "pairs.matching."),
-        ("temp", "pairs.temperature.value"),
-        ("Qformer.bert.embeddings.LayerNorm.", "qformer.norm."),
-        ("Qformer.bert.embeddings.word_embeddings.", "text.words."),
-        ("Qformer.bert.embeddings.position_embeddings.", "text.positions."),
-        ("Qformer.cls.predictions.transform.dense.", "text.transform."),
-        ("Qformer.cls.predictions.transform.LayerNorm.", "text.transform_norm."),
-        ("Qformer.cls.predictions.bias", "text.words.bias"),
-    ):
-        if theirs.startswith(begins):
-            return ours + theirs.removeprefix(begins)
-    if theirs.startswith("Qformer.cls.predictions.decoder."):
-        return None
-    name = bert_name(theirs.removeprefix("Qformer.bert."))
-    if ".feed_forward." in name and "_query." not in theirs:
-        return f"text.{name.replace('.feed_forward.', '.')}"
-    return f"qformer.{name}"
