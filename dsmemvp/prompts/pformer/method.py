@@ -89,18 +89,18 @@ class Method(VisualPrompt):
     ) -> None:
         self.stage = stage
         # in tuples: neither is the method's to shard or to save
-        self._teacher = () if teacher is None else (teacher,)
-        self._vocabulary = () if vocabulary_Vd is None else (vocabulary_Vd,)
+        self._teacher: tuple[nn.Module, ...] = () if teacher is None else (teacher,)
+        self._vocabulary: tuple[torch.Tensor, ...] = () if vocabulary_Vd is None else (vocabulary_Vd,)
 
     def captions(self) -> CaptionText | None:
         """Raises UserError for a tokenizer that is not the BERT's."""
-        settings, stage = self.settings, self.stage.name
-        if stage == "finetune" and settings.align_text == "none":
+        settings, stage, of = self.settings, self.stage.name, self.settings.align_text
+        if stage == "finetune" and of == "none":
             return None
         tokenizer = text_tokenizer(settings)
         check_vocabulary(tokenizer, self.begin_token)
-        if stage == "finetune":
-            return CaptionText(tokenizer, settings.text_length, of=settings.align_text)
+        if stage == "finetune" and of != "none":
+            return CaptionText(tokenizer, settings.text_length, of=of)
         return CaptionText(
             tokenizer,
             settings.text_length,
