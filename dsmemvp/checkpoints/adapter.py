@@ -25,7 +25,7 @@ from dsmemvp.data.text import PROMPT_FORMAT
 from dsmemvp.errors import UserError
 
 TRAINED = "trained.safetensors"
-PARTS = ("name", "seed", "model", "vision", "method", "data", "training", "evaluation")
+PARTS = ("name", "seed", "model", "vision", "method", "data", "training", "evaluation", "stages")
 KEPT = {"model": ("dtype", "language_shape", "vision_shape"), "data": ("captions", "max_length")}
 """Keys of a recipe, and of these groups, that an exported folder holds."""
 
@@ -52,7 +52,9 @@ def portable(recipe: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for part in (part for part in PARTS if part in recipe):
         value = recipe[part]
-        if isinstance(value, dict):
+        if part == "stages":
+            kept[part] = {name: portable({"training": own.get("training", {})}) for name, own in value.items()}
+        elif isinstance(value, dict):
             names = KEPT.get(part, tuple(value))
             kept[part] = {n: value[n] for n in names if n in value and "/" not in str(value[n])}
         else:
@@ -67,7 +69,7 @@ def open_adapter(folder: Path, overrides: Sequence[str]) -> tuple[Recipe, Checkp
     checkpoint = read_checkpoint(folder)
     check_sums(folder)
     # how it was trained does not count here, and may be by rules of another version
-    values = {part: value for part, value in checkpoint.state.recipe.items() if part != "training"}
+    values = {part: value for part, value in checkpoint.state.recipe.items() if part not in ("training", "stages")}
     recipe = recipe_of(values, str(folder / ADAPTER), overrides)
     for key in ("language_model", "vision_tower", "tokenizer"):
         if not getattr(recipe.model, key):
