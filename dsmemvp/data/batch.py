@@ -95,7 +95,7 @@ class Captions:
     mask_token: int
     """The tokenizer's [MASK]"""
     vectors_BH: torch.Tensor | None = None
-    """float32: what the teacher makes of each, if that is stored beside the shards (training/vectors.py)"""
+    """float32: what the teacher makes of each, if that is stored beside the shards (data/vectors.py)"""
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Captions":
         """The same with every tensor changed so."""

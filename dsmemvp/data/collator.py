@@ -12,6 +12,7 @@ from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.sample import BadSample, EncodedSample, Sample, SampleError, read_sample
 from dsmemvp.data.text import EncodedText, encode_caption, encode_for_answer, encode_for_classes, encode_for_training
 from dsmemvp.data.tokenizer import Tokenizer
+from dsmemvp.data.vectors import CaptionVectors
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Collator:
     """What samples are classified into; None if they have answers."""
     caption_reader: CaptionReader | None = None
     """For a method that reads captions by itself."""
+    vectors: CaptionVectors | None = None
+    """What is stored of the captions."""
 
     def item(
         self, tokenizer: Tokenizer, sample: Sample, seen: dict[bytes, torch.Tensor] | None = None, epoch: int = 0
@@ -100,6 +103,8 @@ class Collator:
         )
         if self.caption_reader is not None and not self.answers:
             captions = batch_captions([item.caption for item in ordered if item.caption], self.caption_reader)
+            if self.vectors is not None:
+                captions = replace(captions, vectors_BH=self.vectors.rows([item.index for item in ordered]))
             micro_batch = replace(micro_batch, batch=replace(micro_batch.batch, captions=captions))
         assigned = tuple((position, entry.index) for position, entry in entries)
         return replace(micro_batch, skipped=tuple(skipped), assigned=assigned)

@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from dsmemvp.data.batch import Batch, Labels, Reserved
+from dsmemvp.data.batch import Batch, Captions, Labels, Reserved
 from dsmemvp.data.captions import CaptionText
 
 State = dict[str, torch.Tensor]
@@ -82,6 +82,9 @@ class Stage:
     """Whether there is a vision tower, if the method sees images at all."""
     measures: tuple[str, ...] = ()
     """Of the method's losses those that are computed for the record alone."""
+    vectors: bool = False
+    """Whether what the teacher makes of each caption (`caption_vectors`) is stored beside the shards, and comes with
+    the captions of a batch."""
 
     @property
     def parts(self) -> tuple[bool, bool, tuple[str, ...], bool]:
@@ -277,6 +280,10 @@ class VisualPrompt(nn.Module):
     def captions(self) -> CaptionText | None:
         """How the stage that has begun reads a caption of every sample into `Batch.captions`; None: it reads none."""
         return None
+
+    def caption_vectors(self, captions: Captions) -> torch.Tensor:
+        """[B, H], what the stage's teacher makes of each caption, without noise; of a stage with `vectors`."""
+        raise NotImplementedError
 
     def teacher(self, stage: Stage) -> nn.Module | None:
         """One of the method's own modules that the stage needs frozen and whole on every rank, with the values that it

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsmemvp.backbones.costs import cost_model
@@ -12,6 +12,7 @@ from dsmemvp.config.reading import as_dict, as_yaml
 from dsmemvp.counting import counted
 from dsmemvp.data.balancing import CostModel
 from dsmemvp.data.batch import MicroBatch
+from dsmemvp.data.collator import Collator
 from dsmemvp.data.loader import Balancing, Share, training_steps
 from dsmemvp.distributed.stopping import Stopped
 from dsmemvp.errors import UserError
@@ -33,6 +34,7 @@ from dsmemvp.training.starting import take_over, teach
 from dsmemvp.training.step import Totals, exchange, take_step
 from dsmemvp.training.throughput import Throughput, multiplied
 from dsmemvp.training.validation import Evaluator
+from dsmemvp.training.vectors import stored_vectors
 
 More = Callable[[RunContext, Prepared, Trainer, Monitor], Callback]
 """Makes a callback beside the method's own, once the run is loaded and before it resumes."""
@@ -168,9 +170,13 @@ class _Loop:
         self.skips.begin_stage(span.recipe.training.global_batch, span.recipe.data.most_bad_in_a_row)
         training = self.context.recipe.training
         throughput = Throughput()
+        collator = span.inputs.collator
+        if span.stage.vectors:
+            stored = stored_vectors(self.context, self.trainer, span, self.monitor, self.step)
+            collator = replace(collator, vectors=stored)
         self.context.at("reading", self.step)
         balancing = self._balancing(span)
-        for batches in self.context.ranks.in_step(self._batches(span, until, balancing)):
+        for batches in self.context.ranks.in_step(self._batches(span, until, balancing, collator)):
             self._train_step(span, batches, throughput, balancing.costs)
             self.step += 1
             for callback in self.callbacks:
@@ -210,12 +216,11 @@ class _Loop:
         costs = cost_model(language, configs.vision, sees, configs.resolution if sees else 0, adapters)
         return Balancing(costs, training_token_counts(ranks, self.context.folder, span.data, inputs.collator))
 
-    def _batches(self, span: Span, until: int, balancing: Balancing) -> Iterator[list[MicroBatch]]:
+    def _batches(self, span: Span, until: int, balancing: Balancing, collator: Collator) -> Iterator[list[MicroBatch]]:
         """This rank's, of the steps to come."""
         recipe, ranks = span.recipe, self.context.ranks
         share = Share(ranks.rank, ranks.world, recipe.training.micro_batch, recipe.training.micro_tokens)
         steps = range(self.step - span.first, until - span.first)
-        collator = span.inputs.collator
         data, workers = span.data, recipe.data.workers
         pinned = ranks.device.type == "cuda"
         source = training_steps(data.manifests, data.order, collator, share, steps, workers, balancing, pinned)

@@ -6,6 +6,7 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -199,3 +200,39 @@ def test_a_stage_refuses_what_was_trained_on_another_base_or_by_another_method(s
     staged.write_text(yaml.safe_dump(renamed))
     done = launch(PROGRAMS / "toy_run.py", 1, _runs(staged, [[f"output={tmp_path / 'c'}"], "", 0]))
     assert done.returncode != 0 and "method.name: is memvp, but" in done.stdout
+
+
+def test_stored_vectors_take_the_place_of_the_teachers_and_are_made_once(staged, captions, tmp_path):
+    texts = captions[1]
+    data = tmp_path / "captions"
+    shutil.copytree(captions[0] / "train", data)
+    own = [f"stages.words.data.train={data}", f"stages.match.data.train={data}", "training.stop_at_step=6"]
+    runs = [[[*own, f"output={tmp_path / 'online'}"]]]
+    runs += [[[*own, f"output={tmp_path / name}", "method.vectors=true"]] for name in ("stored", "again")]
+    said = run_on_ranks(PROGRAMS / "toy_run.py", 1, _runs(staged, *runs))
+    assert said.count("storing the vectors of 48 captions") == 1
+    (path,) = data.glob("vectors-*.npy")
+    assert not list(data.glob("vectors-*.parts")) and not list(data.glob("partial-*"))
+    losses = [
+        [row["loss/train"] for row in _rows(tmp_path / name / "tiny", "metrics")]
+        for name in ("online", "stored", "again")
+    ]
+    assert losses[1] == losses[2] and losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+    # in the order of samples, by a float64 formula
+    teacher, pieces = _trained(tmp_path / "stored" / "tiny", WORDS), WordPieces(captions[0] / "vocab.txt")
+    vectors = np.load(path)
+    for number in (0, 13, 47):
+        tokens = pieces.encode(texts[number])
+        x = torch.zeros(32, dtype=torch.float64)
+        x[:16] = torch.tensor(tokens + [0] * (16 - len(tokens))) / 10
+        wanted = x @ teacher["method.first.weight"].double().T + teacher["method.first.bias"].double()
+        np.testing.assert_allclose(vectors[number], wanted.numpy(), rtol=1e-5, atol=1e-6)
+
+    # a damaged file is told
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    again = [[[*own, f"output={tmp_path / 'damaged'}", "method.vectors=true"]]]
+    done = launch(PROGRAMS / "toy_run.py", 1, _runs(staged, *again))
+    assert done.returncode != 0 and f"{path} is damaged" in done.stdout

@@ -17,7 +17,7 @@ from torch import nn
 
 from dsmemvp.config.fields import CONFIG
 from dsmemvp.config.methods import MethodSettings
-from dsmemvp.data.batch import Batch
+from dsmemvp.data.batch import Batch, Captions
 from dsmemvp.data.captions import CaptionText
 from dsmemvp.prompts.interface import Callback, Site, Sizes, Stage, State, Tower, VisualPrompt
 
@@ -31,6 +31,8 @@ class Settings(MethodSettings):
     """Of data.train, what the second stage reads; empty: all."""
     pieces: str = ""
     """A vocab.txt: the three stages."""
+    vectors: bool = False
+    """Of these, whether `match` takes what the teacher makes of captions from where it is stored."""
 
 
 class Shift(nn.Module):
@@ -94,14 +96,23 @@ class Method(VisualPrompt):
             return {}
         teacher, _ = self.given
         assert batch.captions is not None and teacher is not None and not teacher.training
-        # as many numbers as tokens, a row for each caption
-        own_BL = batch.captions.tokens_BL / 10.0
-        x_Bd = torch.nn.functional.pad(own_BL, (0, self.width - own_BL.shape[1]))
-        with torch.no_grad():
-            wanted_Bd = teacher(x_Bd.to(teacher.weight.dtype)).float()
+        x_Bd, wanted_Bd = self._padded(batch.captions), batch.captions.vectors_BH
+        assert self.settings.vectors == (wanted_Bd is not None)
+        if wanted_Bd is None:
+            wanted_Bd = self.caption_vectors(batch.captions)
         found_Bd = self.second(x_Bd.to(self.second.weight.dtype)).float()
         real_B1 = batch.captions.mask_BL.any(1)[:, None]
         return {"pull": ((found_Bd - wanted_Bd) ** 2 * real_B1).mean(-1).sum(), "far": found_Bd.detach().abs().sum()}
+
+    def caption_vectors(self, captions: Captions) -> torch.Tensor:
+        teacher = self.given[0]
+        with torch.no_grad():
+            return teacher(self._padded(captions).to(teacher.weight.dtype)).float()
+
+    def _padded(self, captions: Captions) -> torch.Tensor:
+        """[B, d], as many numbers as tokens, then zeros."""
+        own_BL = captions.tokens_BL / 10.0
+        return torch.nn.functional.pad(own_BL, (0, self.width - own_BL.shape[1]))
 
     def enter(self, site: Site, hidden: torch.Tensor, state: State, batch: Batch) -> torch.Tensor:
         if self.settings.pieces:
@@ -137,7 +148,8 @@ class Method(VisualPrompt):
             words = Stage("words", 1, ("method.first",), modules=("first",), vocabulary=True, vision=False)
             match = Stage("match", 1, losses={"pull": 1.0}, language_loss=0.0, decoder=False, modules=("second",))
             write = Stage("write", 1.5, losses={"size": self.settings.size}, modules=("second",))
-            return (replace(words, measures=("embedded", "drawn")), replace(match, measures=("far",)), write)
+            match = replace(match, measures=("far",), vectors=self.settings.vectors)
+            return (replace(words, measures=("embedded", "drawn")), match, write)
         if self.settings.stages == 1:
             return (Stage("train", losses={"size": self.settings.size}),)
         data = (self.settings.second,) if self.settings.second else ()
