@@ -11,7 +11,7 @@ pairs, I images, P image tokens, v width of the vision tower, n prompts, H width
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -91,6 +91,10 @@ class Method(VisualPrompt):
         # in tuples: neither is the method's to shard or to save
         self._teacher: tuple[nn.Module, ...] = () if teacher is None else (teacher,)
         self._vocabulary: tuple[torch.Tensor, ...] = () if vocabulary_Vd is None else (vocabulary_Vd,)
+
+    def caption_vectors(self, captions: Captions) -> torch.Tensor:
+        teacher: Any = self._teacher[0]
+        return teacher.encoder(captions.tokens_BL, captions.mask_BL, Noise())
 
     def captions(self) -> CaptionText | None:
         """Raises UserError for a tokenizer that is not the BERT's."""

@@ -68,6 +68,9 @@ class Settings(MethodSettings):
     """Of the alignment in the stage `align`; 0 for BLIP-2's way. None: 10 if raw, as published, 0.2 if scaled."""
     generate_weight: Factor | None = None
     """Of the alignment in the stage `generate`; 0 for BLIP-2's way. None: 100 if raw, as published, 2 if scaled."""
+    stored_vectors: bool = False
+    """Store the class vector of every caption beside the shards, once, so that later stages run P-Former's head alone.
+    Not with `target_dropout`. A run's own text stage makes them anew: its P-Former is another one."""
     target_dropout: bool = False
     """Leave dropout on in the frozen P-Former while others are trained, as the published runs did, not meaning to."""
     align_text: Literal["none", "answer", "question+answer"] = "none"
@@ -133,7 +136,11 @@ class Settings(MethodSettings):
             decoder=False,
             modules=modules,
             measures=("cosine",) if weight else (),
+            vectors=self._stores(weight),
         )
+
+    def _stores(self, weight: float) -> bool:
+        return bool(weight) and self.stored_vectors and not self.target_dropout
 
     def _generate(self) -> Stage:
         return self._prompting("generate")
@@ -149,6 +156,7 @@ class Settings(MethodSettings):
             losses={"align": weight} if weight else {},
             modules=QUERY_SIDE,
             measures=("cosine",) if weight else (),
+            vectors=self._stores(weight),
         )
 
 
