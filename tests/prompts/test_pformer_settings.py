@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.cli.main import main
 from dsmemvp.config.methods import method_settings
+from dsmemvp.config.reading import read_recipe
+from dsmemvp.errors import UserError
+from dsmemvp.model import stage_counts
 from dsmemvp.prompts.interface import Sizes
 from dsmemvp.prompts.pformer import Method
 
@@ -27,6 +31,14 @@ def test_trained_parameters_are_the_authors(widths):
             assert found["align" if name == "alone" else name] == COUNTS[widths][name]
 
 
+def test_the_recipe_s_stages_are_those_of_the_method(repository):
+    recipe = read_recipe(repository / "recipes" / "pformer-13b-stages.yaml", [])
+    assert recipe.method.stages == ["text", "align", "generate", "finetune"]
+    assert recipe.stages.keys() == {"text", "align", "finetune"}
+    counts = stage_counts(recipe, configs_of_shapes(recipe))
+    assert counts["align"] == COUNTS[1024, 5120]["align"] and counts["finetune"] == counts["generate"]
+
+
 @pytest.mark.parametrize("size", ["7b", "13b"])
 def test_count_says_what_each_stage_trains(size, repository, capsys):
     recipe = str(repository / "recipes" / f"scienceqa-{size}.yaml")
@@ -36,6 +48,14 @@ def test_count_says_what_each_stage_trains(size, repository, capsys):
         assert f"{COUNTS[1024, 4096 if size == '7b' else 5120][name]:,} trained in stage {name}\n" in said
 
 
+def test_a_folder_that_is_not_there_is_enough_to_count_and_not_to_build():
+    settings = method_settings("pformer", text_encoder="nowhere", text_shape="bert-tiny")
+    with torch.device("meta"):
+        Method.build(settings, Sizes(4, 8, 8))
+    with pytest.raises(UserError, match=r"method\.text_encoder: nowhere has neither"):
+        Method.build(settings, Sizes(4, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
@@ -43,7 +63,7 @@ def test_count_says_what_each_stage_trains(size, repository, capsys):
         (["stages=[]"], "method.stages: must be of text"),
         (["text_shape=llama-7b"], "method.text_shape: llama-7b is the shape of a 'llama' model, not of a BERT"),
         (["text_length=513"], "method.text_length: 513 tokens are more than the 512 positions of the text encoder"),
-        (["text_encoder=nowhere"], "method.text_encoder"),
+        (["text_encoder=/"], "method.text_encoder: /config.json does not exist"),
         (["views=3"], "method.views"),
         (["masked=1"], "method.masked"),
     ],

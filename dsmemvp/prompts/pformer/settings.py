@@ -36,7 +36,7 @@ class Settings(MethodSettings):
     """Folder with the BERT that P-Former and the Q-Former begin from, in Hugging Face layout. None given: from random
     values, of the shape `text_shape`."""
     text_shape: Text = "bert-base"
-    """Name of a published shape of the BERT (backbones/shapes.py), if no folder is given."""
+    """Published shape of the BERT (backbones/shapes.py), if no folder is given. Enough to count and to plan."""
     text_tokenizer: Text = ""
     """File of its tokenizer, a vocab.txt or tokenizer.json; vocab.txt or tokenizer.json in `text_encoder` if none is
     given."""

@@ -56,29 +56,28 @@ def bert_name(name: str) -> str:
 
 
 def text_config(folder: str, shape: str) -> Any:
-    """BERT's configuration. Raises UserError for another model's."""
-    config = folder_config(folder, KEY, ENCODERS) if folder else language_config(shape)
+    """BERT's configuration; of a folder that is not there its shape, to count and to plan. Raises UserError for another
+    model's."""
+    config = folder_config(folder, KEY, ENCODERS) if folder and Path(folder).exists() else language_config(shape)
     if config.model_type not in ENCODERS:
         raise UserError(f"method.text_shape: {shape} is the shape of a {config.model_type!r} model, not of a BERT")
     return config
 
 
 def text_tokenizer(settings: Settings) -> str:
-    """The file of BERT's tokenizer. Raises UserError if there is none."""
+    """The file of BERT's tokenizer, which need not be there to plan. Raises UserError if none is named."""
     if settings.text_tokenizer:
         return settings.text_tokenizer
-    found = [Path(settings.text_encoder) / name for name in ("vocab.txt", "tokenizer.json") if settings.text_encoder]
-    present = [path for path in found if path.is_file()]
-    if not present:
+    if not settings.text_encoder:
         raise UserError("method.text_tokenizer: give the file of BERT's tokenizer, a vocab.txt or tokenizer.json")
-    return str(present[0])
+    named = [Path(settings.text_encoder) / name for name in ("vocab.txt", "tokenizer.json")]
+    return str(next((path for path in named if path.is_file()), named[0]))
 
 
 @cache
 def check_vocabulary(tokenizer: str, rows: int) -> None:
     """Raises UserError for a tokenizer with more pieces than the BERT's `rows`."""
-    found = WordPieces(tokenizer).vocabulary
-    if found > rows:
+    if Path(tokenizer).is_file() and (found := WordPieces(tokenizer).vocabulary) > rows:
         raise UserError(f"method.text_tokenizer: {tokenizer} has {found} pieces, the text encoder {rows}; take its own")
 
 
