@@ -56,3 +56,9 @@ def named_stage(method: VisualPrompt, name: str) -> Stage:
     if name and name not in stages:
         raise UserError(f"--stage: {name!r} is none of the method's stages {', '.join(stages)}")
     return stages[name] if name else list(stages.values())[-1]
+
+
+def stage_folders(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
+    """Of data.train the folders that a stage reads, none for all: those that the method names, unless the recipe names
+    some for the stage."""
+    return () if "train" in recipe.stages.get(stage.name, {}).get("data", {}) else stage.data

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from dsmemvp.checkpoints.checkpoint import Checkpoint, out_of_the_way, read_checkpoint, read_state
 from dsmemvp.checkpoints.state_file import OtherVersion
@@ -65,16 +66,24 @@ def prune(
 
 
 def _best_first(folders: list[Path], best_by: str) -> list[Path]:
-    """Of checkpoints in the order of their steps, those for which it is known how good they are; the earlier of two
-    equal ones first."""
+    """Of checkpoints in the order of their steps, those of the last one's stage for which it is known how good they
+    are; the earlier of two equal ones first."""
+    stages = {folder: _field(folder, "stage") or "" for folder in folders}
+    last = next((stage for stage in reversed(stages.values()) if stage), "")  # a damaged one says none
+    folders = [folder for folder in folders if stages[folder] == last]
     badness = {folder: _badness(folder, best_by) for folder in folders}
     return sorted((folder for folder in folders if badness[folder] < math.inf), key=badness.__getitem__)
 
 
 def _badness(folder: Path, best_by: str) -> float:
     """On data.validation; infinite if it is not known."""
-    try:
-        value = read_state(folder).get(f"validation_{best_by}")
-    except (ValueError, FileNotFoundError):
-        return math.inf
+    value = _field(folder, f"validation_{best_by}")
     return math.inf if value is None else -value if best_by == "score" else value
+
+
+def _field(folder: Path, name: str) -> Any:
+    """Of state.json; None if it is not there or cannot be read."""
+    try:
+        return read_state(folder).get(name)
+    except (ValueError, FileNotFoundError):
+        return None

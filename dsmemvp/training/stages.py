@@ -10,7 +10,7 @@ from dsmemvp.config.recipe import START, Recipe
 from dsmemvp.config.stages import check_names, stage_recipe
 from dsmemvp.data.datasets import TrainingData, data_of, open_training_data, open_validation_data
 from dsmemvp.data.manifest import Manifest
-from dsmemvp.inputs import Inputs, open_inputs
+from dsmemvp.inputs import Inputs, open_inputs, stage_folders
 from dsmemvp.prompts.interface import Stage
 
 PARTS = ("deepspeed", "recompute", "activation_budget")
@@ -75,8 +75,6 @@ def spans_of(stages: Sequence[Stage], recipe: Recipe, base: Base) -> list[Span]:
     for stage in stages:
         own, given = stage_recipe(recipe, stage.name), recipe.stages.get(stage.name, {})
         known = next((span for span in spans if span.recipe == own), None)
-        # a stage that has its own data.train reads all of it
-        folders = () if "train" in given.get("data", {}) else stage.data
         whole = known.data if known and not known.stage.data else open_training_data(own)
         validation = open_validation_data(own) if stage.decoder else None
         inputs = open_inputs(own, base, stage.name)
@@ -85,7 +83,7 @@ def spans_of(stages: Sequence[Stage], recipe: Recipe, base: Base) -> list[Span]:
             stage,
             own,
             inputs,
-            data_of(whole, own, folders),
+            data_of(whole, own, stage_folders(own, stage)),
             validation,
             first,
             own.training.epochs if epochs is None else epochs,
