@@ -28,7 +28,7 @@ def test_each_tensor_is_of_the_newest_checkpoint_that_has_it(tmp_path):
     assert {name: value[0, 0].item() for name, value in found.items()} == {"a": 1.0, "b": 2.0, "c": 3.0}
     assert all(value.dtype == torch.float32 for value in found.values())
     with pytest.raises(
-        UserError, match="stage x: neither .*step-00000009 nor a checkpoint of its run before it holds d"
+        UserError, match=r"stage x: neither .*step-00000009 nor a checkpoint of its run before it holds d"
     ):
         origin.values(dict.fromkeys("abd", shape), "stage x")
     with pytest.raises(UserError, match=r"b has shape \(2, 3\), the model needs \(3, 2\)"):
