@@ -1,4 +1,4 @@
-"""Recipe -> a DeepSpeed engine around the model; under ZeRO-3 a rank loads only its partitions of the frozen part."""
+"""A stage of a recipe -> a DeepSpeed engine around the model (building.py), and what is done with it."""
 
 import gc
 import logging
@@ -14,29 +14,27 @@ from deepspeed.utils import set_z3_leaf_module
 from torch import nn
 
 from dsmemvp.backbones.configs import Configs
-from dsmemvp.backbones.partitioned import give_memory, is_partitioned, whole_shape
-from dsmemvp.backbones.weights import Base
+from dsmemvp.backbones.partitioned import is_partitioned, whole_shape
 from dsmemvp.checkpoints.checkpoint import Checkpoint, Tensors
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.dtypes import NAMED
 from dsmemvp.errors import UserError
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_empty, loss_sum, stages_of
+from dsmemvp.model import VisualLanguageModel, loss_sum, stages_of
 from dsmemvp.planning.budget import activation_budget
 from dsmemvp.planning.deepspeed_file import PREFETCH
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
 from dsmemvp.planning.memory import RESERVE
 from dsmemvp.planning.sharding import prefetched
 from dsmemvp.prompts.interface import Stage
+from dsmemvp.training.building import Load, build_model, cast
 from dsmemvp.training.gradients import GradientWatch
 from dsmemvp.training.master_weights import MasterWeights, set_module_value
 
 log = logging.getLogger(__name__)
 LANGUAGE = "language"
 """The language model's loss, among a method's own."""
-WHOLE: dict[str, Any] = {"zero_optimization": {"stage": 0}}
-"""Settings of a model that DeepSpeed has no part in."""
 
 
 class Trainer:
@@ -59,7 +57,7 @@ class Trainer:
     held: Tensors
     """Float32 values of what the stage does not train."""
 
-    def __init__(self, recipe: Recipe, configs: Configs, ranks: Ranks, load: "Load | None", stage: Stage):
+    def __init__(self, recipe: Recipe, configs: Configs, ranks: Ranks, load: Load | None, stage: Stage):
         self.ranks, self._configs, self._load = ranks, configs, load
         self.build(recipe, stage)
 
@@ -236,58 +234,6 @@ class Trainer:
         return math.inf if norm is None or not self.engine.was_step_applied() else float(norm)
 
 
-Load = Callable[[VisualLanguageModel, Recipe], object]
-
-
-def load_base(base: Base, ranks: Ranks) -> Load:
-    """Loads what `base` has opened already; the first rank says how far it is."""
-    return lambda model, recipe: base.load(model, tell=ranks.first)
-
-
-def build_model(
-    recipe: Recipe,
-    configs: Configs,
-    settings: dict[str, Any],
-    ranks: Ranks,
-    load: Load | None = None,
-    stage: Stage | None = None,
-) -> VisualLanguageModel:
-    """The model of a stage (None: with all towers and the whole method) with its frozen weights loaded (by `load`;
-    None: from the recipe's folders). Under ZeRO-3 no rank ever holds more of the frozen part than its partitions and
-    one tensor that has no values yet. Nothing is sent between ranks but whether all have loaded; errors are raised on
-    all."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(NAMED[recipe.model.dtype])
-    try:
-        model = build_empty(recipe, configs, ranks.device, stage)
-    finally:
-        torch.set_default_dtype(before)
-    if partitioned(settings):
-        give_memory(model, ranks.device, _cut(settings))
-    else:
-        give_memory(model, ranks.device)
-    read = load or load_base(Base(recipe), ranks)
-    ranks.together(lambda: read(model, recipe))
-    add_trainables(model, recipe, configs, stage)
-    return model
-
-
-def _cut(settings: dict[str, Any]) -> Callable[[nn.Parameter], None]:
-    """What makes a parameter ZeRO-3's and frees all but this rank's partition, values being of no interest yet.
-
-    DeepSpeed's public ways (`zero.Init` around a constructor or a module) also broadcast every parameter from the first
-    rank, so the two steps around that broadcast are called by themselves; the first one has no public name."""
-    # a module without parameters: takes settings only, and turns on what they say of linear layers' memory; the type
-    # comes from the settings, too, since DeepSpeed 0.19 takes an explicit float32 for bf16 on CPUs
-    init: Any = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings)
-
-    def cut(parameter: Any) -> None:
-        init._convert_to_deepspeed_param(parameter)
-        parameter.partition()
-
-    return cut
-
-
 def build_trainer(
     recipe: Recipe, configs: Configs, ranks: Ranks, load: Load | None = None, stage: Stage | None = None
 ) -> Trainer:
@@ -326,12 +272,6 @@ def build_engine(
         zero[PREFETCH] = prefetched(max(sizes, default=0))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
-
-
-def cast(trainables: dict[str, nn.Parameter], device: torch.device, dtype: torch.dtype) -> None:
-    """To the device and type of the frozen part: DeepSpeed's gathers want one type."""
-    for parameter in trainables.values():
-        parameter.data = parameter.data.to(device, dtype)
 
 
 def decay_groups(trainables: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -19,9 +19,10 @@ from dsmemvp.errors import UserError
 from dsmemvp.fault_tolerance.lease import held_lease
 from dsmemvp.log import log
 from dsmemvp.prompts.interface import Callback
+from dsmemvp.training.building import load_base
 from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
-from dsmemvp.training.engine import Trainer, build_trainer, load_base
+from dsmemvp.training.engine import Trainer, build_trainer
 from dsmemvp.training.health import Health
 from dsmemvp.training.mixture import Mixture
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
