@@ -112,7 +112,11 @@ def _introduce(context: RunContext, prepared: Prepared, trainer: Trainer, monito
     order, epochs = prepared.span.data.order, prepared.span.recipe.training.epochs
     epoch = f"{counted(order.samples, 'sample')} and {counted(order.steps, 'step')} per epoch"
     whole = f"{counted(epochs, 'epoch')}, {counted(ranks.world, 'rank')} on {ranks.device.type}"
-    after = f", resuming after step {first}" if first else ""
+    after = ""
+    if first and prepared.checkpoint is not None:
+        after = f", resuming after step {first}"
+    elif prepared.origin.found:
+        after = f", from {prepared.origin.found[0].trained.parent}"
     monitor.say(f"{recipe.name}: {trained:,} trained parameters, {epoch}, {whole}{after}")
     if order.repeats:
         monitor.say(f"the last batch of every epoch is completed with its first {counted(order.repeats, 'sample')}")
