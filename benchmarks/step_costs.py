@@ -8,6 +8,7 @@ The lengths are those in DSMEMVP_SHARED/data/scienceqa_lengths; a distribution f
 none.
 """
 
+import argparse
 import json
 import os
 import random
@@ -67,6 +68,7 @@ def table(known: list[tuple[int, bool]]) -> list[tuple[int, int, float, float, f
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     costs = cost_model(language_config("llama-13b"), vision_config("clip-vit-l-14"))
     print(f"an image costs {costs.per_image:.1f} tokens; attention {100 * costs.per_token_squared * 100:.2f} % at 100")
     print("| ranks | global batch | tokens alone | memvp, images weighed in | input_space | at most |")

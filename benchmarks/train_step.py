@@ -1,4 +1,4 @@
-"""One training step of memvp beside input_space, on the same samples, through the engine that runs use.
+"""One training step of memvp, dvp, mitp and input_space, on the same samples, through the engine that runs use.
 
     python benchmarks/train_step.py --shape tiny          two CPU cores
     python benchmarks/train_step.py --shape 7b            one CUDA GPU, random weights
@@ -6,8 +6,11 @@
 
 Prints a Markdown table: samples/s, tokens through the language model per sample, share of the matrix-product peak
 that is measured in the same run, peak memory. FLOPs are counted at 4N: 2N forward and 2N backward per token of a frozen
-model that gradients pass through, for the language model and the vision tower; recomputation is not credited. Each
-method runs in processes of its own, in turn, and the better of its rounds counts.
+model, for the language model and the vision tower; blocks that no gradient passes (dvp and mitp have some) count 2N.
+Recomputation is not credited. Each method runs in processes of its own, in turn, and the better of its rounds counts.
+
+memvp and input_space train adapters in the vision tower, dvp and mitp nothing beside what the method itself needs, as
+in the recipes for ScienceQA.
 """
 
 import argparse
@@ -17,13 +20,14 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from scienceqa_lengths import draw
+from torch import nn
 from train_step_against import compare
 
 from dsmemvp.backbones.configs import Configs
@@ -31,12 +35,14 @@ from dsmemvp.backbones.partitioned import fill_randomly, whole_shape
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.config.methods import method_settings
-from dsmemvp.config.recipe import Model, Recipe, Training
-from dsmemvp.data.batch import Batch, Item, Reserved, by_image, make_batch
+from dsmemvp.config.recipe import Model, Recipe, Training, Vision
+from dsmemvp.data.batch import Batch, Item, by_image, make_batch
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.text import EncodedText
+from dsmemvp.model import VisualLanguageModel
 
 ROOT = Path(__file__).parent.parent
-METHODS = ("memvp", "input_space")
+METHODS = ("memvp", "dvp", "mitp", "input_space")
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,17 @@ class Shape:
     language: str
     vision: str
     slots: int
+    """Of memvp"""
+    layer: int
+    """Of dvp: an eighth of the depth, or as published"""
     micro_batch: int
     steps: int
 
 
 SHAPES = {
-    "tiny": Shape("llama-tiny", "clip-tiny", slots=80, micro_batch=8, steps=10),
-    "7b": Shape("llama-7b", "clip-vit-l-14", slots=320, micro_batch=16, steps=10),
-    "13b": Shape("llama-13b", "clip-vit-l-14", slots=400, micro_batch=16, steps=10),
+    "tiny": Shape("llama-tiny", "clip-tiny", slots=80, layer=1, micro_batch=8, steps=10),
+    "7b": Shape("llama-7b", "clip-vit-l-14", slots=320, layer=4, micro_batch=16, steps=10),
+    "13b": Shape("llama-13b", "clip-vit-l-14", slots=400, layer=4, micro_batch=16, steps=10),
 }
 
 
@@ -109,8 +118,10 @@ def measure(method: str, given: argparse.Namespace) -> dict:
     configs = configs_of_shapes(recipe)
     trainer = build_trainer(recipe, configs, ranks, load=fill_randomly)
     batches = _batches(configs, trainer.model.method.reserved(), micro_batch)
-    for batch in batches[:2]:  # the first steps allocate and record the order of gathers
-        _step(trainer, batch)
+    vision_tower = trainer.model.vision
+    assert vision_tower is not None
+    forward_alone = _without_gradient(trainer.model, lambda: _step(trainer, batches[0]))
+    _step(trainer, batches[1])  # the first steps allocate and record the order of gathers
     _settle(ranks.device)
     start = time.perf_counter()
     for step in range(shape.steps):
@@ -120,16 +131,32 @@ def measure(method: str, given: argparse.Namespace) -> dict:
     done = [batches[step % len(batches)] for step in range(shape.steps)]
     tokens = sum(sum(b.lengths) for b in done)
     patches = sum(max(1, b.images.shape[0]) for b in done) * (configs.image_tokens + 1)
-    language, vision = (_numel(part) for part in (trainer.model.language, trainer.model.vision))
+    language, vision = (
+        4 * _numel(part) - 2 * sum(_numel(block) for block in part.layers if block in forward_alone)
+        for part in (trainer.model.language, vision_tower)
+    )
     found = {
         "samples_per_second": micro_batch * shape.steps / seconds,
         "tokens_per_sample": tokens / (micro_batch * shape.steps),
-        "flops": 4 * (language * tokens + vision * patches) / seconds,
+        "flops": (language * tokens + vision * patches) / seconds,
         "memory": peak_memory(ranks.device),
         "peak": matrix_product_peak(ranks.device, NAMED[recipe.model.dtype]),
         "about": f"{micro_batch} samples per step, {_hardware(ranks.device)}, {recipe.model.dtype}",
     }
     leave_ranks()
+    return found
+
+
+def _without_gradient(model: VisualLanguageModel, step: Callable[[], None]) -> set[nn.Module]:
+    """The frozen blocks that no gradient reaches in this step."""
+    found: set[nn.Module] = set()
+    hooks = []
+    assert model.vision is not None
+    for block in (*model.language.layers, *model.vision.layers):
+        hooks.append(block.register_forward_hook(lambda b, _, out: None if out.requires_grad else found.add(b)))
+    step()
+    for hook in hooks:
+        hook.remove()
     return found
 
 
@@ -146,8 +173,9 @@ def _recipe(method: Any, shape: Shape, micro_batch: int, recompute: Any) -> Reci
         deepspeed=str(ROOT / "ds_configs" / "zero3.json"),
     )
     model = Model(language_shape=shape.language, vision_shape=shape.vision, dtype="bf16")
-    slots = {"slots": shape.slots} if method == "memvp" else {}
-    return Recipe("benchmark", model=model, method=method_settings(method, **slots), training=training)
+    own = {"memvp": {"slots": shape.slots}, "dvp": {"layer": shape.layer}}.get(method, {})
+    vision = Vision(adapter_dim=0) if method in ("dvp", "mitp") else Vision()
+    return Recipe("benchmark", model=model, vision=vision, method=method_settings(method, **own), training=training)
 
 
 def _batches(configs: Configs, reserved: Sequence[Reserved], micro_batch: int) -> list[Batch]:

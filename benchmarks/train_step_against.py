@@ -140,6 +140,12 @@ class Contender:
         held, peak = zip(*self._asked(f"memory {step}"), strict=True)
         return max(held), max(peak)
 
+    def language(self) -> tuple[int, int]:
+        """Of the rank that has most: bytes of the language model's tensors, and what the system gets back of them. It
+        has none afterwards."""
+        held, resident = zip(*self._asked("language 0"), strict=True)
+        return max(held), max(resident)
+
     def _asked(self, line: str) -> list[Any]:
         for process in self.processes:
             process.stdin.write(f"{line}\n")

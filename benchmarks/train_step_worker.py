@@ -1,12 +1,15 @@
 """One rank of one contender of `train_step.py --against`: builds the model with the code that PYTHONPATH names, then
 runs training steps, each named by a line of standard input, and answers with the seconds and the CPU seconds that it
-took, or after "memory" with the bytes that are held between its forward and backward, and the most at any moment.
+took; after "memory" with the bytes that are held between its forward and backward, and the most at any moment; after
+"language" with the bytes of the language model's tensors, which are then let go.
 
 The same file drives both sides. `_Old` is code up to commit 4a25991, whose batches are laid out padded; `_New` is what
 came after. The samples of a step are the same for both: 8 of ScienceQA's lengths, assigned to the ranks by each
 side's own balancing.
 """
 
+import ctypes
+import gc
 import json
 import random
 import sys
@@ -15,6 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from measured_memory import held_and_peak
 from scienceqa_lengths import Length, draw
@@ -39,7 +43,8 @@ def main() -> None:
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         what, _, step = line.rpartition(" ")
-        print(json.dumps(run.memory(int(step)) if what == "memory" else run.seconds(int(step))), flush=True)
+        answer = {"memory": run.memory, "language": run.language}.get(what, run.seconds)
+        print(json.dumps(answer(int(step))), flush=True)
     side.leave()
 
 
@@ -79,7 +84,10 @@ class _New:
         ranks = join_ranks(seconds=1800)
         method = method_settings(spec["method"], **({"slots": spec["slots"]} if spec["method"] == "memvp" else {}))
         recipe = Recipe(
-            "benchmark", model=Model(dtype=spec["dtype"]), method=method, training=_training(Training, spec, ranks)
+            "benchmark",
+            model=Model(dtype=spec["dtype"], **{key: spec[key] for key in ("quantize",) if key in spec}),
+            method=method,
+            training=_training(Training, spec, ranks),
         )
         trainer = build_trainer(recipe, Configs(language, vision), ranks, load=fill_randomly)
         batches, costs = [], cost_model(language, vision)
@@ -171,8 +179,25 @@ class _Steps:
         self._trainer.update(1e-4)
         return [held, peak]
 
+    def language(self, step: int) -> list[int]:
+        """Of this rank: (bytes of the language model's tensors, what the system gets back when they are let go)"""
+        before, held = _resident(), 0
+        for parameter in self._trainer.model.language.parameters():
+            for part in (parameter, getattr(parameter, "ds_tensor", None)):
+                if part is not None:
+                    held += part.nbytes
+                    part.data = torch.empty(0, dtype=part.dtype)
+        return [held, before - _resident()]
+
     def _accumulate(self, step: int) -> None:
         self._trainer.accumulate([self._batches[step]], 1 / self._supervised[step])
+
+
+def _resident() -> int:
+    """Of this process, once what is free has gone back to the system."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return psutil.Process().memory_info().rss
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ T tokens in the pack, B samples, S supervised tokens, V vocabulary, I images.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.decoder import DecoderTower, Rotary
 from dsmemvp.backbones.families import check_window
 from dsmemvp.backbones.key_value_cache import KeyValueCache
+from dsmemvp.backbones.linear import quantize_linears, stored_shapes
 from dsmemvp.backbones.recompute import Policy, run_again
 from dsmemvp.backbones.text_encoder import ENCODERS, TextEncoder
 from dsmemvp.backbones.vision import VisionTower
@@ -61,10 +62,14 @@ class VisualLanguageModel(nn.Module):
         sees_images: bool,
         statistics: str = "auto",
         features: VisionFeatures | None = None,
+        cached: bool = False,
         decoder: bool = True,
     ):
+        """`cached`: the batch's images are features that the tower has made before; it is not built."""
         super().__init__()
-        self.vision = VisionTower(configs.vision, statistics, features) if sees_images else None
+        self.vision = VisionTower(configs.vision, statistics, features) if sees_images and not cached else None
+        shape = configs.features(features or VisionFeatures())
+        self.cached = _Cached(shape, torch.get_default_dtype()) if sees_images and cached else None
         encodes = configs.language.model_type in ENCODERS
         self.language: Any = None
         """None in a stage without a language model."""
@@ -82,7 +87,7 @@ class VisualLanguageModel(nn.Module):
         decoding, the state that the next step takes."""
         if decoding is not None:
             return self._decode(batch, decoding)
-        logits_SV, state = self._walk(batch, self.method.begin(batch), self._schedule())
+        logits_SV, state = self._walk(batch, self._begin(batch), self._schedule())
         return logits_SV, self.method.losses(state | {"logits": logits_SV}, batch)
 
     def set_recompute(self, decoder: Policy | Sequence[Policy], vision: Policy = "none") -> None:
@@ -99,7 +104,7 @@ class VisualLanguageModel(nn.Module):
         seen = [site for site in sites if site.tower == "vision"]
         if sites[: len(seen)] != seen:
             return None
-        return self._walk(batch, self.method.begin(batch), seen)[1]
+        return self._walk(batch, self._begin(batch), seen)[1]
 
     def whole_blocks(self) -> list[nn.Module]:
         """The decoder's blocks without anything trained: ZeRO-3 gathers each as one."""
@@ -108,6 +113,14 @@ class VisualLanguageModel(nn.Module):
 
     def trainables(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def _begin(self, batch: Batch) -> State:
+        """The method's state before any block, and if features are cached after those of the vision tower."""
+        state = self.method.begin(batch)
+        if self.cached is None:
+            return state
+        features = batch.images if batch.images.shape[0] else self.cached.dummy(batch.images.device)
+        return self.method.finish("vision", features, state, batch)
 
     def _schedule(self) -> list[Site]:
         towers: tuple[Tower, ...] = ("decoder", "vision")
@@ -120,7 +133,7 @@ class VisualLanguageModel(nn.Module):
         if not first:
             cache.make_room()
         if state is None:
-            state = self.method.begin(batch)
+            state = self._begin(batch)
         else:
             sites = [site for site in sites if site.tower == "decoder"]
         logits_SV, state = self._walk(batch, state, sites, cache)
@@ -191,13 +204,26 @@ class VisualLanguageModel(nn.Module):
             given = (hidden, branch, dropout)
             hidden = run_again(block, *given) if policy == "full" else block(*given)
         else:
-            packing = replace(context.packing, hidden=_hidden_places(method.visible(site), batch))
+            packing = context.reading(method.visible(site))
             dropout, rows_S = batch.token_dropout if self.training else None, None
             if site.block == self._depth("decoder") - 1 and batch.supervised.shape[0] < batch.tokens.shape[0]:
                 rows_S, batch = batch.supervised, batch.at_supervised()
             block = self.language.layers[site.block]
             hidden = block(hidden, context.rotary, packing, branch, dropout, policy, rows_S)
         return method.leave(site, hidden, state, batch)
+
+
+@dataclass(frozen=True)
+class _Cached:
+    """What features of an image are."""
+
+    shape: tuple[int, int]
+    """[P, v]"""
+    dtype: torch.dtype
+
+    def dummy(self, device: torch.device) -> torch.Tensor:
+        """[1, P, v] for a batch without images, to which the method gives weight zero."""
+        return torch.zeros(1, *self.shape, dtype=self.dtype, device=device)
 
 
 @dataclass
@@ -208,6 +234,13 @@ class _Context:
     packing: Packing
     policies: dict[Tower, Sequence[Policy]]
     rotary: Rotary | None = None
+    read: dict[tuple[str, ...] | None, Packing] = field(default_factory=dict)
+
+    def reading(self, visible: tuple[str, ...] | None) -> Packing:
+        """For blocks that read these of the reserved places (None: all), made once."""
+        if visible not in self.read:
+            self.read[visible] = replace(self.packing, hidden=_hidden_places(visible, self.batch))
+        return self.read[visible]
 
 
 def _hidden_places(visible: tuple[str, ...] | None, batch: Batch) -> torch.Tensor | None:
@@ -238,10 +271,20 @@ def sizes_of(configs: Configs) -> Sizes:
 def build_frozen(recipe: Recipe, configs: Configs, stage: Stage | None = None) -> VisualLanguageModel:
     """The model without anything of the method's own, on torch's default device and in its default type, with the
     towers that the stage has (None: all). Of it only the language model's norms may be trained, if the method asks for
-    it."""
+    it. Raises UserError for features that cannot be cached, and for sizes that cannot be quantised, as the recipe
+    says."""
     decoder, vision = (stage.decoder, stage.vision) if stage else (True, True)
-    sees_images, features = vision and method_class(recipe.method.name).sees_images, recipe.method.vision_features()
-    model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics, features, decoder).requires_grad_(False)
+    method, features = method_class(recipe.method.name), recipe.method.vision_features()
+    cached, sees_images = bool(recipe.vision.cache_features), vision and method.sees_images
+    if cached and sees_images and method.acts_in_tower:
+        raise UserError(
+            f"vision.cache_features: method {recipe.method.name} acts inside of the vision tower, which therefore runs"
+            " in every step; leave it out"
+        )
+    model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics, features, cached, decoder)
+    model.requires_grad_(False)
+    if decoder and recipe.model.quantize != "none":
+        quantize_linears(model.language.layers, recipe.model.quantize)
     for norm in model.language.norms() if decoder and recipe.method.trains_norms() else ():
         norm.weight.requires_grad_(True)
     return model
@@ -317,8 +360,8 @@ def count(recipe: Recipe, configs: Configs, stage: Stage | None = None) -> tuple
     """(parameters of these tensors, frozen parameters of the language model), counted without memory."""
     with torch.device("meta"):
         model = build_frozen(recipe, configs, stage)
-        language = model.language.parameters() if model.language is not None else ()
-        frozen = sum(p.numel() for p in language if not p.requires_grad)
+        shapes = stored_shapes(model.language) if model.language is not None else {}
+        frozen = sum(math.prod(shape) for p, shape in shapes.items() if not p.requires_grad)
         add_trainables(model, recipe, configs, stage)
     return sum(p.numel() for p in model.trainables().values()), frozen
 

@@ -9,7 +9,8 @@ from transformers import BertConfig, ViTConfig
 
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch, Item, Labels, Reserved, make_batch
+from dsmemvp.data.batch import Batch, Item, Labels, make_batch
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.text import EncodedText
 
 FILE = Path("reference") / "mitp_encoders_reference.safetensors"

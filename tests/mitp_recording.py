@@ -9,7 +9,8 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
+from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.text import EncodedText
 
 FILE = Path("reference") / "mitp_reference.safetensors"

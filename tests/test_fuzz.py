@@ -12,7 +12,7 @@ PROGRAM = Path(__file__).parent / "fuzz" / "run.py"
 CASES = 40
 """For each reader: a minute in all. `make fuzz N=1000` runs more."""
 SETTINGS, DATA = ("recipe", "deepspeed", "config", "weights", "sentencepiece", "tokenizer.json"), ("sample", "tar")
-SHARDS, IMAGES = ("manifest", "index", "shard"), ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+SHARDS, IMAGES = ("manifest", "index", "shard", "features"), ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 RUNS = ("checkpoint", "exported", "predictions", "starts.jsonl", "run's lines")
 SOURCES = (
     "Meta's pieces",
@@ -22,6 +22,8 @@ SOURCES = (
     "pytorch_model.bin",
     "bin's config",
     "safetensors source",
+    "GGUF",
+    "ONNX",
 )
 
 

@@ -32,6 +32,7 @@ ORDER = [
     "generation",
     "inspection",
     "evaluation",
+    "comparison",
     "export",
     "submit",
     "doctor",

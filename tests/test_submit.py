@@ -65,7 +65,7 @@ def test_beside_its_options_the_text_is_the_start_file(repository):
     assert {line for line in changed if not line.startswith("#SBATCH --")} == {"set -- r.yaml"}
 
 
-@pytest.mark.parametrize("name", ["train.sbatch", "evaluate.sbatch", "search.sbatch"])
+@pytest.mark.parametrize("name", ["train.sbatch", "evaluate.sbatch", "search.sbatch", "compare.sbatch"])
 def test_an_installed_package_has_the_files_of_the_repository(repository, name):
     assert (START_FILES / name).resolve() == repository / "slurm" / name
 

@@ -12,7 +12,8 @@ from dsmemvp.backbones.decoder import DecoderTower
 from dsmemvp.backbones.families import DECODERS
 from dsmemvp.backbones.text_encoder import ENCODERS, TextEncoder
 from dsmemvp.backbones.vision import VisionTower
-from dsmemvp.backbones.vision_families import TOWERS, square
+from dsmemvp.backbones.vision_families import TOWERS, square, vision_family
+from dsmemvp.config.methods import VisionFeatures
 from dsmemvp.config.paths import model_config_file
 from dsmemvp.config.yaml_text import shown
 from dsmemvp.errors import UserError
@@ -61,6 +62,11 @@ class Configs:
     def image_tokens(self) -> int:
         """Patches of an image."""
         return (self.resolution // square(self.vision.patch_size)) ** 2
+
+    def features(self, wanted: VisionFeatures) -> tuple[int, int]:
+        """[P, v] of what the tower makes of an image, tokens before the patches counted if they are wanted."""
+        extra = vision_family(self.vision).dropped(self.vision) if wanted.class_token else 0
+        return self.image_tokens + extra, self.vision.hidden_size
 
 
 def folder_config(folder: str, key: str, kinds: Mapping[str, Any]) -> Any:

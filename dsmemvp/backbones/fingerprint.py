@@ -15,6 +15,7 @@ from dsmemvp.backbones.reading import sampled
 from dsmemvp.backbones.stored import Stored
 from dsmemvp.backbones.text_encoder import ENCODERS
 from dsmemvp.backbones.weights import LANGUAGE_KEY, VISION_KEY, Base
+from dsmemvp.config.hub import local
 from dsmemvp.config.methods import method_module
 from dsmemvp.config.paths import check_tokenizer_file
 
@@ -43,7 +44,7 @@ def fingerprint(base: Base) -> dict[str, str]:
     if method_module(recipe.method.name).Method.sees_images:
         key = VISION_KEY
         found[key] = _digest(base.vision_tensors, base.vision_config, VISION, key)
-    tokenizer = Path(recipe.model.tokenizer)
+    tokenizer = Path(local(recipe.model.tokenizer, "model.tokenizer"))
     check_tokenizer_file(tokenizer)
     return {**found, "model.tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
 

@@ -42,7 +42,7 @@ def held_pieces(parameter: Any) -> list[tuple[int, torch.Tensor]]:
         held.append((parameter.ds_secondary_tensor, parameter.ds_zero_param_process_group))
     pieces: list[tuple[int, torch.Tensor]] = []
     for tensor, group in held:
-        if tensor.numel() != tensor.ds_numel or not tensor.is_floating_point():
+        if tensor.numel() != tensor.ds_numel or tensor.dtype != parameter.dtype:
             raise UserError(
                 "training.deepspeed: weights cannot be loaded into quantized partitions or onto NVMe; take out"
                 " zero_quantized_nontrainable_weights, and offload_param's device nvme"
@@ -66,7 +66,11 @@ def fill_randomly(model: nn.Module, *_unused: Any) -> None:
     """In place of loading, if only sizes matter (benchmarks, tests): matrices small, weights of norms one."""
     for name, parameter in model.named_parameters():
         for _, piece in held_pieces(parameter):
-            if len(whole_shape(parameter)) > 1:
+            if piece.dtype == torch.uint8:
+                piece.random_(256)
+            elif name.endswith("weight_scale"):
+                piece.fill_(0.02 / 64)  # codes of int8 are about as large as 64
+            elif len(whole_shape(parameter)) > 1:
                 piece.normal_(std=0.02)
             else:
                 piece.fill_(float(name.endswith("weight")))

@@ -16,6 +16,7 @@ from dsmemvp.backbones.safetensors_file import folder_tensors
 from dsmemvp.backbones.shapes import language_config, vision_config
 from dsmemvp.backbones.stored import Stored, decoder_tensors, encoder_tensors, vision_tensors
 from dsmemvp.backbones.text_encoder import ENCODERS
+from dsmemvp.config.hub import local
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
 
@@ -48,12 +49,12 @@ class Base:
     @cached_property
     def language_config(self) -> Any:
         """None without a folder."""
-        return folder_config(self.recipe.model.language_model, LANGUAGE_KEY, LANGUAGE_CONFIGS)
+        return folder_config(local(self.recipe.model.language_model, LANGUAGE_KEY), LANGUAGE_KEY, LANGUAGE_CONFIGS)
 
     @cached_property
     def vision_config(self) -> Any:
         """None without a folder."""
-        return folder_config(self.recipe.model.vision_tower, VISION_KEY, VISION_CONFIGS)
+        return folder_config(local(self.recipe.model.vision_tower, VISION_KEY), VISION_KEY, VISION_CONFIGS)
 
     @cached_property
     def language_tensors(self) -> Stored:
@@ -102,7 +103,7 @@ def tensor_files(folder: Path, key: str) -> dict[str, Path]:
 def _given(folder: str, key: str) -> str:
     if not folder:
         raise UserError(f"{key}: give the folder of its weights")
-    return folder
+    return local(folder, key)
 
 
 def _or_shape(part: str, found: Any, shape: str, named: Any) -> Any:
@@ -123,16 +124,16 @@ def _checked(configs: Configs, recipe: Recipe) -> Configs:
     """Check what the recipe asks of the two models. Raises UserError."""
     check_window(configs.language, recipe.data.max_length)
     encodes = configs.language.model_type in ENCODERS
-    if encodes and recipe.data.max_length > configs.language.max_position_embeddings:
-        raise UserError(
-            f"data.max_length: {recipe.data.max_length} tokens are more than the"
-            f" {configs.language.max_position_embeddings} positions of the text encoder"
-        )
     if encodes != (recipe.method.text_tower() == "encoder"):
         wanted = "a text encoder (BERT)" if not encodes else "a decoder"
         raise UserError(
             f"method.name: {recipe.method.name} needs {wanted} in model.language_model, which is of a"
             f" {configs.language.model_type!r} model"
+        )
+    if encodes and recipe.data.max_length > configs.language.max_position_embeddings:
+        raise UserError(
+            f"data.max_length: {recipe.data.max_length} tokens are more than the"
+            f" {configs.language.max_position_embeddings} positions of the text encoder"
         )
     check_patches(configs.resolution, configs.vision)
     return configs

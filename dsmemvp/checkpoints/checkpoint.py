@@ -40,7 +40,7 @@ ADAPTER = "adapter.json"
 """What an exported folder (checkpoints/adapter.py) has in the place of state.json, with a format of its own."""
 ADAPTER_FORMATS = (1, 2)
 """As above; 1 identified the base in another way."""
-REFUSES_ONLY = "vision.max_pixels"
+REFUSES_ONLY = ("vision.max_pixels", "vision.cache_features")
 """A setting that changes nothing in what is computed."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's moments of each tensor."""
@@ -101,7 +101,7 @@ class Checkpoint:
         for group, of_group in defaults.items():
             trained_with = of_group | self.state.recipe.get(group, {})
             for key, value in recipe[group].items():
-                if f"{group}.{key}" != REFUSES_ONLY and trained_with[key] != value:
+                if f"{group}.{key}" not in REFUSES_ONLY and trained_with[key] != value:
                     raise UserError(
                         f"{group}.{key}: is {value}, but {self.trained.parent} was trained with {trained_with[key]};"
                         " take another name for the run or the old value"
@@ -121,6 +121,16 @@ class Checkpoint:
                     f"{key}: {self.trained.parent} was trained on another one; name a copy of the one it was trained"
                     " with (a new run needs another name)"
                 )
+
+    def check_quantized(self, recipe: dict[str, Any]) -> None:
+        """Warns if the base was stored in another form: it is the same one, and computes with other rounding."""
+        was, now = (r.get("model", {}).get("quantize", "none") for r in (self.state.recipe, recipe))
+        if self.state.recipe and was != now:
+            warnings.warn(
+                f"model.quantize: is {now}, and {self.trained.parent} was trained with {was}: on the same base with"
+                " other rounding; scores may differ a little",
+                stacklevel=2,
+            )
 
     def check_order(self, order: dict[str, Any]) -> None:
         """A run resumes only in the order it began in: in another one samples would be missed or seen twice. Raises

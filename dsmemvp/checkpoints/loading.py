@@ -10,6 +10,7 @@ from dsmemvp.backbones.weights import Base
 from dsmemvp.checkpoints.adapter import open_adapter
 from dsmemvp.checkpoints.checkpoint import ADAPTER, Checkpoint, named_checkpoint
 from dsmemvp.checkpoints.choosing import newest_checkpoint
+from dsmemvp.config.hub import pinned
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.distributed.ranks import Ranks
@@ -32,9 +33,11 @@ def load_run(folder: str | Path, overrides: Sequence[str] = (), checkpoint: str 
         recipe, found = open_adapter(folder, overrides)
     else:
         recipe, found = _of_run(folder, overrides, checkpoint)
+    recipe = pinned(recipe)
     found.check_method(as_dict(recipe))
     base = Base(recipe)
     found.check_base(fingerprint(base))
+    found.check_quantized(as_dict(recipe))
     return LoadedRun(recipe, found, base)
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from dsmemvp.cli.allocation import allocation_options, asked_of_slurm
 from dsmemvp.cli.recipe_command import given_recipe, recipe_command, recipe_to_run
 from dsmemvp.errors import UserError
 
@@ -24,31 +25,7 @@ def add(commands: Any) -> None:
     command.add_argument("--tokens", type=int, default=200, help="text tokens per sample (default: 200)")
 
     command = recipe_command(commands, "submit", _submit, "submit slurm/train.sbatch with its #SBATCH lines filled in")
-    _allocation_options(command)
-    about = "check this node, or under srun every node: versions, devices, links, limits, disks, files"
-    command = commands.add_parser("doctor", help=about, description=about)
-    command.set_defaults(run=_doctor)
-    command.add_argument("recipe", type=Path, nargs="?", help="YAML file; without it, only the machine is checked")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings instead of the recipe's")
-
-
-def _allocation_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--nodes", type=int, default=1, help="number of nodes (default: 1)")
-    command.add_argument("--gpus-per-node", type=int, default=0, help="GPUs of a node; one rank for each")
-    command.add_argument("--cpu-ranks-per-node", type=int, default=0, help="ranks of a node, for nodes without GPUs")
-    command.add_argument(
-        "--cpus-per-gpu", type=int, metavar="N", help="CPU cores of every rank (default: the start file's)"
-    )
-    command.add_argument("--time", help="time limit, as in 12:00:00 or 1-00:00:00 (default: the start file's)")
-    command.add_argument("--partition", help="as for sbatch")
-    command.add_argument("--account", help="as for sbatch")
-    command.add_argument(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="any other option of sbatch: --sbatch=--mail-type=END; repeatable",
-    )
+    allocation_options(command)
     what = command.add_mutually_exclusive_group()
     what.add_argument(
         "--evaluate-only",
@@ -60,7 +37,11 @@ def _allocation_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="search for the method's setting, with slurm/search.sbatch, and train nothing",
     )
-    command.add_argument("--print", action="store_true", help="print the text and submit nothing")
+    about = "check this node, or under srun every node: versions, devices, links, limits, disks, files"
+    command = commands.add_parser("doctor", help=about, description=about)
+    command.set_defaults(run=_doctor)
+    command.add_argument("recipe", type=Path, nargs="?", help="YAML file; without it, only the machine is checked")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings instead of the recipe's")
 
 
 def _count(given: argparse.Namespace) -> None:
@@ -94,20 +75,10 @@ def _plan(given: argparse.Namespace) -> None:
 
 def _submit(given: argparse.Namespace) -> None:
     from dsmemvp.planning.deepspeed_settings import deepspeed_settings
-    from dsmemvp.submit import Allocation, sbatch_text, submit
+    from dsmemvp.submit import sbatch_text, submit
 
     recipe = recipe_to_run(given)
-    asked = Allocation(
-        given.nodes,
-        given.gpus_per_node,
-        given.cpu_ranks_per_node,
-        given.cpus_per_gpu,
-        given.time,
-        given.partition,
-        given.account,
-        given.sbatch,
-    )
-    asked.check()
+    asked = asked_of_slurm(given)
     if given.search:
         from dsmemvp.training.search_check import check_search
 

@@ -47,15 +47,14 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--what",
         choices=["change", "activation", "contribution"],
-        default="change",
         help="what to draw of each patch's slot: the change of what it writes from --against (change, the default), how"
         " strongly it fires (activation), or its share of the memory's output (contribution)",
     )
     command.add_argument(
         "--against",
         choices=["average", "none"],
-        default="average",
-        help="what a change is measured against: the mean memory of the first 64 pictures of data.test, or no picture",
+        help="what a change is measured against: the mean memory of the first 64 pictures of data.test (average, the"
+        " default), or no picture",
     )
     command.add_argument(
         "--out",
@@ -106,9 +105,10 @@ def _looked(given: argparse.Namespace, opened: Any, sample: Any) -> tuple[Any, A
     if not has_memory(type(opened.model.method)):
         compared = opened.compare(sample)
         return compared, compared.sheet, "similarity.png"
-    against = opened.average() if given.what == "change" and given.against == "average" else None
+    what = given.what or "change"
+    against = opened.average() if what == "change" and given.against != "none" else None
     look = opened.look(sample, given.words, against)
-    return look, lambda: look.sheet(given.what, given.layers), "heat-map.png"
+    return look, lambda: look.sheet(what, given.layers), "heat-map.png"
 
 
 def _checked(given: argparse.Namespace, run: "LoadedRun") -> "Question | None":
@@ -122,13 +122,15 @@ def _checked(given: argparse.Namespace, run: "LoadedRun") -> "Question | None":
     recipe = run.recipe
     check_method(recipe)
     check_layers(given.layers, run.base.configs.language.num_hidden_layers)
-    if (given.words or given.layers) and not has_memory(method_class(recipe.method.name)):
-        raise UserError(f"--words and --layers are for a feed-forward memory, which {recipe.method.name} has not")
+    options = {"words": given.words, "layers": given.layers, "what": given.what, "against": given.against}
+    named = [f"--{name}" for name, value in options.items() if value]
+    if named and not has_memory(method_class(recipe.method.name)):
+        raise UserError(f"{named[0]}: is for a feed-forward memory, which {recipe.method.name} has not")
     if (given.sample is None) == (given.image is None) or (given.image is None) != (given.question is None):
         raise UserError("give --image and a question about it, or --sample N")
     if given.image is None:
         return None
-    if recipe.method.text_tower() == "encoder":
+    if recipe.method.classifies():
         raise UserError(f"--image: {recipe.method.name} classifies samples of the data; give --sample N instead")
     asked = Question(given.question, given.image, tuple(given.choice), given.context)
     sample = asked.sample()

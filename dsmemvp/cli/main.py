@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TextIO
 
-from dsmemvp.cli import answers, cluster, data, inspect, recipe, runs, weights
+from dsmemvp.cli import answers, cluster, compare, completion, data, inspect, recipe, runs, weights
 from dsmemvp.distributed.launchers import own_rank
 from dsmemvp.distributed.stopping import (
     DONE,
@@ -110,6 +110,6 @@ def _parser() -> argparse.ArgumentParser:
     # whether the command takes signals as requests to save and end (stopping.listening)
     parser.set_defaults(listens=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    for theme in (runs, answers, inspect, recipe, cluster, data, weights):
+    for theme in (runs, compare, answers, inspect, recipe, cluster, data, weights, completion):
         theme.add(commands)
     return parser

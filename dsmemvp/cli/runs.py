@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsmemvp.cli.paths import check_paths
 from dsmemvp.cli.recipe_command import recipe_command, recipe_to_run
+from dsmemvp.config.hub import pinned
 from dsmemvp.config.stages import stage_recipe
 from dsmemvp.distributed.orphans import ended_with_launcher
 from dsmemvp.distributed.stopping import Stop, Stopped, listening
@@ -41,7 +42,7 @@ def add(commands: Any) -> None:
 
 def _train(given: argparse.Namespace) -> None:
     with listening() as stop, ended_with_launcher(stop):
-        recipe = recipe_to_run(given)
+        recipe = pinned(recipe_to_run(given))
         of_stages = [stage_recipe(recipe, name).data for name in recipe.stages]
         check_paths(recipe, [place for data in (recipe.data, *of_stages) for place in (*data.train, data.validation)])
 
@@ -58,7 +59,7 @@ def _train(given: argparse.Namespace) -> None:
 
 def _search(given: argparse.Namespace) -> None:
     with listening() as stop, ended_with_launcher(stop):
-        recipe = recipe_to_run(given)
+        recipe = pinned(recipe_to_run(given))
         check_paths(recipe, [*recipe.data.train, recipe.data.search])
 
         from dsmemvp.distributed.ranks import leave_ranks
@@ -75,7 +76,7 @@ def _search(given: argparse.Namespace) -> None:
 
 def _evaluate(given: argparse.Namespace) -> None:
     with listening() as stop, ended_with_launcher(stop):
-        recipe = recipe_to_run(given)
+        recipe = pinned(recipe_to_run(given))
         check_paths(recipe, [recipe.data.test if given.split == "test" else recipe.data.validation])
 
         from dsmemvp.distributed.ranks import leave_ranks

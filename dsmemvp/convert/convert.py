@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from transformers import CLIPVisionModel, LlamaForCausalLM, PretrainedConfig
+from transformers import CLIPVisionModel, Dinov2Model, LlamaForCausalLM, PretrainedConfig
 
 from dsmemvp.atomic_files import replace_file
 from dsmemvp.backbones.configs import check_config
@@ -15,10 +15,15 @@ from dsmemvp.backbones.safetensors_file import some
 from dsmemvp.config.methods import method_names
 from dsmemvp.convert.clip import vision_tower
 from dsmemvp.convert.files import open_weights
+from dsmemvp.convert.gguf_file import Gguf
+from dsmemvp.convert.gguf_model import gguf_language_model
+from dsmemvp.convert.gguf_tokenizer import tokenizer_files
 from dsmemvp.convert.hugging_face import is_torch_folder, torch_folder_model
 from dsmemvp.convert.lazy import Tensors
 from dsmemvp.convert.llama import language_model
 from dsmemvp.convert.meta import is_meta_folder, meta_language_model, tokenizer_of
+from dsmemvp.convert.onnx_file import onnx_vision_tower
+from dsmemvp.convert.wheel import model_file
 from dsmemvp.convert.writing import check_folder, write_model
 from dsmemvp.counting import counted
 from dsmemvp.dtypes import NAMED, STORED
@@ -27,6 +32,10 @@ from dsmemvp.prompts import method_class
 from dsmemvp.prompts.interface import PublishedLayout
 
 LANGUAGE, VISION, TRAINED = "language_model", "vision_tower", "trained.safetensors"
+KINDS = {"llama": LlamaForCausalLM, "clip_vision_model": CLIPVisionModel, "dinov2": Dinov2Model}
+DINOV2_STORED = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
+DINOV2_STORED |= {"o_proj": "output.dense"}
+"""Parts of a DINOv2's names in transformers 5 -> in its published files, which all versions read."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,11 @@ def convert(source: Path, out: Path, options: Options = Options()) -> list[str]:
     trained tensors go to `language_model/`, `vision_tower/` and `trained.safetensors` in `out`. Raises UserError or
     FileNotFoundError for a source that is none or not whole, OSError if `out` cannot be written.
     """
+    with model_file(source, out.parent) as file:
+        return _convert(file, out, options)
+
+
+def _convert(source: Path, out: Path, options: Options) -> list[str]:
     found = _of_folder(source) if source.is_dir() else _of_file(source, options)
     alone = len(found.models) == 1 and not found.trained
     folders = {name: out if alone else out / name for name in found.models}
@@ -92,19 +106,20 @@ class _Found:
     trained: Tensors = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     """What the trained tensors' file says of the recipe's keys."""
-    beside: list[Path] = field(default_factory=list)
-    """Files to copy along."""
+    beside: dict[str, bytes] = field(default_factory=dict)
+    """Other files of the folder, by their names."""
     said: list[str] = field(default_factory=list)
 
 
 def _of_folder(source: Path) -> _Found:
     if is_meta_folder(source):
         tokenizer, word = tokenizer_of(source)
-        beside, said = [tokenizer] if tokenizer else [], [word] if word else []
+        beside = {tokenizer.name: tokenizer.read_bytes()} if tokenizer else {}
+        said = [word] if word else []
         return _Found({LANGUAGE: meta_language_model(source)}, beside=beside, said=said)
     if is_torch_folder(source):
-        name, tensors, config, beside = torch_folder_model(source)
-        return _Found({name: (tensors, config)}, beside=beside)
+        name, tensors, config, files = torch_folder_model(source)
+        return _Found({name: (tensors, config)}, beside={path.name: path.read_bytes() for path in files})
     raise UserError(
         f"{source} holds neither consolidated.*.pth nor pytorch_model*.bin with a config.json; a Hugging Face folder"
         " with safetensors needs no conversion"
@@ -114,6 +129,12 @@ def _of_folder(source: Path) -> _Found:
 def _of_file(source: Path, options: Options) -> _Found:
     if re.fullmatch(r"consolidated\.\d+\.pth", source.name) and source.with_name("params.json").is_file():
         raise UserError(f"{source} is a piece of a model; give its folder, whose params.json says how it is built")
+    if source.suffix == ".gguf":
+        file = Gguf(source)
+        files, word = tokenizer_files(file)
+        return _Found({LANGUAGE: gguf_language_model(file)}, beside=files, said=[word] if word else [])
+    if source.suffix == ".onnx":
+        return _Found({VISION: onnx_vision_tower(source)})
     tensors, given = open_weights(source)
     published = without_prefixes(tensors)
     language = language_model(published, options.language_heads, options.eps)
@@ -161,7 +182,7 @@ def check_types(source: Path, tensors: Tensors) -> None:
 
 def check_tensors(source: Path, tensors: Tensors, config: PretrainedConfig) -> None:
     """The names and shapes that transformers' model of this configuration has, no others. Raises UserError."""
-    kind: Any = LlamaForCausalLM if config.model_type == "llama" else CLIPVisionModel
+    kind: Any = KINDS[config.model_type]
     layers: int = config.num_hidden_layers
     if layers > len(tensors):
         raise UserError(
@@ -174,7 +195,7 @@ def check_tensors(source: Path, tensors: Tensors, config: PretrainedConfig) -> N
             model = kind(config)
     except Exception as error:  # transformers raises many kinds
         raise UserError(f"{source} has sizes that no model has ({' '.join(str(error).split())})") from None
-    wanted = {name.removeprefix("vision_model."): tuple(t.shape) for name, t in model.state_dict().items()}
+    wanted = {_stored_name(name): tuple(t.shape) for name, t in model.state_dict().items()}
     if getattr(config, "tie_word_embeddings", False):
         wanted.pop("lm_head.weight", None)
     wrong = [f"{name} is missing" for name in wanted if name not in tensors]
@@ -186,3 +207,12 @@ def check_tensors(source: Path, tensors: Tensors, config: PretrainedConfig) -> N
     ]
     if wrong:
         raise UserError(f"{source} is not whole or not of the sizes it claims: {some(wrong)}")
+
+
+def _stored_name(name: str) -> str:
+    """Of a tensor in a folder's files."""
+    part, dot, last = name.removeprefix("vision_model.").rpartition(".")
+    front, _, layer = part.rpartition(".")
+    if front.endswith(".attention") and front.startswith("encoder.layer.") and layer in DINOV2_STORED:
+        part = f"{front}.{DINOV2_STORED[layer]}"
+    return f"{part}{dot}{last}"

@@ -7,8 +7,9 @@ leaves nothing that looks like a model, and the same command begins it again.
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from transformers import PretrainedConfig
@@ -24,9 +25,13 @@ PARTIAL = "partial-conversion"
 
 
 def write_model(
-    out: Path, tensors: Tensors, config: PretrainedConfig, shard_bytes: int, beside: Iterable[Path] = ()
+    out: Path,
+    tensors: Tensors,
+    config: PretrainedConfig,
+    shard_bytes: int,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
-    """A folder that transformers and a recipe can name; files `beside` are copied along. What an earlier conversion has
+    """A folder that transformers and a recipe can name; files `beside` lie in it, too. What an earlier conversion has
     left in `out` is replaced. Raises OSError, and UserError if the source ends early."""
     partial = out / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
@@ -38,8 +43,8 @@ def write_model(
             sizes[tensor.dtype] += tensor.nbytes
         config.dtype = str(sizes.most_common(1)[0][0]).removeprefix("torch.")
         config.save_pretrained(partial)
-        for path in beside:
-            shutil.copyfile(path, partial / path.name)
+        for name, content in beside.items():
+            (partial / name).write_bytes(content)
         for path in partial.iterdir():
             flush(path)
         _move(partial, out)

@@ -19,22 +19,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from dsmemvp.data.captions import CaptionReader, CaptionRow
+from dsmemvp.data.layout import LONE, Reserved, lay_out
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dropout import Dropout, image_keys, token_keys
-
-
-@dataclass(frozen=True)
-class Reserved:
-    """Places that a prompting method reserves in the sequence of every sample with an image, or of every sample."""
-
-    name: str
-    count: int
-    anchor: Literal["start", "front", "before_cue", "after_question"] = "front"
-    """`start`: before everything; `front`: before the text, behind BOS if there is one; `before_cue`: within the
-    prompt, before the words that ask for the answer; `after_question`: between the prompt and the answer."""
-    without_image: bool = False
-    """Also in a sample without an image."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +32,8 @@ class Labels:
     classes: int
     several: bool
     """Whether a sample may have any number of them, or exactly one."""
+    place: Literal["first", "last"] = "first"
+    """The token of the text that they are read from: the one that begins it, or the one that ends it."""
 
     def targets(self, labels: Sequence[Sequence[int]]) -> torch.Tensor:
         """Of S samples: [S] int64, or float32 [S, classes] if there may be several."""
@@ -62,7 +52,7 @@ class Item:
     index: int
     text: EncodedText
     image: torch.Tensor | None
-    """[3, R, R] uint8"""
+    """[3, R, R] uint8, or features [P, v] (data/feature_cache.py)"""
     sample: Sample | None = None
     """Its fields, if they are needed for scoring."""
     labels: tuple[int, ...] = ()
@@ -127,7 +117,8 @@ class Batch:
     targets: torch.Tensor
     """[S] int64: those next tokens; of samples that are classified, their labels (`Labels.targets`)"""
     images: torch.Tensor
-    """[I, 3, R, R] uint8, normalised by the vision tower on its device; I may be 0"""
+    """[I, 3, R, R] uint8, normalised by the vision tower on its device; I may be 0. With vision.cache_features, if I is
+    not 0, [I, P, v] in the compute type: what the tower has made of them"""
     image_of: torch.Tensor
     """[B] int64: row in `images`, -1 for a sample without one"""
     lengths: tuple[int, ...]
@@ -254,15 +245,17 @@ def make_batch(
     labels: Labels | None = None,
 ) -> MicroBatch:
     """Pack items in their order. `last_only` supervises only the last token of each (with target 0): for reading an
-    answer. With `labels` the first token of each text is supervised alone, with the sample's labels.
+    answer. With `labels` the first or last token of each text is supervised alone, with the sample's labels.
 
     No items make a batch of one lone token that trains nothing: every rank must run the same modules even if all its
     samples were left out. Items that hold the same image tensor share its row.
     """
     images, rows = _distinct_images(items)
-    packed = [_lay_out(item, reserved, last_only and labels is None) for item in items] or [_LONE]
+    packed = [lay_out(item.text, item.image is not None, reserved, last_only and labels is None) for item in items] or [
+        LONE
+    ]
     if labels is not None:
-        packed = [lay._replace(supervised=lay.spans[0][:1] if items else (), targets=[]) for lay in packed]
+        packed = [lay._replace(supervised=lay.ends(labels.place) if items else (), targets=[]) for lay in packed]
     lengths = [len(layout.tokens) for layout in packed]
     starts = [0]
     for length in lengths:
@@ -316,52 +309,6 @@ def by_image(items: Sequence[Item]) -> list[Item]:
     return sorted(items, key=lambda item: first.get(id(item.image), len(items)))
 
 
-class _Layout(NamedTuple):
-    """One sample's sequence; numbers count from its first token."""
-
-    tokens: list[int]
-    spans: tuple[tuple[int, int], tuple[int, int]]
-    places: dict[str, range]
-    supervised: Sequence[int]
-    targets: list[int]
-
-
-_LONE = _Layout([0], ((0, 0), (0, 0)), {}, (), [])
-
-
-def _lay_out(item: Item, reserved: Sequence[Reserved], last_only: bool) -> _Layout:
-    text = item.text
-    cue = max(text.bos, text.prompt - text.cue)
-    parts = {
-        "start": text.tokens[:0],
-        "front": text.tokens[: text.bos],
-        "before_cue": text.tokens[text.bos : cue],
-        "after_question": text.tokens[cue : text.prompt],
-    }
-    tokens: list[int] = []
-    places: dict[str, range] = {}
-    edges: dict[str, tuple[int, int]] = {}
-    for anchor, part in parts.items():
-        edges[anchor] = (len(tokens), len(tokens) + len(part))
-        tokens += part
-        for r in reserved:
-            if r.anchor == anchor and (r.without_image or item.image is not None):
-                # the place before the answer has to predict its first token, which a reserved one cannot
-                assert text.cue or anchor != "before_cue", "a text without a cue"
-                places[r.name] = range(len(tokens), len(tokens) + r.count)
-                tokens += [0] * r.count
-    start = len(tokens)
-    question = (edges["before_cue"][0], edges["after_question"][1])
-    tokens += text.tokens[text.prompt :]
-    spans = (question, (start, len(tokens)))
-    if last_only:
-        return _Layout(tokens, spans, places, (len(tokens) - 1,), [0])
-    targets = text.tokens[text.prompt :]
-    if not start:  # nothing stands before the first token, from which it could be predicted
-        return _Layout(tokens, spans, places, range(len(tokens) - 1), targets[1:])
-    return _Layout(tokens, spans, places, range(start - 1, len(tokens) - 1), targets)
-
-
 def _distinct_images(items: Sequence[Item]) -> tuple[list[torch.Tensor], list[int]]:
     images: list[torch.Tensor] = []
     row_of: dict[int, int] = {}
@@ -375,7 +322,7 @@ def _distinct_images(items: Sequence[Item]) -> tuple[list[torch.Tensor], list[in
 
 
 def _checksum(image: torch.Tensor) -> int:
-    pixels: Any = image.contiguous().numpy()
+    pixels: Any = image.contiguous().view(torch.uint8).numpy()
     return zlib.crc32(pixels)
 
 

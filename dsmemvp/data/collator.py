@@ -5,10 +5,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dsmemvp.config.hub import local
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Item, Labels, MicroBatch, Reserved, Skip, batch_captions, by_image, make_batch
+from dsmemvp.data.batch import Item, Labels, MicroBatch, Skip, batch_captions, by_image, make_batch
 from dsmemvp.data.captions import CaptionReader
+from dsmemvp.data.feature_cache import CachedFeatures
 from dsmemvp.data.images import ImageTransform
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.sample import BadSample, EncodedSample, Sample, SampleError, read_sample
 from dsmemvp.data.text import EncodedText, encode_caption, encode_for_answer, encode_for_classes, encode_for_training
 from dsmemvp.data.tokenizer import Tokenizer
@@ -20,7 +23,7 @@ class Collator:
     """How a sample becomes an item; the same on every rank and worker."""
 
     tokenizer_path: str
-    image: ImageTransform
+    image: ImageTransform | CachedFeatures
     captions: bool
     max_length: int
     skip_bad: bool
@@ -116,7 +119,7 @@ def recipe_collator(recipe: Recipe, resolution: int, vocabulary: int) -> Collato
     tokenizer = Tokenizer(recipe.model.tokenizer)
     tokenizer.check_fits(vocabulary, recipe.model.tokenizer)
     return Collator(
-        tokenizer_path=recipe.model.tokenizer,
+        tokenizer_path=local(recipe.model.tokenizer, "model.tokenizer"),
         image=ImageTransform(resolution, recipe.vision.max_pixels),
         captions=recipe.data.captions,
         max_length=recipe.data.max_length,

@@ -104,12 +104,12 @@ def encode_caption(tokenizer: Tokenizer, sample: Sample, most: int, bos_too: boo
 
 
 def encode_for_classes(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:
-    """The text alone, between [CLS] and [SEP] of the tokenizer; one that is too long loses its end."""
+    """The text alone, between BOS and EOS of the tokenizer ([CLS] and [SEP]); one that is too long loses its end."""
     text = " ".join(filter(None, (_clean(sample.question), _context(sample, captions, ""))))
     tokens = tokenizer.encode(text)
     cut = len(tokens) >= most
     tokens = [*tokens[: most - 1], tokenizer.eos]
-    return EncodedText(tokens, len(tokens), cut, bos=0)
+    return EncodedText(tokens, len(tokens), cut, bos=len(tokenizer.front))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
+from dsmemvp.config.hub import local
 from dsmemvp.config.paths import check_tokenizer_file
 from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
@@ -32,8 +33,8 @@ class Tokenizer:
     special_tokens_map.json or config.json say which pieces are BOS and EOS."""
 
     def __init__(self, path: str | Path):
-        """Raises UserError naming the file."""
-        path = Path(path)
+        """`path` may be a name on the hub (config/hub.py). Raises UserError naming the file."""
+        path = Path(local(str(path), "model.tokenizer"))
         check_tokenizer_file(path)
         if path.stat().st_size > MOST:
             raise UserError(f"tokenizer {path} has {path.stat().st_size} bytes, at most {MOST} are read")

@@ -8,7 +8,14 @@ from dsmemvp.config.stages import stage_recipe
 from dsmemvp.counting import counted
 from dsmemvp.data.balancing import CostModel, balance, imbalance
 from dsmemvp.data.collator import Collator
-from dsmemvp.data.datasets import TrainingData, data_of, open_test_data, open_training_data, open_validation_data
+from dsmemvp.data.datasets import (
+    TrainingData,
+    data_of,
+    open_search_data,
+    open_test_data,
+    open_training_data,
+    open_validation_data,
+)
 from dsmemvp.data.loader import weigh
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import Order
@@ -33,6 +40,7 @@ def check(recipe: Recipe, ranks: int, processes: int = 0, stage: str = "") -> tu
     collator = replace(inputs.collator, skip_bad=True)
     lines: list[str] = []
     bad: list[str] = []
+    data = None
     if any(recipe.data.train):
         data = data_of(open_training_data(recipe), recipe, stage_folders(recipe, inputs.stage))
         check_files(*data.manifests)
@@ -47,6 +55,9 @@ def check(recipe: Recipe, ranks: int, processes: int = 0, stage: str = "") -> tu
     others = [(validation, "validation", collator)] if validation else []
     if recipe.data.test:
         others.append((open_test_data(recipe), "test", replace(collator, answers=True)))
+    if recipe.data.search:
+        scored = [*(data.manifests if data else ()), *(manifest for manifest, _, _ in others)]
+        others.append((open_search_data(recipe, scored)[0], "search", collator))
     for manifest, about, own in others:
         check_files(manifest)
         found = survey(manifest, own, about, processes)

@@ -100,7 +100,7 @@ def _text(item: Item, collator: Collator, tokenizer: Tokenizer) -> str:
             places[reserved.anchor] += f"[{counted(reserved.count, 'place')} of {of}]"
     start, end = "<s>" if item.text.bos else "", "</s>" if tokens[-1] == tokenizer.eos else ""
     if collator.labels is not None:
-        return f"{places['start']}{whole} -> class {label_text(item.labels)}"
+        return f"{places['start']}{start}{places['front']}{whole}{end} -> class {label_text(item.labels)}"
     asked = f"{places['front']}{before}{places['before_cue']}{head[len(before) :]}{places['after_question']}"
     return f"{places['start']}{start}{asked}[[{whole[len(head) :]}{end}]]"
 

@@ -8,6 +8,7 @@ import torch
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.weights import read_configs, tensor_files
+from dsmemvp.config.hub import local
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
 from dsmemvp.data.collator import Collator, recipe_collator
@@ -57,7 +58,7 @@ def _weights(recipe: Recipe, into: list[Configs]) -> str:
     ):
         if not folder:
             raise UserError(f"{key}: give the folder of its weights")
-        files = set(tensor_files(Path(folder), key).values())
+        files = set(tensor_files(Path(local(folder, key)), key).values())
         sizes.append(f"{sum(file.stat().st_size for file in files) / 1e9:.2f} GB in {folder}")
     return ", ".join(sizes)
 

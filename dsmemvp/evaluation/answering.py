@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsmemvp.config.recipe import Evaluation
-from dsmemvp.data.batch import MicroBatch, Reserved, make_batch
+from dsmemvp.data.batch import MicroBatch, make_batch
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.letters import letter_tokens, longest_letter
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import LETTER, letter

@@ -43,17 +43,22 @@ def mean_score(values: np.ndarray, scale: float = 100.0) -> Score:
     return score_of_sums(np.asarray(values, dtype=np.float64)[:, None], lambda sums, n: scale * sums[..., 0] / n)
 
 
-def score_of_sums(rows: np.ndarray, formula: Callable[[np.ndarray, int], np.ndarray]) -> Score:
+def score_of_sums(
+    rows: np.ndarray, formula: Callable[[np.ndarray, int], np.ndarray], times: np.ndarray | None = None
+) -> Score:
     """A score that follows from sums over the samples. `rows`: what each sample adds, [N, S]; `formula(sums, N)`: the
-    scores [...] of sums [..., S]. Raises UserError if there is no sample."""
+    scores [...] of sums [..., S]. With `times` [R] rows are [R, S], all different and in an order that is not that of
+    the samples, and so many samples add each. Raises UserError if there is no sample."""
     if not len(rows):
         raise UserError("no sample to count a score on")
-    rows = np.asarray(rows, dtype=np.float64)
-    different, counts = np.unique(rows, axis=0, return_counts=True)
-    value = float(formula(counts @ different, len(rows)))
-    resampled = formula(_resampled_sums(different, counts), len(rows))
+    different, counts = np.asarray(rows, dtype=np.float64), times
+    if counts is None:
+        different, counts = np.unique(different, axis=0, return_counts=True)
+    samples = int(counts.sum())
+    value = float(formula(counts @ different, samples))
+    resampled = formula(_resampled_sums(different, counts), samples)
     low, high = np.percentile(resampled, [50 - LEVEL / 2, 50 + LEVEL / 2])
-    return Score(value, float(low), float(high), len(rows))
+    return Score(value, float(low), float(high), samples)
 
 
 def _resampled_sums(different: np.ndarray, counts: np.ndarray) -> np.ndarray:

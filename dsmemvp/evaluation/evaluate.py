@@ -67,6 +67,8 @@ def evaluate(
     if found is not None:
         found.check_method(as_dict(recipe))
         found.check_base(base)
+        if ranks.first:
+            found.check_quantized(as_dict(recipe))
     state = found.state if found else State()
 
     poll = bound(context.poll, "evaluating", state.step)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from dsmemvp.data.batch import Batch, Item, Reserved, make_batch
+from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.text import EncodedText
 
 

@@ -17,6 +17,7 @@ If a task is asked with "The answer is", the answer is read up to the first full
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,18 +180,15 @@ def _of_all(kind: str) -> str:
 def f1_scores(pairs: Sequence[tuple[str, str]]) -> dict[str, Score]:
     """Of (predicted, right) classes as `label_text` writes them: F1 over all decisions, and the mean over classes. For
     each class and sample it counts whether it was right, predicted, both."""
-    sets = [[{int(label) for label in text.split() if label != "-"} for text in pair] for pair in pairs]
-    classes = sorted(set().union(*(own for pair in sets for own in pair)))
-    rows = np.array(
-        [[[c in found and c in right, c in found, c in right] for c in classes] for found, right in sets], dtype=float
-    ).reshape(len(sets), -1)
+    different, times = zip(*sorted(Counter(pairs).items()), strict=True)
+    found, right = (_indicators([pair[side] for pair in different], pairs) for side in (0, 1))
+    rows = np.stack((found & right, found, right), axis=-1)
 
     def f1(both: np.ndarray, either: np.ndarray) -> np.ndarray:
         return np.divide(200.0 * both, either, out=np.zeros_like(both), where=either > 0)
 
     def micro(sums: np.ndarray, _: int) -> np.ndarray:
-        counts = sums.reshape(*sums.shape[:-1], -1, 3).sum(-2)
-        return f1(counts[..., 0], counts[..., 1] + counts[..., 2])
+        return f1(sums[..., 0], sums[..., 1] + sums[..., 2])
 
     def macro(sums: np.ndarray, _: int) -> np.ndarray:
         counts = sums.reshape(*sums.shape[:-1], -1, 3)
@@ -198,9 +196,22 @@ def f1_scores(pairs: Sequence[tuple[str, str]]) -> dict[str, Score]:
         occurring = np.maximum((either > 0).sum(-1), 1)
         return f1(counts[..., 0], either).sum(-1) / occurring
 
-    if not classes:
+    if not rows.size:
         return {}
-    return {name: score_of_sums(rows, formula) for name, formula in zip(F1, (micro, macro), strict=True)}
+    of_all = np.repeat(rows.sum(1), times, axis=0)
+    of_each = score_of_sums(rows.reshape(len(rows), -1), macro, np.array(times))
+    return dict(zip(F1, (score_of_sums(of_all, micro), of_each), strict=True))
+
+
+def _indicators(texts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """bool [texts, C]: which of the C classes that occur in any of the pairs a text names."""
+    named = {text: [int(label) for label in text.split() if label != "-"] for pair in pairs for text in pair}
+    classes = np.unique([label for own in named.values() for label in own])
+    labels = [named[text] for text in texts]
+    rows = np.repeat(np.arange(len(texts)), [len(own) for own in labels])
+    indicators = np.zeros((len(texts), len(classes)), dtype=bool)
+    indicators[rows, np.searchsorted(classes, [label for own in labels for label in own])] = True
+    return indicators
 
 
 def main_score(scores: dict[str, Score]) -> Score:
@@ -208,7 +219,10 @@ def main_score(scores: dict[str, Score]) -> Score:
     for name in MAIN:
         if name in scores:
             return scores[name]
-    raise UserError("no score at all: no sample was evaluated, or captions without the package that scores them")
+    raise UserError(
+        "no score at all: no sample was evaluated, or captions without the package that scores them, or no sample has a"
+        " class in labels and none was predicted"
+    )
 
 
 def as_json(rows: dict[str, dict[str, Score]]) -> dict[str, Any]:

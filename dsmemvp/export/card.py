@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsmemvp.config.recipe import Recipe
+from dsmemvp.config.recipe import Recipe, Training
 from dsmemvp.counting import counted
 from dsmemvp.evaluation.scores import scores_of, table
 from dsmemvp.prompts import method_class
@@ -14,14 +14,14 @@ DIGESTED = "SHA-256 of settings, names, shapes and a sample of the values; of th
 
 def model_card(content: dict[str, Any], recipe: Recipe, run: Path | None, digest: str) -> str:
     """`content` is adapter.json's; scores are taken from `run` if they are of the checkpoint of this digest."""
-    classifies = recipe.method.text_tower() == "encoder"
-    models = "bert, vit" if classifies else "llama, clip"
+    classifies, encodes = recipe.method.classifies(), recipe.method.text_tower() == "encoder"
+    models = "bert, vit" if encodes else "llama, clip"
+    text = "text encoder" if encodes else "LLaMA"
     parts = [
         f"---\nlibrary_name: dsmemvp\ntags: [visual-prompting, {recipe.method.name}, {models}]\n---",
         f"# {recipe.name}",
-        f"{content['parameters']:,} trained parameters that {'classify with' if classifies else 'let'} a frozen"
-        f" {'text encoder and' if classifies else 'LLaMA see through'} a frozen"
-        f" {'vision tower' if classifies else 'CLIP vision tower'}."
+        f"{content['parameters']:,} trained parameters that {'classify with' if classifies else 'let'} a frozen {text}"
+        f" {'and' if classifies else 'see through'} a frozen {'vision tower' if encodes else 'CLIP vision tower'}."
         f" Method: {method_class(recipe.method.name).description or recipe.method.name}.",
         "Written by `dsmemvp export`, version " + content["dsmemvp"] + ". The base is not in here.",
         "## Use",
@@ -76,10 +76,11 @@ def _settings(recipe: Recipe) -> list[tuple[str, str]]:
     rows = [
         (
             "learning rate",
-            f"{training.learning_rate}, {training.warmup_epochs} epochs of warm-up, half a cosine",
+            f"{training.learning_rate}, {training.warmup_epochs} epochs of warm-up, {_fall(training)}",
         ),
         ("AdamW", f"betas {training.betas}, weight decay {training.weight_decay}"),
         ("compute type", recipe.model.dtype),
+        ("frozen base", {"none": "not quantised"}.get(recipe.model.quantize, recipe.model.quantize)),
         ("images", f"squashed, {recipe.vision.statistics}'s mean and deviation"),
         ("vision adapters", f"width {recipe.vision.adapter_dim}, scale {recipe.vision.adapter_scale}"),
         ("longest text", f"{recipe.data.max_length} tokens, captions {'on' if recipe.data.captions else 'off'}"),
@@ -94,6 +95,15 @@ def _changed(stage: dict[str, Any]) -> str:
     """What a stage has other than the run, without places on one machine."""
     values = {key: value for group in ("data", "training") for key, value in stage.get(group, {}).items()}
     return ", ".join(f"{key} {value}" for key, value in values.items() if "/" not in str(value)) or "as the run"
+
+
+def _fall(training: Training) -> str:
+    """How the learning rate falls, in words."""
+    ends = ", ".join(f"{epoch:g}" for epoch in training.step_epochs)
+    steps = f"times {training.step_factor} at epochs {ends}"
+    fall = {"cosine": "half a cosine", "linear": "a straight line", "steps": steps}[training.schedule]
+    scaled = ", ".join(training.scaled_tensors)
+    return f"{fall}; of {scaled} times {training.scaled_rate}" if scaled else fall
 
 
 def _scores(digest: str, run: Path) -> list[str]:

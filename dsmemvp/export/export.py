@@ -21,6 +21,7 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.dtypes import NAMED
 from dsmemvp.errors import UserError
 from dsmemvp.export.card import model_card
+from dsmemvp.export.peft_adapter import write_peft
 from dsmemvp.model import stages_of, trainable_shapes
 from dsmemvp.prompts import method_class
 
@@ -44,20 +45,27 @@ CARD = "README.md"
 
 
 def export(
-    run: Path, out: Path | None, published: Path | None = None, checkpoint: Path | None = None, dtype: str = "fp32"
+    run: Path,
+    out: Path | None,
+    published: Path | None = None,
+    checkpoint: Path | None = None,
+    dtype: str = "fp32",
+    peft: Path | None = None,
 ) -> list[str]:
     """Write the newest intact checkpoint of a run's folder, or the given one, and return a line about each thing
-    written. `dtype` (one of NAMED) is that of the folder's tensors. Raises UserError for what
-    cannot be exported, OSError if it cannot be written."""
-    if out is None and published is None:
-        raise UserError("give --out, --published or both")
+    written. `dtype` (one of NAMED) is that of the folders' tensors. Raises UserError for what cannot be exported,
+    OSError if it cannot be written."""
+    if out is None and published is None and peft is None:
+        raise UserError("give --out, --published or --peft, or several of them")
     found, said = _checkpoint(run, checkpoint)
     trained = {name: t.float() for name, t in load_file(found.trained).items()}
     recipe = recipe_of(found.state.recipe, str(found.trained.parent))
     if published is not None:
         said.append(_write_published(published, found.state, recipe, trained))
+    tensors = {name: t.to(NAMED[dtype]) for name, t in trained.items()}
+    if peft is not None:
+        said.append(write_peft(peft, recipe, tensors))
     if out is not None:
-        tensors = {name: t.to(NAMED[dtype]) for name, t in trained.items()}
         said.append(_write_folder(out, found.state, recipe, tensors, run, found.digest()))
     return said
 

@@ -45,7 +45,7 @@ class Answerer:
 
     def __init__(self, run: LoadedRun, ranks: Ranks | None = None):
         recipe, whole, ranks = run.recipe, ranks is None, ranks or Ranks(0, 1, own_device())
-        if recipe.method.text_tower() == "encoder":
+        if recipe.method.classifies():
             raise UserError(f"method.name: {recipe.method.name} classifies and writes no text; use dsmemvp evaluate")
         opened = open_for_inference(
             recipe, ranks, run.checkpoint, whole, open_inputs(recipe, run.base, run.checkpoint.state.stage)

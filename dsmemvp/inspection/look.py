@@ -185,18 +185,17 @@ class Opened:
         found = compare(self.model, self.forward, batch.batch)
         if not found.found:
             raise UserError("method.hub: is off in this run, so there is no similarity to show")
-        best = int(found.logits[0].argmax())
-        classifies = self.model.method.labels() is not None
-        answer = f"class {best}" if classifies else model_answer(self.tokenizer, best, sample.choices)
+        answer = answer_of(self.tokenizer, collator, found.logits[0], sample)
         return replace(found, asked=asked(sample.question, answer, right))
 
     def attend(self, sample: Sample | Question) -> Attended:
         """Where the method's query looks. Raises UserError."""
         right = "" if isinstance(sample, Question) else right_answer(sample)
         sample = sample.sample() if isinstance(sample, Question) else sample
-        batch = make_batch([self.item(sample)], self.collator.image.resolution, self.collator.reserved, last_only=True)
+        collator = self.collator
+        batch = make_batch([self.item(sample)], collator.image.resolution, collator.reserved, True, collator.labels)
         (weights,), logits = attention_weights(self.model, self.forward, batch.batch)
-        return attended(sample, weights, logits[0], self.tokenizer, self.collator, right)
+        return attended(sample, weights, logits[0], self.tokenizer, collator, right)
 
     def sample(self, number: int, test: bool) -> Sample:
         """A sample of data.test or data.train by its running number, as in `dsmemvp data show`. Raises UserError."""
@@ -225,9 +224,15 @@ def attended(
     """Raises SampleError."""
     assert sample.image is not None
     picture = decoded(sample.image, sample.where, collator.image.max_pixels)
-    answer = model_answer(tokenizer, int(logits_V.argmax()), sample.choices)
+    answer = answer_of(tokenizer, collator, logits_V, sample)
     patches = math.isqrt(weights_HkN.shape[-1]) ** 2
     return Attended(weights_HkN, patches, picture, asked(sample.question, answer, right))
+
+
+def answer_of(tokenizer: Tokenizer, collator: Collator, logits_V: torch.Tensor, sample: Sample) -> str:
+    """In words, the class or what the model writes first."""
+    best = int(logits_V.argmax())
+    return f"class {best}" if collator.labels is not None else model_answer(tokenizer, best, sample.choices)
 
 
 def open_model(run: LoadedRun, ranks: Ranks) -> Opened:

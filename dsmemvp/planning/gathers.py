@@ -22,10 +22,10 @@ class Gathers:
 
     micro_steps: tuple[tuple[int, ...], ...]
     """Micro-step of a step -> every parameter gathered in it, as often as it is."""
-    live: int
-    """Most elements of parameters that are not persistent, whole at the same time."""
-    coalesced: int
-    """Most elements gathered in one collective: they lie twice in memory for a moment."""
+    live_bytes: int
+    """Most bytes of parameters that are not persistent, whole at the same time."""
+    coalesced_bytes: int
+    """Most bytes gathered at once: they lie twice in memory for a moment."""
     collectives: int = 0
     """That gather, in a step's last micro-step."""
 
@@ -58,6 +58,7 @@ class _Coordinator:
     def __post_init__(self) -> None:
         self.fetches = [e.module for e in self.trace.events if e.fetch]
         self.numel = [p.numel for p in self.trace.parameters]
+        self.bytes = [p.numel * p.item for p in self.trace.parameters]
         self.uses = [(p, step) for step, m in enumerate(self.fetches) for p in sorted(set(self._held_by(m)))]
         self.decided: dict[tuple[int, int], set[int]] = {}
         blocks = [sum(self.numel[p] for p in self.trace.inside[module]) for module in self.trace.whole]
@@ -144,13 +145,13 @@ class _Coordinator:
         self._gather(ahead)
 
     def _gather(self, parameters: set[int]) -> None:
-        elements = sum(self.numel[p] for p in parameters)
         self.gathered += sorted(parameters)
-        self.calls += bool(parameters)
+        self.calls += len({self.trace.parameters[p].item for p in parameters})  # one for each type
         self.available |= parameters
-        self.counted += elements
-        self.live += sum(self.numel[p] for p in parameters - self.persistent)
-        self.peak, self.largest = max(self.peak, self.live), max(self.largest, elements)
+        self.counted += sum(self.numel[p] for p in parameters)
+        self.live += sum(self.bytes[p] for p in parameters - self.persistent)
+        self.peak = max(self.peak, self.live)
+        self.largest = max(self.largest, sum(self.bytes[p] for p in parameters))
 
     def _release(self, event: Event) -> None:
         module, own = event.module, set(self._held_by(event.module))
@@ -168,7 +169,7 @@ class _Coordinator:
             if not self.holders[p]:
                 self.available.discard(p)
                 self.counted -= self.numel[p]
-                self.live -= self.numel[p] if p not in self.persistent else 0
+                self.live -= self.bytes[p] if p not in self.persistent else 0
 
     def _to_release(self, module: int) -> set[int]:
         """Decided once for each place in the order, as DeepSpeed does."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -15,6 +16,8 @@ from dsmemvp.config.stages import check_names, stage_recipe
 from dsmemvp.counting import counted
 from dsmemvp.errors import UserError
 from dsmemvp.model import sizes_of, stages_of
+from dsmemvp.planning.budget import ActivationBudget, activation_budget
+from dsmemvp.planning.budget import Choice as Policies
 from dsmemvp.planning.cluster import Cluster
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.planning.duration import Duration, duration
@@ -42,7 +45,7 @@ class Choice:
     """A sharding under one recompute policy."""
 
     sharding: Sharding
-    recompute: Policy
+    recompute: Policy | Literal["auto"]
     memory: Memory
     traffic: Traffic
     duration: Duration
@@ -57,7 +60,8 @@ class Plan:
     recipe: Recipe
     """With the batch sizes that were planned with."""
     choices: tuple[Choice, ...]
-    """One per sharding: the recipe's recompute policy if it fits, else the first one that does and keeps less."""
+    """One per sharding: the recipe's recompute policy if it fits, else the first one that does and keeps less; of
+    `auto` the mixture over layers that a run takes for the planned micro-batch."""
     best: Choice | None
     """The simplest of the fastest that fit."""
     notes: tuple[str, ...]
@@ -91,24 +95,36 @@ def _of_stage(recipe: Recipe, configs: Configs, clusters: Sequence[Cluster], tok
     plans = []
 
     @cache
-    def traced(micro_batch: int, policy: Policy) -> Trace:
+    def traced(micro_batch: int, policy: Policy | Policies) -> Trace:
         training = replace(recipe.training, micro_batch=micro_batch)
         return trace(replace(recipe, training=training), configs, tokens, policy, stage=stage)
+
+    with torch.device("meta"):
+        method = build_method(recipe.method, sizes_of(configs))
+    method.begin_stage(stage)
+    places = tokens + sum(reserved.count for reserved in method.reserved())
+    budgeted = recipe.training.recompute == "auto" and stage.decoder
+    auto = activation_budget(recipe, configs, 0, stage) if budgeted else None
 
     for cluster in clusters:
         fitted, notes = with_batch_for(recipe, cluster.gpus, tokens)
         micro_batch = fitted.training.micro_batch
         _check_work(fitted, cluster.gpus, tokens)
         deepspeed_settings(fitted, cluster.gpus)  # what a run would refuse
-        notes += _no_gradient(recipe, configs) if stage.decoder else []
-        plans.append(_plan(fitted, partial(traced, micro_batch), cluster, shardings, (*notes, *problems)))
+        notes += _no_gradient(method.first_block(), configs) if stage.decoder else []
+        within = partial(_within, auto, micro_batch, places) if auto is not None else None
+        plan = partial(_plan, fitted, partial(traced, micro_batch), cluster, shardings, (*notes, *problems))
+        plans.append(plan(within))
     return plans
 
 
-def _no_gradient(recipe: Recipe, configs: Configs) -> list[str]:
+def _within(budget: ActivationBudget, samples: int, places: int, most: int) -> Policies:
+    """Of each layer, as a run chooses them for so many samples of so many places each, in `most` bytes."""
+    return replace(budget, budget=most, chosen={}).choose(samples * places, samples)
+
+
+def _no_gradient(first: int, configs: Configs) -> list[str]:
     """That lower blocks keep nothing, if it is so."""
-    with torch.device("meta"):
-        first = build_method(recipe.method, sizes_of(configs)).first_block()
     if first == 0:
         return []
     return [
@@ -133,17 +149,25 @@ def _check_work(recipe: Recipe, gpus: int, tokens: int) -> None:
 
 def _plan(
     recipe: Recipe,
-    traced: Callable[[Policy], Trace],
+    traced: Callable[[Policy | Policies], Trace],
     cluster: Cluster,
     shardings: Sequence[Sharding],
     notes: tuple[str, ...],
+    within: Callable[[int], Policies] | None,
 ) -> Plan:
+    """`within`: under `recompute: auto`, what is chosen for a budget in bytes."""
     training = recipe.training
     micro_steps = training.micro_steps(cluster.gpus)
-    first = "elementwise" if training.recompute == "auto" else training.recompute
-    policies = POLICIES[POLICIES.index(first) :]
     choices = []
     for sharding in shardings:
+        if training.recompute == "auto":
+            assert within is not None
+            beside = weigh(traced("full"), sharding, "auto", cluster, micro_steps).memory
+            left = cluster.gpu_memory - RESERVE - (beside.gpu - beside.activations)
+            found = traced(within(int(training.activation_budget * 2**30 or left)))
+            choices.append(weigh(found, sharding, "auto", cluster, micro_steps))
+            continue
+        policies = POLICIES[POLICIES.index(training.recompute) :]
         weighed = (weigh(traced(policy), sharding, policy, cluster, micro_steps) for policy in policies)
         choices.append(next(c for c in weighed if c.fits(cluster) or c.recompute == policies[-1]))
     fitting = [c for c in choices if c.fits(cluster)]
@@ -172,7 +196,9 @@ def _complexity(choice: Choice) -> tuple[bool, bool, bool, float]:
     return sharding.offload, sharding.hpz, sharding.stage == 3, choice.duration.step
 
 
-def weigh(found: Trace, sharding: Sharding, recompute: Policy, cluster: Cluster, micro_steps: int) -> Choice:
+def weigh(
+    found: Trace, sharding: Sharding, recompute: Policy | Literal["auto"], cluster: Cluster, micro_steps: int
+) -> Choice:
     """One sharding; `found` is the trace under that recompute policy."""
     gathers = simulate(found, sharding, micro_steps)
     sent = traffic(found, sharding, cluster, gathers)

@@ -19,7 +19,8 @@ from transformers import AttentionInterface
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import Policy
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch, Captions, Item, Labels, Reserved, make_batch
+from dsmemvp.data.batch import Batch, Captions, Item, Labels, make_batch
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dtypes import NAMED
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum, sizes_of
@@ -37,7 +38,10 @@ class Parameter:
     numel: int
     trained: bool
     decayed: bool
-    """Trained ones: in which of the optimizer's two groups it is."""
+    item: int
+    """Bytes of an element."""
+    scaled: bool = False
+    """Of trained ones this and `decayed` say in which of the optimizer's groups it is."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Trace:
     flops: int
     """Of matrix products and attention, recomputed ones included."""
     item: int
-    """Bytes of a parameter's element."""
+    """Bytes of an element in the compute type."""
     beside: int = 0
     """Bytes of what stands whole on every GPU beside the model: a stage's teacher and its copy of the vocabulary."""
     operations: Counter[Operation] = field(default_factory=Counter)
@@ -116,6 +120,8 @@ def trace(
             del logits, losses
             held = meter.now
             loss.backward()
+    training = recipe.training
+    scaled = tuple(training.scaled_tensors) if training.scaled_rate != 1 else ()
     places = {id(p): i for i, p in enumerate(model.parameters())}
     whole = set(model.whole_blocks())
     modules = list(model.modules())
@@ -123,7 +129,10 @@ def trace(
         tuple(tuple(places[id(p)] for p in m.parameters(recurse=recurse)) for m in modules) for recurse in (False, True)
     )
     return Trace(
-        parameters=tuple(Parameter(n, p.numel(), p.requires_grad, p.dim() > 1) for n, p in model.named_parameters()),
+        parameters=tuple(
+            Parameter(name, p.numel(), p.requires_grad, p.dim() > 1, p.element_size(), name.startswith(scaled))
+            for name, p in model.named_parameters()
+        ),
         own=own,
         inside=inside,
         whole=frozenset(i for i, m in enumerate(modules) if m in whole),
@@ -176,6 +185,9 @@ def example_batch(
     side = configs.resolution
     # an image of its own for each: one tensor would be one row
     images = torch.zeros(recipe.training.micro_batch, 3, side, side, dtype=torch.uint8)
+    if recipe.vision.cache_features:
+        shape = configs.features(recipe.method.vision_features())
+        images = torch.zeros(recipe.training.micro_batch, *shape, dtype=NAMED[recipe.model.dtype])
     items = [Item(i, text, image if seen else None, labels=(0,) if labels else ()) for i, image in enumerate(images)]
     return make_batch(items, side, reserved, labels=labels).batch
 

@@ -79,22 +79,22 @@ def traffic(trace: Trace, sharding: Sharding, cluster: Cluster, gathers: Gathers
             ),
             cluster,
         )
-    whole = [partition(p, n) * n for p in trace.parameters]
+    whole = [partition(p, n) * n * p.item for p in trace.parameters]
     over_all, in_node = _weights(trace, sharding, gathers, whole)
-    trained = sum(w for w, p in zip(whole, trace.parameters, strict=True) if p.trained)
+    trained = sum(partition(p, n) * n for p in trace.parameters if p.trained)
     persistent = sum(w for w, p in zip(whole, trace.parameters, strict=True) if p.numel <= sharding.persistence)
     collectives = (
-        Collective("weights", "all_gather", n, over_all * trace.item, hidden=True),
-        Collective("weights", "all_gather", cluster.on_node, in_node * trace.item, hidden=True),
+        Collective("weights", "all_gather", n, over_all, hidden=True),
+        Collective("weights", "all_gather", cluster.on_node, in_node, hidden=True),
         Collective("gradients", "reduce_scatter", n, len(gathers.micro_steps) * trained * FLOAT32),
-        Collective("persistent", "all_gather", n, persistent * trace.item),
+        Collective("persistent", "all_gather", n, persistent),
     )
-    from_host = (over_all + in_node + persistent) * trace.item // n if sharding.offload else 0
+    from_host = (over_all + in_node + persistent) // n if sharding.offload else 0
     return Traffic(collectives, cluster, from_host)
 
 
 def _weights(trace: Trace, sharding: Sharding, gathers: Gathers, whole: list[int]) -> tuple[int, int]:
-    """Elements gathered in a step's micro-steps: (over all GPUs, inside nodes)."""
+    """Bytes gathered in a step's micro-steps: (over all GPUs, inside nodes). `whole` is each parameter's."""
     times = Counter(gathers.micro_steps)
     fetched = sum(n * whole[p] for micro_step, n in times.items() for p in micro_step)
     if not sharding.hpz:

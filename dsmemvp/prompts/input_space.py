@@ -16,7 +16,8 @@ from torch import nn
 
 from dsmemvp.config.fields import CONFIG, FROM_TEXT, Fraction, Texts, Width
 from dsmemvp.config.methods import MethodSettings
-from dsmemvp.data.batch import Batch, Reserved
+from dsmemvp.data.batch import Batch
+from dsmemvp.data.layout import Reserved
 from dsmemvp.prompts.interface import Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.parts.lora import LoraLinear
 from dsmemvp.prompts.parts.projector import Projector
@@ -54,6 +55,7 @@ class Method(VisualPrompt):
         "input-space visual prompting, as in LLaVA: projected image features as input tokens, LoRA on the language"
         " model"
     )
+    acts_in_tower = False
 
     @classmethod
     def describe(cls, settings: Settings) -> dict[str, str]:

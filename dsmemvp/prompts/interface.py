@@ -28,8 +28,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from dsmemvp.data.batch import Batch, Captions, Labels, Reserved
+from dsmemvp.data.batch import Batch, Captions, Labels
 from dsmemvp.data.captions import CaptionText
+from dsmemvp.data.layout import Reserved
 
 State = dict[str, torch.Tensor]
 Tower = Literal["vision", "decoder"]
@@ -155,6 +156,9 @@ class VisualPrompt(nn.Module):
 
     sees_images = True
     """Whether the vision tower is run at all."""
+    acts_in_tower = True
+    """Whether it acts in blocks of the vision tower, and does not take its last features alone in `finish`. Those that
+    do not may train on features that were computed before (vision.cache_features)."""
     trainable = True
     """Whether it has anything to train; if not, it can be evaluated without a checkpoint."""
     description = ""

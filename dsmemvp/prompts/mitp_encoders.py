@@ -5,8 +5,12 @@ Re-implementation from the published description; how it was read is said by the
     S = cos(p_hat_v, p_hat_t) / tau                    c_v = softmax(S) p_hat_t     c_t = softmax(S^T) p_hat_v
     p_m <- p_hat_m + G_m gelu(c_m)                     after every point but the last
 
+Towers of different widths compare and mix in a shared one, rank, as in mitp: e_m = A_m rms(p_hat_m) stands for p_hat_m
+in S and in c_m, and for the first text prompts in the map that makes the first vision prompts of them.
+
 The classes are read from both towers' class tokens. A sample without an image sees none: g = 0 for what the hub adds,
-and a class token of zeros. T tokens in the pack, B samples, n prompts, d width of both towers.
+and a class token of zeros. T tokens in the pack, B samples, n prompts, d width of the text encoder, v of the vision
+tower.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +24,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from dsmemvp.backbones.linear import Linear
-from dsmemvp.config.fields import CONFIG, FROM_TEXT, Blocks, Factor
+from dsmemvp.config.fields import CONFIG, FROM_TEXT, Blocks, ClassLoss, Factor, Width
 from dsmemvp.config.methods import MethodSettings, VisionFeatures
-from dsmemvp.data.batch import Batch, Labels, Reserved
+from dsmemvp.data.batch import Batch, Labels
+from dsmemvp.data.layout import Reserved
 from dsmemvp.errors import UserError
 from dsmemvp.prompts.interface import Compared, Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.parts.classifier import Classifier
-from dsmemvp.prompts.parts.maps import cosines, wide, zero_linear
+from dsmemvp.prompts.parts.maps import cosines, rms, wide, zero_linear
 from dsmemvp.prompts.parts.rows import enter_vision, of_samples, read_slots, write_slots
 
 PROMPTS = "prompts"
@@ -38,7 +43,7 @@ SIMILARITY = "similarity_"
 class Settings(MethodSettings):
     classes: Annotated[int, Field(ge=2, le=2**16)] = 101
     """Classes of the data: labels run from 0 to one below."""
-    loss: Literal["cross_entropy", "multi_label"] = "cross_entropy"
+    loss: ClassLoss = "cross_entropy"
     """One class for each sample, or any number of them: binary cross-entropy, a class from a probability of 0.5 on."""
     prompt_len: Annotated[int, Field(ge=1, le=2**10)] = 4
     """Prompts in each tower, in front of its tokens."""
@@ -50,6 +55,8 @@ class Settings(MethodSettings):
     """Temperature that the cosine is divided by."""
     hub: Literal["similarity", "uniform", "off"] = "similarity"
     """Weights of the hub: by similarity, or 1 / prompt_len; `off`: prompts are passed on as they are."""
+    rank: Width = 128
+    """Width in which the hub compares and mixes if the towers are of different widths; else it is not read."""
     direction: Literal["both", "text_to_vision", "vision_to_text"] = "both"
     """Which towers' prompts the hub changes: of the other one they are passed on as they are."""
     prompts: bool = True
@@ -60,6 +67,9 @@ class Settings(MethodSettings):
 
     def text_tower(self) -> Literal["encoder"]:
         return "encoder"
+
+    def classifies(self) -> bool:
+        return True
 
 
 class Method(VisualPrompt):
@@ -80,24 +90,27 @@ class Method(VisualPrompt):
     def __init__(self, settings: Settings, sizes: Sizes):
         """Raises UserError for towers that do not go together, and for points that they do not have."""
         super().__init__()
-        self.settings, depth, width = settings, sizes.decoder_blocks, sizes.language_width
-        if sizes.vision_width != width or sizes.vision_blocks != depth:
+        self.settings, depth = settings, sizes.decoder_blocks
+        if sizes.vision_blocks != depth:
             raise UserError(
-                f"method.name: mitp_encoders needs two towers of one width and depth, not {sizes.vision_width} and"
-                f" {width} wide, {sizes.vision_blocks} and {depth} deep"
+                f"method.name: mitp_encoders needs towers of as many blocks, not of {sizes.vision_blocks} and {depth}"
             )
         points = settings.points or list(range(depth // 2, depth))
         if points[-1] >= depth:
             raise UserError(f"method.points: the towers have no block {points[-1]}; they run from 0 to {depth - 1}")
         self.points, self.last = tuple(points) if settings.prompts else (), depth - 1
-        self.classifier = Classifier(2 * width, settings.classes)
+        v, d = sizes.vision_width, sizes.language_width
+        self.classifier = Classifier(v + d, settings.classes)
         if not self.points:
             return
-        self.text_prompt = nn.Parameter(torch.empty(settings.prompt_len, width).normal_(std=settings.prompt_std))
-        self.first_vision = Linear(width, width)
         hub = settings.hub != "off" and len(points) > 1
-        self.to_vision = zero_linear(width, width) if hub and settings.direction != "vision_to_text" else None
-        self.to_text = zero_linear(width, width) if hub and settings.direction != "text_to_vision" else None
+        shared = d if v == d else settings.rank
+        self.text_prompt = nn.Parameter(torch.empty(settings.prompt_len, d).normal_(std=settings.prompt_std))
+        self.to_rank_text = None if v == d else Linear(d, shared)
+        self.to_rank_vision = None if v == d or not hub else Linear(v, shared)
+        self.first_vision = Linear(shared, v)
+        self.to_vision = zero_linear(shared, v) if hub and settings.direction != "vision_to_text" else None
+        self.to_text = zero_linear(shared, d) if hub and settings.direction != "text_to_vision" else None
 
     def labels(self) -> Labels:
         return Labels(self.settings.classes, self.settings.loss == "multi_label")
@@ -113,12 +126,12 @@ class Method(VisualPrompt):
         return [Site(tower, block) for block in range(depths["decoder"]) for tower in ("vision", "decoder")]
 
     def begin(self, batch: Batch) -> State:
-        """`text` and `vision` are the prompts of the next points: [1, n, d]."""
+        """`text` and `vision` are the prompts of the next points: [1, n, d] and [1, n, v]."""
         has_image_B = torch.tensor([row >= 0 for row in batch.image_rows], device=batch.tokens.device)
         state = {"has_image": has_image_B[:, None]}
         if self.points:
             state["text"] = self()
-            state["vision"] = self.first_vision(state["text"])
+            state["vision"] = self.first_vision(_shared(self.to_rank_text, state["text"]))
         return state
 
     def forward(self) -> torch.Tensor:
@@ -144,25 +157,27 @@ class Method(VisualPrompt):
         return state
 
     def _meet(self, block: int, text_Bnd: torch.Tensor, state: State) -> State:
-        vision_Bnd = state["seen"]
-        state = state | {"text": text_Bnd, "vision": vision_Bnd}
+        vision_Bnv = state["seen"]
+        state = state | {"text": text_Bnd, "vision": vision_Bnv}
         if self.settings.hub == "off":
             return state
-        v, t = (wide(p) for p in (vision_Bnd, text_Bnd))
+        v = wide(_shared(self.to_rank_vision, vision_Bnv))
+        t = wide(_shared(self.to_rank_text, text_Bnd))
         similarity = cosines(v, t) / self.settings.tau
         state[f"{SIMILARITY}{block}"] = similarity
-        scores = torch.zeros_like(similarity) if self.settings.hub == "uniform" else similarity
+        # with weight zero: in one direction nothing else may read a map to the shared width
+        scores = 0.0 * similarity if self.settings.hub == "uniform" else similarity
         has_image_B11 = state["has_image"][..., None].to(text_Bnd.dtype)
         if self.to_vision is not None:
             mixed = F.gelu(scores.softmax(-1) @ t).to(text_Bnd.dtype)
-            state["vision"] = vision_Bnd + has_image_B11 * self.to_vision(mixed)
+            state["vision"] = vision_Bnv + has_image_B11 * self.to_vision(mixed)
         if self.to_text is not None:
             mixed = F.gelu(scores.transpose(1, 2).softmax(-1) @ v).to(text_Bnd.dtype)
             state["text"] = text_Bnd + has_image_B11 * self.to_text(mixed)
         return state
 
     def finish(self, tower: Tower, output: torch.Tensor, state: State, batch: Batch) -> State:
-        """Of the vision tower its class token, normed, of every sample: [B, d]."""
+        """Of the vision tower its class token, normed, of every sample: [B, v]."""
         if tower == "decoder":
             return state
         place = self.settings.prompt_len if self.last in self.points else 0
@@ -182,3 +197,8 @@ class Method(VisualPrompt):
             for block in self.points[:-1]
             if self.settings.hub != "off"
         ]
+
+
+def _shared(to_rank: Linear | None, prompts: torch.Tensor) -> torch.Tensor:
+    """In the width that both towers' prompts are compared and mixed in."""
+    return prompts if to_rank is None else to_rank(rms(prompts))

@@ -9,6 +9,7 @@ from torch import nn
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import give_memory
+from dsmemvp.backbones.quantized import check_form
 from dsmemvp.backbones.weights import Base
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.distributed.ranks import Ranks
@@ -38,7 +39,8 @@ def build_model(
     """The model of a stage (None: with all towers and the whole method) with its frozen weights loaded (by `load`;
     None: from the recipe's folders). Under ZeRO-3 no rank ever holds more of the frozen part than its partitions and
     one tensor that has no values yet. Nothing is sent between ranks but whether all have loaded; errors are raised on
-    all."""
+    all. Raises UserError if products of model.quantize cannot be computed here."""
+    check_form(recipe.model.quantize, ranks.device)
     before = torch.get_default_dtype()
     torch.set_default_dtype(NAMED[recipe.model.dtype])
     try:

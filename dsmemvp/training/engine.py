@@ -16,7 +16,7 @@ from torch import nn
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import is_partitioned, whole_shape
 from dsmemvp.checkpoints.checkpoint import Checkpoint, Tensors
-from dsmemvp.config.recipe import Recipe
+from dsmemvp.config.recipe import Recipe, Training
 from dsmemvp.data.batch import Batch
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.dtypes import NAMED
@@ -74,6 +74,7 @@ class Trainer:
             raise UserError(
                 f"method.name: {recipe.method.name!r} has no trainable parameters; it can only be evaluated"
             )
+        self._check_scaled()
         # the master weights start from these unrounded values; the module computes in the recipe's type
         initial = {name: p.detach().clone() for name, p in self.trainables.items()}
         cast(self.trainables, ranks.device, NAMED[recipe.model.dtype])
@@ -85,6 +86,16 @@ class Trainer:
             self.model.choose = budget.following(self.model.method)
             if ranks.first:
                 log.info("activations: %s", budget.example(recipe.training.micro_batch))
+
+    def _check_scaled(self) -> None:
+        """Raises UserError for a beginning of names that no trained tensor has; in a stage of some modules it may be
+        another one's."""
+        for start in () if self.stage.modules else self.recipe.training.scaled_tensors:
+            if not any(name.startswith(start) for name in self.trainables):
+                one = next(iter(self.trainables))
+                raise UserError(
+                    f"training.scaled_tensors: no trained tensor's name begins with {start!r}; one is {one}"
+                )
 
     def begin_stage(self, recipe: Recipe, stage: Stage) -> None:
         """The next stage, of the same parts. Moments begin anew. All ranks call it together. Raises UserError if it
@@ -228,7 +239,7 @@ class Trainer:
         """The optimizer step of the last micro-step; returns the norm of the global gradient: infinity if it is not
         finite, and then DeepSpeed has updated nothing."""
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return math.inf if norm is None or not self.engine.was_step_applied() else float(norm)
@@ -256,7 +267,7 @@ def build_engine(
 ) -> deepspeed.DeepSpeedEngine:
     training = recipe.training
     optimizer = torch.optim.AdamW(
-        decay_groups(trained, training.weight_decay),
+        parameter_groups(trained, training),
         lr=training.learning_rate,
         betas=(training.betas[0], training.betas[1]),
         fused=ranks.device.type == "cuda",
@@ -274,10 +285,18 @@ def build_engine(
     return engine
 
 
-def decay_groups(trainables: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Vectors (biases) are not decayed, everything else is. An empty group is left out: schedulers choke on it."""
-    # not `dim()`: one that an earlier stage's engine has cut is flat
-    matrices = [p for p in trainables.values() if len(whole_shape(p)) > 1]
-    vectors = [p for p in trainables.values() if len(whole_shape(p)) <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(trainables: dict[str, nn.Parameter], training: Training) -> list[dict[str, Any]]:
+    """Vectors (biases) are not decayed, everything else is; the learning rate of a group is that of the step times its
+    `rate`. An empty group is left out: schedulers choke on it."""
+    grouped: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for rate in (1.0, training.scaled_rate):
+        grouped |= {(rate, True): [], (rate, False): []}
+    for name, parameter in trainables.items():
+        rate = training.scaled_rate if name.startswith(tuple(training.scaled_tensors)) else 1.0
+        # not `dim()`: one that an earlier stage's engine has cut is flat
+        grouped[rate, len(whole_shape(parameter)) > 1].append(parameter)
+    return [
+        {"params": own, "weight_decay": training.weight_decay if decayed else 0.0, "rate": rate}
+        for (rate, decayed), own in grouped.items()
+        if own
+    ]

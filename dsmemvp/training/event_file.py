@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
@@ -38,6 +39,10 @@ class EventFile:
         self._add(file_version="brain.Event:2", step=first_step)
         if first_step is not None:
             self._add(session_log=SessionLog(status=SessionLog.START), step=first_step)
+
+    def add_summary(self, ready: Summary) -> None:
+        """One that a plugin of TensorBoard has made."""
+        self._add(summary=ready)
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         self._add(summary=summary.scalar(name, value), step=step)

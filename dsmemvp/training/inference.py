@@ -1,7 +1,7 @@
 """A recipe and a checkpoint -> the model, ready to answer: what evaluation, generation and inspection begin with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import deepspeed
@@ -38,6 +38,8 @@ def open_for_inference(
     for a stage that answers nothing, or OSError."""
     inputs = inputs or open_inputs(recipe, stage=checkpoint.state.stage if checkpoint else "")
     _check_towers(inputs, checkpoint)
+    # training may have read features; here pictures come that it has not seen
+    recipe = replace(recipe, vision=replace(recipe.vision, cache_features=""))
     settings = WHOLE if whole else deepspeed_settings(recipe, ranks.world, training=False)
     model = build_model(recipe, inputs.configs, settings, ranks, load_base(inputs.base, ranks), inputs.stage)
     trainables = model.trainables()

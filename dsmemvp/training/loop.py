@@ -23,6 +23,7 @@ from dsmemvp.training.building import load_base
 from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.engine import Trainer, build_trainer
+from dsmemvp.training.features import with_features
 from dsmemvp.training.health import Health
 from dsmemvp.training.mixture import Mixture
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
@@ -60,6 +61,7 @@ def _train(
     recipe, ranks, training, first = context.recipe, context.ranks, context.recipe.training, prepared.start.step
     context.end_if_asked("before the first step")
     count_this_start(context, first)
+    prepared = with_features(context, prepared)
     context.at("loading", first)
     span, base = prepared.span, prepared.base
     trainer = build_trainer(span.recipe, base.configs, ranks, load_base(base, ranks), span.stage)
@@ -213,11 +215,9 @@ class _Loop:
 
     def _balancing(self, span: Span) -> Balancing:
         inputs, ranks, configs = span.inputs, self.context.ranks, span.inputs.configs
-        sees = inputs.method.sees_images and span.stage.vision
-        adapters, language = (
-            self.context.recipe.vision.adapter_dim > 0,
-            configs.language if span.stage.decoder else None,
-        )
+        vision, language = span.recipe.vision, configs.language if span.stage.decoder else None
+        sees = inputs.method.sees_images and span.stage.vision and not vision.cache_features
+        adapters = vision.adapter_dim > 0
         costs = cost_model(language, configs.vision, sees, configs.resolution if sees else 0, adapters)
         return Balancing(costs, training_token_counts(ranks, self.context.folder, span.data, inputs.collator))
 

@@ -70,6 +70,8 @@ def prepare(context: RunContext, only: str = "") -> Prepared:
         checkpoint.check_method(as_dict(recipe))
         checkpoint.check_order(order)
         checkpoint.check_base(known)
+        if ranks.first:
+            checkpoint.check_quantized(as_dict(recipe))
     state = checkpoint.state if checkpoint else State()
     until = first.last if only else spans[-1].last
     until = min(until, recipe.training.stop_at_step or until)

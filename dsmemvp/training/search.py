@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dsmemvp.atomic_files import replace_file
 from dsmemvp.config.reading import as_dict, as_yaml
 from dsmemvp.config.recipe import Recipe
@@ -47,6 +49,8 @@ def searching(recipe: Recipe) -> Recipe:
         warmup_epochs=0.0,
         learning_rate=search.learning_rate,
         min_learning_rate=search.learning_rate,
+        schedule="cosine",
+        step_epochs=[],
         keep_best=0,
         best_by="loss",
     )
@@ -125,6 +129,13 @@ def likelihood(loss: float) -> float:
     return 0.0 if math.isnan(loss) else math.exp(-loss)
 
 
+def _hits(logits_SV: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """[S] bool: of several labels, [S, V], all must be right."""
+    if targets.is_floating_point():
+        return ((logits_SV >= 0) == targets.bool()).all(-1)
+    return logits_SV.argmax(-1) == targets
+
+
 class Search:
     """The callback. All ranks call the same methods together."""
 
@@ -192,7 +203,7 @@ class Search:
                 logits_SV, _ = self._trainer.engine(batch)
                 loss += loss_sum(logits_SV, batch.targets).item()
                 tokens += batch.targets.numel()
-                hits = (logits_SV.argmax(-1) == batch.targets).cpu().split(list(batch.supervised_counts))
+                hits = _hits(logits_SV, batch.targets).cpu().split(list(batch.supervised_counts))
                 answers = [bool(own.all()) for own in hits if own.numel()]
                 right, samples = right + sum(answers), samples + len(answers)
         whole_loss, supervised, all_right, answered = self._context.ranks.sums(loss, tokens, right, samples)

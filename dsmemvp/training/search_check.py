@@ -9,5 +9,7 @@ def check_search(recipe: Recipe) -> None:
     """Raises UserError for a method without a setting to search for, or no data to score on."""
     if not method_class(recipe.method.name).searched:
         raise UserError(f"method.name: {recipe.method.name} has no setting to search for")
+    if recipe.vision.cache_features:
+        raise UserError("vision.cache_features: a search looks at pictures, not at features; leave it out")
     if not recipe.data.search:
         raise UserError("data.search: give the folder of shards to score on, which no training and no evaluation sees")

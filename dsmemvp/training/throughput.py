@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from torch import nn
+
 from dsmemvp.backbones.decoder import DecoderTower
-from dsmemvp.backbones.partitioned import whole_shape
+from dsmemvp.backbones.linear import stored_shapes
 from dsmemvp.backbones.text_encoder import TextEncoder
 
 
@@ -19,10 +21,14 @@ def multiplied(language: DecoderTower | TextEncoder | None) -> int:
         return 0
     *layers, last = language.layers
     if isinstance(language, TextEncoder):
-        return sum(math.prod(shape) for p in language.layers.parameters() if len(shape := whole_shape(p)) > 1)
+        return sum(map(_multiplied, language.layers))
     projections = (last.self_attn.q_proj, last.self_attn.k_proj, last.self_attn.v_proj)
-    parameters = (p for part in (*layers, *projections) for p in part.parameters())
-    return sum(math.prod(shape) for p in parameters if len(shape := whole_shape(p)) > 1)
+    return sum(map(_multiplied, (*layers, *projections)))
+
+
+def _multiplied(module: nn.Module) -> int:
+    """Elements of its matrices."""
+    return sum(math.prod(shape) for shape in stored_shapes(module).values() if len(shape) > 1)
 
 
 @dataclass

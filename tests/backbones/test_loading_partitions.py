@@ -37,6 +37,8 @@ def folders(tmp_path_factory) -> Path:
         model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=tied, **SIZES)).to(kind)
         model.save_pretrained(folder / name, max_shard_size="1MB")
     torch.manual_seed(0)
+    even = {**SIZES, "hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 3}
+    LlamaForCausalLM(LlamaConfig(**even)).to(torch.float32).save_pretrained(folder / "even")
     qwen = Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=True, **SIZES)).to(torch.bfloat16)
     qwen.save_pretrained(folder / "qwen2", max_shard_size="1MB")
     sizes = {"hidden_size": 34, "intermediate_size": 61, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -98,6 +100,42 @@ def test_gathered_parameters_are_the_files(folders, recipe_path, tmp_path, ranks
         assert all(0 <= each["read_by_the_process"] - each["read"] < 100_000 for each in found), found
         # a linear layer that keeps its gathered weight for the backward pass would undo ZeRO-3
         assert all(each["linear"] == ["dsmemvp.backbones.linear"] for each in found)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_each_rank_quantises_its_own_part(folders, recipe_path, tmp_path, ranks):
+    """int8 with sizes that nothing divides; nf4 from another type. A rank reads what its part comes from, and at most a
+    row of each tensor beside it."""
+    cases = {}
+    for shipped in ("zero3", "zero3_hpz", "zero3_offload", "replicated"):
+        more = {"zero_hpz_partition_size": ranks} if shipped == "zero3_hpz" else {}
+        shared = [f"training.global_batch={2 * ranks}", _sharding(tmp_path, shipped, **more), "model.dtype=bf16"]
+        for form, name in (("nf4", "even"), ("int8", "bf16"), ("int8", "qwen2")):
+            if shipped == "zero3_hpz" and form == "int8":
+                continue  # DeepSpeed makes hpZ's groups once in a process
+            language = [f"model.language_model={folders / name}", f"model.quantize={form}"]
+            cases[f"{shipped} {form} {name}"] = [*shared, *language]
+    (tmp_path / "given.json").write_text(json.dumps({"recipe": str(recipe_path), "cases": cases}))
+    run_on_ranks(PROGRAM, ranks, str(tmp_path / "given.json"), str(tmp_path / "found.json"))
+
+    everyone = written(tmp_path / "found.json")
+    for case in cases:
+        found = [each[case] for each in everyone]
+        assert not isinstance(found[0], str), found[0]
+        copies = ranks if case.startswith("replicated") else 1
+        assert all(each["wrong"] == [] and each["quantised"] == 14 for each in found), found
+        assert all(each["sent"] <= 8 for each in found), case
+        padded = found[0]["elements"] * copies + ranks * found[0]["compared"]
+        assert found[0]["elements"] * copies <= sum(each["held"] for each in found) <= padded
+        once, item = found[0]["bytes"] * copies, 4 if "even" in case else 2
+        if copies == ranks:
+            assert [each["read"] for each in found] == [found[0]["bytes"]] * ranks
+        elif "hpz" not in case:  # which has all of them in the node
+            rows = 2 * ranks * 14 * 320 * item
+            assert once <= sum(each["read"] for each in found) <= once + rows
+            assert max(each["read"] for each in found) <= found[0]["bytes"] / ranks + rows
+        assert all(0 <= each["read_by_the_process"] - each["read"] < 100_000 for each in found), found
 
 
 @pytest.mark.ranks

@@ -252,6 +252,8 @@ def test_a_dropout_outside_its_range_is_refused_by_name(read, key, value):
         ("data: {train: [a], passes: [nan]}", "data.passes: must be above 0 and at most 1,000,000, is nan"),
         ("data: {train: [a], passes: [.inf]}", "data.passes: must be above 0 and at most 1,000,000, is inf"),
         ("training: {keep_best: 1}", "training.keep_best: give data.validation"),
+        ("training: {schedule: steps}", "training.step_epochs: name the epochs at which the learning rate falls"),
+        ("training: {step_epochs: [3]}", "training.step_epochs: name the epochs at which the learning rate falls"),
         ("training: {best_by: score}", "training.best_by: give data.validation"),
     ],
 )

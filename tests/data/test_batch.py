@@ -6,7 +6,8 @@ import pytest
 import torch
 from making import sample
 
-from dsmemvp.data.batch import Item, Reserved, Skip, by_image, make_batch
+from dsmemvp.data.batch import Item, Skip, by_image, make_batch
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.text import EncodedText
 
 R = 4

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Reserved
 from dsmemvp.data.captions import CaptionReader, CaptionText, WordPieces, drawn_places
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import ImageTransform
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.sample import EncodedSample, SampleError
 from dsmemvp.errors import UserError
 

@@ -1,40 +1,22 @@
 """From shards to each rank's micro-batches: ranks, workers and bad samples change nothing for the others."""
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from making import as_json, fields, good_rows, manifest_of, picture, write_tar
 
 from data_prep.shards import Row, write_shards
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.data.batch import Reserved
-from dsmemvp.data.collator import Collator, recipe_collator
+from dsmemvp.data.collator import recipe_collator
 from dsmemvp.data.images import ImageTransform
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.loader import Balancing, Share, evaluation_steps, training_steps
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.data.order import Order, Source
 from dsmemvp.data.sample import SampleError
 from dsmemvp.data.token_counts import count_tokens
-
-
-@pytest.fixture
-def collator(tokenizer_path):
-    return Collator(str(tokenizer_path), ImageTransform(4, 10_000), False, 200, skip_bad=False)
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    """23 good samples in shards of 5; even ones have a picture whose red channel is their number."""
-    return write_shards(good_rows(23), tmp_path_factory.mktemp("good") / "train", "train", per_shard=5)
 
 
 @pytest.fixture
@@ -198,72 +180,6 @@ def test_a_blind_encoder_does_not_mind_a_broken_image(damaged, collator):
     assert sorted(indices(step)) == [0, 2, 3, 4, 5, 6, 7]
 
 
-@pytest.mark.parametrize(("world", "global_batch"), [(1, 8), (2, 8), (4, 8), (1, 24), (4, 24)])
-def test_evaluation_covers_every_sample_once_with_equal_steps_on_every_rank(shards, collator, world, global_batch):
-    collator = replace(collator, answers=True)
-    shares = [Share(rank, world, global_batch // world) for rank in range(world)]
-    ranks = [list(evaluation_steps(shards, collator, share, workers=0)) for share in shares]
-    assert {len(steps) for steps in ranks} == {-(-23 // global_batch)}
-    assert all(len(step) == 1 for steps in ranks for step in steps)
-    assert sorted(i for steps in ranks for step in steps for i in indices(step)) == list(range(23))
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_evaluation_computes_every_sample_in_the_same_company_on_any_number_of_ranks(shards, collator, world):
-    collator = replace(collator, answers=True)
-    shares = [Share(rank, world, 4) for rank in range(world)]
-    ranks = [list(evaluation_steps(shards, collator, share, workers=0)) for share in shares]
-    assigned = [[i for _, i in batch.assigned] for step in zip(*ranks, strict=True) for (batch,) in step]
-    assert assigned[:6] == [
-        [*range(0, 4)],
-        [*range(4, 8)],
-        [*range(8, 12)],
-        [*range(12, 16)],
-        [*range(16, 20)],
-        [20, 21, 22],
-    ]
-    assert not any(assigned[6:]) and len(assigned) < 6 + world
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_goes_on_with_the_batches_that_are_left(shards, collator, workers):
-    collator, left = replace(collator, answers=True), [1, 4, 5]
-    ranks = [list(evaluation_steps(shards, collator, Share(rank, 2, 4), workers, left)) for rank in range(2)]
-    assert [[indices(step) for step in steps] for steps in ranks] == [
-        [[4, 5, 6, 7], [20, 21, 22]],
-        [[16, 17, 18, 19], []],
-    ]
-
-
-def test_a_rank_without_samples_still_takes_the_step(tmp_path, collator):
-    manifest = write_shards(good_rows(5), tmp_path / "test", "test")
-    collator = replace(collator, answers=True)
-    ranks = [list(evaluation_steps(manifest, collator, Share(rank, 4, 1), workers=0)) for rank in range(4)]
-    assert sorted(i for steps in ranks for i in indices(steps[0])) == [0, 1, 2, 3]
-    assert sorted(i for steps in ranks for i in indices(steps[1])) == [4]
-    assert all(steps[1][0].batch.size == 1 for steps in ranks)  # an empty batch computes on one lone token
-
-
-def test_evaluation_supervises_the_last_place_of_the_lead_in(shards, collator, tokenizer):
-    share = Share(0, 1, 23)
-    collator = replace(collator, answers=True, reserved=(Reserved("image", 3),))
-    ((micro,),) = evaluation_steps(shards, collator, share, workers=0)
-    batch = micro.batch
-    assert batch.supervised.numel() == 23 and batch.places["image"].numel() == 3 * 12
-    text = tokenizer.decode(batch.tokens[slice(*batch.bounds[1])].tolist())
-    assert text.endswith("\nResponse:The answer is")
-
-
-def test_captions_enter_only_where_the_encoder_wants_them(demo_shards, collator, tokenizer):
-    manifest, share = read_manifest(demo_shards), Share(0, 1, 48)
-    texts = []
-    for captions in (False, True):
-        ((batch,),) = evaluation_steps(manifest, replace(collator, answers=True, captions=captions), share, workers=0)
-        decoded = [tokenizer.decode(batch.batch.tokens[a:b].tolist()) for a, b in batch.batch.bounds]
-        texts.append([text for _, text in sorted(zip(list(batch.indices), decoded, strict=True))])
-    assert sum(a != b for a, b in zip(*texts, strict=True)) == 24  # the samples with a picture have a caption
-
-
 def test_evaluation_hands_on_the_fields_for_scoring_without_the_pixels(shards, collator):
     ((batch,),) = evaluation_steps(shards, replace(collator, answers=True), Share(0, 1, 23), workers=0)
     assert [s.index for s in batch.samples] == list(batch.indices)
@@ -304,53 +220,3 @@ def test_the_demo_shards_are_what_the_fixture_promises(demo_shards):
     assert [s.samples for s in manifest.shards] == [12] * 4
     content = json.loads((demo_shards / "dataset.json").read_text())
     assert content["split"] == "train"
-
-
-def test_workers_do_not_outlive_a_rank_that_is_killed(shards, collator, tmp_path):
-    program = f"""
-import time
-from pathlib import Path
-from dsmemvp.data.batch import Reserved
-from dsmemvp.data.collator import Collator
-from dsmemvp.data.images import ImageTransform
-from dsmemvp.data.token_counts import count_tokens
-from dsmemvp.data.loader import Balancing, Share, evaluation_steps
-from dsmemvp.data.manifest import read_manifest
-if __name__ == "__main__":
-    collator = {collator!r}
-    steps = evaluation_steps(read_manifest(Path({str(shards.location)!r})), collator, Share(0, 1, 1), 2)
-    next(steps)
-    print("reading", flush=True)
-    time.sleep(60)
-"""
-    (tmp_path / "rank.py").write_text(program)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OF_THIS_TEST": str(tmp_path)}
-    command = [sys.executable, str(tmp_path / "rank.py")]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as rank:
-        assert rank.stdout.readline() == "reading\n"
-        assert len(_processes(tmp_path)) >= 4  # with the server and two workers
-        rank.kill()
-    end = time.monotonic() + 20
-    while _processes(tmp_path):
-        assert time.monotonic() < end, _processes(tmp_path)
-        time.sleep(0.1)
-
-
-def _processes(mark: Path) -> list[str]:
-    """The processes that have it in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("OF_THIS_TEST") == str(mark) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-    return found
-
-
-def test_a_bug_in_a_worker_ends_the_run_with_its_traceback(demo_shards, tokenizer_path):
-    """Python waits for its workers at exit, and these ignore SIGTERM; the traceback keeps their loader alive."""
-    script = Path(__file__).with_name("buggy.py")
-    command = [sys.executable, str(script), str(demo_shards), str(tokenizer_path)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 1
-    assert "'Buggy' object has no attribute 'misspelt'" in ended.stderr
-    assert 'buggy.py", line 19, in batch' in ended.stderr

@@ -6,7 +6,7 @@ import pytest
 from making import picture
 from prepared import here, keys, samples
 
-from data_prep import coco_captions, gqa, llava, vqav2
+from data_prep import coco_captions, gqa, llava, vqa_rad, vqav2
 from dsmemvp.data.sample import DESCRIBE
 
 
@@ -223,3 +223,50 @@ def test_a_bad_conversation_is_named_or_left_out(convert, tmp_path, entry, part)
     assert code == 1 and f"{path}, conversation 1" in err and part in err and err.count("\n") == 1
     code, out, _ = convert(llava, "--conversations", path, "--on-bad-row", "skip")
     assert code == 0 and "1 sample in 1 shard" in out and part in out
+
+
+def rad_question(qid, phrase_type="freeform", **fields):
+    question = {"qid": qid, "phrase_type": phrase_type, "image_name": "synpic1.jpg", "question": "Is it clear? "}
+    return (
+        question
+        | {"answer": "Yes ", "answer_type": "CLOSED ", "question_type": "PRES", "image_organ": "CHEST"}
+        | fields
+    )
+
+
+def test_vqa_rad(convert, tmp_path):
+    images(tmp_path, "synpic1.jpg", "synpic2.jpg")
+    asked = [
+        rad_question("0"),
+        rad_question(7, "test_para"),
+        rad_question(8, "para", answer=3, image_name="synpic2.jpg"),
+    ]
+    given = ["--questions", write(tmp_path / "q.json", asked)]
+    assert convert(vqa_rad, *given, "--split", "test")[0] == 0
+    assert keys(tmp_path / "out") == ["7"]
+    assert convert(vqa_rad, *given, "--split", "train")[0] == 0
+    first, second = samples(tmp_path / "out")
+    assert keys(tmp_path / "out") == ["0", "8"]
+    assert (first.question, first.answer, first.choices) == ("Is it clear?", "yes", ())
+    assert (second.answer, second.image) == ("3", picture(colour=(1, 0, 0)))
+    assert (first.scores["answer_type"], first.scores["image_organ"]) == ("CLOSED", "CHEST")
+
+
+@pytest.mark.parametrize(
+    ("question", "part"),
+    [
+        ({"qid": None}, "question 1: qid is not a text or a number: None"),
+        ({"phrase_type": 1}, "question 1: phrase_type is not text: 1"),
+        ({"image_name": None}, "question 1: image_name is not text: None"),
+        ({"answer": " "}, "question 1: "),
+    ],
+)
+def test_a_bad_question_of_vqa_rad_is_told_with_its_place(convert, tmp_path, question, part):
+    given = ["--questions", write(tmp_path / "q.json", [rad_question("0") | question]), "--split", "train"]
+    code, _, err = convert(vqa_rad, *given)
+    assert code == 1 and part in err
+
+
+def test_vqa_rad_has_two_splits(convert, tmp_path):
+    code, _, err = convert(vqa_rad, "--questions", write(tmp_path / "q.json", []), "--split", "val")
+    assert code == 1 and "--split: must be train or test, not 'val'" in err

@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from making import as_json, fields, manifest_of, picture, write_tar
+from making import as_json, fields, good_shards, manifest_of, picture, write_tar
 from PIL import Image
 
 from dsmemvp.cli import main as cli
@@ -204,3 +204,10 @@ def test_multiple_choice_of_anybody_is_called_so(data, tmp_path):
 def test_check_looks_at_the_validation_data(data, demo_shards, too_long):
     code, out, _ = data("check", "data.test=", f"data.validation={too_long}")
     assert code == 1 and f"validation: {too_long}: 4 samples" in out and "1 sample cannot be used" in out
+
+
+def test_check_reads_what_a_search_scores_on(data, demo_shards, tmp_path):
+    good_shards(tmp_path / "search", 6)
+    code, out, _ = data("check", f"data.search={tmp_path / 'search'}")
+    assert code == 0 and "search: 6 samples" in out
+    assert "data.search: has the samples of" in data("check", f"data.search={demo_shards}")[2]

@@ -1,65 +1,29 @@
 """What a run has trained, handed on: onto any copy of its base and no other, and back into the published layout."""
 
-import hashlib
 import json
-import re
 import shutil
 
 import pytest
 import torch
-from making import picture
 from reference import Recording
 from safetensors.torch import load_file, save_file
+from saved_runs import built, saved
 
-import dsmemvp
 from dsmemvp.backbones.fingerprint import fingerprint
-from dsmemvp.backbones.weights import Base, read_configs
-from dsmemvp.checkpoints.checkpoint import State, read_checkpoint, save_checkpoint
+from dsmemvp.backbones.weights import Base
+from dsmemvp.checkpoints.checkpoint import read_checkpoint
 from dsmemvp.checkpoints.loading import load_run
 from dsmemvp.checkpoints.state_file import own_sum
-from dsmemvp.config.reading import as_dict, read_recipe
+from dsmemvp.config.reading import as_dict
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.convert.convert import convert
 from dsmemvp.errors import UserError
 from dsmemvp.export.export import export, export_file
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
-
-
-def _model(recipe: Recipe) -> VisualLanguageModel:
-    configs = read_configs(recipe)
-    model = build_frozen(recipe, configs)
-    Base(recipe).load(model)
-    add_trainables(model, recipe, configs)
-    return model.eval()
-
-
-def _saved(run, recipe: Recipe, trained: dict[str, torch.Tensor], epoch: int = 2):
-    """A checkpoint as a run of this recipe leaves it."""
-    moments = {f"{name}.{m}": torch.zeros_like(t) for name, t in trained.items() for m in ("exp_avg", "exp_avg_sq")}
-    state = State(epoch, 12, 12, validation_loss=0.25, order={"data.train": ["1f"]}, recipe=as_dict(recipe))
-    return save_checkpoint(run, State(**{**vars(state), "base": fingerprint(Base(recipe))}), trained, moments)
-
-
-@pytest.fixture
-def recipe(recipe_path) -> Recipe:
-    return read_recipe(recipe_path)
-
-
-@pytest.fixture
-def trained(recipe) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    return {name: torch.randn(p.shape) for name, p in _model(recipe).trainables().items()}
-
-
-@pytest.fixture
-def run(tmp_path, recipe, trained):
-    _saved(tmp_path / "runs" / "tiny", recipe, trained)
-    return tmp_path / "runs" / "tiny"
 
 
 def _saved_as(run, recipe: Recipe, folder):
     """A run of this recipe with the trained tensors of a checkpoint."""
-    _saved(run, recipe, load_file(folder / "trained.safetensors"))
+    saved(run, recipe, load_file(folder / "trained.safetensors"))
     return run
 
 
@@ -146,26 +110,6 @@ def test_a_base_has_to_be_named(run, recipe, tmp_path):
         load_run(tmp_path / "out", _named(_base(recipe))[:2])
 
 
-def test_the_cards_lines_answer_as_the_run_itself_does(run, recipe, tmp_path, capsys):
-    (run / "recipe.json").write_text(json.dumps(as_dict(recipe)))
-    (tmp_path / "a.png").write_bytes(picture())
-    export(run, tmp_path / "out")
-    [lines] = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.S)
-    named = {
-        "this folder": tmp_path / "out",
-        "cat.png": tmp_path / "a.png",
-        "LLaMA's tokenizer.model": recipe.model.tokenizer,
-    }
-    named |= {"LLaMA's folder": recipe.model.language_model, "CLIP's folder": recipe.model.vision_tower}
-    for placeholder, place in named.items():
-        assert f'"{placeholder}"' in lines
-        lines = lines.replace(placeholder, str(place))
-    exec(lines, {})
-    model = dsmemvp.load(run)
-    answer = model.answer("What is in the picture?", model.see(tmp_path / "a.png"))
-    assert answer and capsys.readouterr().out == f"{answer}\n"
-
-
 def test_nothing_of_this_machine_stands_in_it(run, recipe, tmp_path):
     export(run, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "adapter.json", "trained.safetensors"}
@@ -179,36 +123,9 @@ def test_nothing_of_this_machine_stands_in_it(run, recipe, tmp_path):
     assert content["recipe"]["training"]["learning_rate"] == 1e-2
 
 
-def test_the_card_says_what_it_is_and_how_it_scored(run, trained, tmp_path):
-    scores = {"captions off": {"NAT": 91.234, "Avg": 90.5}, "captions on": {"Avg": 95.0}}
-    about = {"data": str(tmp_path / "test"), "protocol": "generate", "samples": 48, "left_out": 2}
-    about |= {"interval": {row: {name: [80.0, 99.0] for name in values} for row, values in scores.items()}}
-    about |= {"counted": {row: dict.fromkeys(values, 46) for row, values in scores.items()}}
-    [folder] = (run / "checkpoints").iterdir()
-    digest = hashlib.sha256((folder / "trained.safetensors").read_bytes()).hexdigest()
-    (run / "evaluation.json").write_text(json.dumps({"checkpoint": digest, "accuracy": scores, **about}))
-    other = {"checkpoint": "1f", "epoch": 2, "step": 12, "accuracy": {"blind": {"Avg": 11.11}}}
-    (run / "evaluation-blind.json").write_text(json.dumps(other))
-    export(run, tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
-    number = sum(t.numel() for t in trained.values())
-    for part in (
-        "# tiny",
-        f"{number:,} trained parameters",
-        "MemVP",
-        'dsmemvp.load("',
-        "24 slots",
-        "0.01, 1.0 epochs of warm-up",
-    ):
-        assert part in card, part
-    assert "On the 48 samples, 2 of them left out of `test`, protocol generate" in card
-    assert "| captions off |  91.23 | 90.50 ±9.50 |" in card and "| captions on  |      - | 95.00 ±9.50 |" in card
-    assert "11.11" not in card  # of another checkpoint
-
-
 def test_without_the_base_at_hand_it_is_exported_all_the_same(tmp_path, recipe, trained):
     run = tmp_path / "runs" / "far"
-    folder = _saved(run, recipe, trained)
+    folder = saved(run, recipe, trained)
     state = json.loads((folder / "state.json").read_text())
     state["recipe"]["model"] |= {"language_model": "weights/nowhere", "language_shape": "llama-7b"}
     state["recipe"]["model"] |= {"vision_tower": "weights/nowhere", "vision_shape": "clip-vit-l-14"}
@@ -237,7 +154,7 @@ def test_an_earlier_export_is_replaced_and_nothing_else(run, recipe, trained, tm
 def test_what_cannot_be_exported_is_told(run, recipe, tmp_path):
     with pytest.raises(UserError, match="checkpoints holds no intact checkpoint"):
         export(tmp_path, tmp_path / "out")
-    with pytest.raises(UserError, match="give --out, --published or both"):
+    with pytest.raises(UserError, match="give --out, --published or --peft"):
         export(run, None)
     folder = next((run / "checkpoints").iterdir())
     with pytest.raises(UserError, match="does not say how and on what base it was trained"):
@@ -263,7 +180,7 @@ def test_published_converted_exported_and_converted_again_is_the_same(shared, to
     recording.write(shared)
     recipe, first = recording.recipe(), recording.trained()
     recipe.model.tokenizer = str(tokenizer_path)
-    _saved(tmp_path / "run", recipe, first)
+    saved(tmp_path / "run", recipe, first)
     said = export(tmp_path / "run", tmp_path / "out", tmp_path / "published" / "checkpoint-1.pth")
     assert "emb 272, hidden_proj 8" in said[0]
     content = torch.load(tmp_path / "published" / "checkpoint-1.pth", weights_only=True)
@@ -276,7 +193,7 @@ def test_published_converted_exported_and_converted_again_is_the_same(shared, to
     third = checkpoint.values({name: tuple(t.shape) for name, t in first.items()})
     logits = []
     for settings, values in ((recipe, first), (recipe, second), (opened, third)):
-        model = _model(settings)
+        model = built(settings)
         model.load_state_dict(values, strict=False)
         with torch.no_grad():
             logits.append(model(recording.batch())[0])

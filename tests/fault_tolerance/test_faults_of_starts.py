@@ -33,6 +33,8 @@ def test_a_second_start_is_refused_and_harms_nothing_and_after_a_kill_of_all_the
     with Ranks(arguments, tmp_path / "first", fault="reading:hang:9", on=1) as first:
         first.until_said(1, "fault: hang")
         first.until_said(0, "step 8: saved")
+        while list(folder.glob("checkpoints/old-*")):  # an old one is being deleted
+            time.sleep(0.02)
         before = _content(folder)
         second = run(arguments, tmp_path / "second")
         assert second.codes == [1, 1], second.text

@@ -14,12 +14,13 @@ import torch
 import yaml
 from fuzz.cases import Reader
 from making import as_json, fields, good_shards
+from model_files import HEADS, KEYS, PIECES, write_gguf, write_onnx
 from PIL import Image
 from safetensors.torch import save_file
 from stand_ins import openai_tensors, write_meta, write_torchscript
 from tokenizers import Tokenizer as JsonTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
 from data_prep.tokenizer import train_tokenizer
 from dsmemvp.backbones.fingerprint import fingerprint
@@ -30,6 +31,7 @@ from dsmemvp.checkpoints.choosing import newest_checkpoint
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.convert.convert import convert
+from dsmemvp.data.feature_cache import CachedFeatures, Settings, distinct, write_shard
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.index import index_shard
 from dsmemvp.data.manifest import read_manifest
@@ -149,6 +151,7 @@ def _of_data(folder: Path) -> Iterator[Reader]:
             found.append(str(read_sample(sample).question))
         return str(found)
 
+    yield _cached_features(folder)
     yield Reader("manifest", shards, ("dataset.json",), samples, False)
     yield Reader("index", shards, (index,), samples, True)
     yield Reader("shard", shards, (tar,), samples, True)
@@ -170,6 +173,25 @@ def _of_data(folder: Path) -> Iterator[Reader]:
         picture.mkdir()
         noise.save(picture / "image", format, **({"compression": "tiff_lzw"} if format == "TIFF" else {}))
         yield Reader(format, picture, ("image",), _pixels, False)
+
+
+def _cached_features(folder: Path) -> Reader:
+    made, name = folder / "features", "f"
+    good_shards(made, 6, 3)
+    images = [
+        read_sample(sample).image for sample in read_all(read_manifest(made)) if isinstance(sample, EncodedSample)
+    ]
+    encoded = [image for image in images if image is not None]
+    settings = Settings("tower", 16, (0.5,), (0.5,), 2, False, True, "fp32", 4, 8)
+    rows = [(digest, torch.full((4, 8), float(i))) for i, (digest, _) in enumerate(distinct(encoded))]
+    for shard in range(2):
+        write_shard(read_manifest(made), name, shard, settings, rows)
+
+    def features(place: Path) -> str:
+        found = CachedFeatures(ImageTransform(16, 1 << 20), settings, name, (read_manifest(place),))
+        return str([found(image, "here").sum().item() for image in encoded])
+
+    return Reader("features", made, (f"{name}/000000.tar.json", f"{name}/000000.tar.features"), features, True)
 
 
 def _pixels(place: Path) -> str:
@@ -236,6 +258,13 @@ def _write_sources(folder: Path, base: Path, trained: dict[str, torch.Tensor]) -
     for name in ("clip", "published", "bin", "plain"):
         (folder / name).mkdir(parents=True)
     write_meta(language, folder / "meta", pieces=2)
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 64, "num_attention_heads": HEADS}
+    for name in ("GGUF", "ONNX"):
+        (folder / name).mkdir()
+    config = LlamaConfig(vocab_size=len(PIECES), num_key_value_heads=KEYS, **small)
+    write_gguf(folder / "GGUF" / "source.gguf", LlamaForCausalLM(config), "Q8_0")
+    tower = Dinov2Config(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, image_size=14, patch_size=7)
+    write_onnx(folder / "ONNX" / "source.onnx", Dinov2Model(tower))
     write_torchscript(openai_tensors(vision), folder / "clip" / "source.pt")
     content = {"model": Published().published_names(trained), "epoch": 3}
     torch.save(content, folder / "published" / "source.pth")
@@ -262,4 +291,6 @@ def _of_sources(folder: Path, base: Path) -> Iterator[Reader]:
     yield Reader("pytorch_model.bin", made / "bin", ("pytorch_model.bin",), partial(converted, ""), True)
     yield Reader("bin's config", made / "bin", ("config.json",), partial(converted, ""), False)
     plain = ("source.safetensors",)
+    for name, file in (("GGUF", "source.gguf"), ("ONNX", "source.onnx")):
+        yield Reader(name, made / name, (file,), partial(converted, file), False)
     yield Reader("safetensors source", made / "plain", plain, partial(converted, plain[0]), False)

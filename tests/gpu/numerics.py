@@ -82,7 +82,7 @@ def _layer(device: str, dtype, policy: str) -> list:
     from dsmemvp.backbones.attention import Packing
     from dsmemvp.backbones.decoder import DecoderTower
     from dsmemvp.dropout import Dropout, token_keys
-    from dsmemvp.prompts.memvp.branch import hand_out, memory_branch
+    from dsmemvp.prompts.memvp.branch import LayerMemory, hand_out, memory_branch
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -101,15 +101,12 @@ def _layer(device: str, dtype, policy: str) -> list:
     behind = Dropout(dropout.keys[rows])
     sums = (torch.zeros_like(key), torch.zeros_like(value))
     low, token = (key.detach().to(dtype), value.detach().to(dtype)), hand_out(key, value, sums)
-    branch = partial(_branch, memory_branch, low, behind, token, sums)
+    memory = LayerMemory(*low, [1, 2], 0.5, token, sums)
+    branch = partial(memory_branch, memory=memory, dropout=behind.at("memory"), p=0.1)
     out = tower.layers[0](
         *(hidden, tower.rotary(positions, dtype), Packing(ends.int(), lengths), branch, dropout, policy, rows)
     )
     return [out, *torch.autograd.grad((out * weights.to(device, dtype)).sum(), [hidden, key, value])]
-
-
-def _branch(memory_branch, low, dropout, token, sums, x):
-    return memory_branch(x, *low, [1, 2], 0.5, dropout.at("memory"), 0.1, token, sums)
 
 
 def model(device: str, work: Path) -> None:

@@ -1,5 +1,7 @@
 """Gathers, memory and traffic of a model of three tensors, worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from dsmemvp.planning.cluster import Cluster
@@ -19,7 +21,8 @@ def _trace(*, again: bool = False) -> Trace:
     if again:  # B's backward first runs A, B and A again
         events += [Event(m, fetch, forward=True, again=True) for m in (A, B, A) for fetch in (True, False)]
     events += [Event(B, False, forward=False)]
-    parameters = (Parameter("a", 100, False, True), Parameter("b", 100, False, True), Parameter("c", 10, True, True))
+    sizes = (("a", 100, False), ("b", 100, False), ("c", 10, True))
+    parameters = tuple(Parameter(name, numel, trained, decayed=True, item=2) for name, numel, trained in sizes)
     own = ((A,), (B,), (C,))
     return Trace(parameters, own, own, frozenset(), tuple(events), held=0, peak=1000, flops=0, item=2)
 
@@ -40,19 +43,19 @@ def test_nothing_persistent_means_that_the_trained_tensor_is_gathered_too():
 
 def test_prefetching_gathers_together_and_keeps_more_alive():
     one_by_one = simulate(_trace(), _sharding(max_reuse=0), 1)
-    assert (one_by_one.live, one_by_one.coalesced) == (100, 100)
+    assert (one_by_one.live_bytes, one_by_one.coalesced_bytes) == (200, 200)
     ahead = simulate(_trace(), _sharding(max_reuse=0, prefetch=100), 1)
     assert sorted(ahead.micro_steps[0]) == [A, B]  # B's second use is passed over while B is whole, which keeps it
-    assert ahead.live == 200
+    assert ahead.live_bytes == 2 * 200
 
 
 def test_recomputed_tensors_are_gathered_once_more_and_kept_for_the_backward_that_wants_them():
     found = simulate(_trace(again=True), _sharding(max_reuse=0), 1)
     assert found.micro_steps == ((A, B, B, A),)  # A is not released between its two uses
-    assert found.live == 200
+    assert found.live_bytes == 2 * 200
 
 
-GATHERS = Gathers(((A, B, B),), live=100, coalesced=100)
+GATHERS = Gathers(((A, B, B),), live_bytes=200, coalesced_bytes=200)
 
 
 def test_memory_of_zero3_by_hand():
@@ -111,7 +114,7 @@ def test_traffic_of_zero3_by_hand():
 
 
 def test_gradients_are_scattered_in_every_micro_step():
-    twice = traffic(_trace(), _sharding(), Cluster(4, 2), Gathers(((A, B, B), (A, B)), live=100, coalesced=100))
+    twice = traffic(_trace(), _sharding(), Cluster(4, 2), replace(GATHERS, micro_steps=((A, B, B), (A, B))))
     assert twice.size("gradients") == 2 * 12 * 4
     assert twice.size("weights") == 5 * 100 * 2
     assert twice.size("persistent") == 12 * 2

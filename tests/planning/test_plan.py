@@ -10,6 +10,7 @@ from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.cli.main import main
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.errors import UserError
+from dsmemvp.planning.budget import activation_budget
 from dsmemvp.planning.cluster import Cluster, clusters, quantity
 from dsmemvp.planning.gathers import simulate
 from dsmemvp.planning.memory import RESERVE
@@ -169,7 +170,7 @@ def test_thousands_of_micro_steps_are_counted_in_bounded_time():
     sharding = Sharding("x", 3, persistence=0, prefetch=10_000, max_live=100_000, max_reuse=100_000)
     few, many = simulate(found, sharding, 8), simulate(found, sharding, 9_000)
     assert len(many.micro_steps) == 9_000 and set(many.micro_steps) == set(few.micro_steps)
-    assert many.micro_steps[:7] == few.micro_steps[:7] and (many.live, many.coalesced) == (few.live, few.coalesced)
+    assert many.micro_steps[:7] == few.micro_steps[:7] and many.live_bytes == few.live_bytes
 
 
 @pytest.mark.parametrize(
@@ -226,3 +227,20 @@ def test_values_left_to_deepspeed_have_its_defaults(tmp_path):
 def test_a_limit_in_tokens_says_how_many_samples_a_micro_batch_holds():
     recipe, notes = with_batch_for(read_recipe(RECIPE, ["training.micro_tokens=450"]), 8, 200)
     assert (recipe.training.micro_batch, recipe.training.micro_steps(8), notes) == (2, 2, [])
+
+
+def test_under_auto_a_plan_has_the_mixture_that_a_run_takes(shardings):
+    """For its budget, or for what the cluster's GPUs leave."""
+    settings = [*TINY, f"training.deepspeed={shardings}/flat.json", "training.recompute=auto", "method.slots=80"]
+    configs = configs_of_shapes(read_recipe(RECIPE, settings))
+    most = trace(read_recipe(RECIPE, settings), configs, 100, "elementwise").peak
+    found, tight = {}, 0.9 * most / 2**30
+    for gib in (0.0, tight, 1000.0):
+        recipe = read_recipe(RECIPE, [*settings, f"training.activation_budget={gib}"])
+        (plan,) = compare(recipe, [Cluster(8, 8)], 100)
+        assert {choice.recompute for choice in plan.choices} == {"auto"}
+        (found[gib],) = {choice.memory.activations for choice in plan.choices if choice.sharding.name == "flat"}
+    assert found[0.0] == found[1000.0] == most
+    mixture = activation_budget(recipe, configs, int(tight * 2**30)).choose(4 * 100, 4)
+    assert found[tight] == trace(recipe, configs, 100, mixture).peak < most
+    assert "training.recompute=auto" in recommendation(plan)

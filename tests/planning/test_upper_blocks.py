@@ -1,5 +1,5 @@
-"""What a step of MITP holds and computes: blocks below its first points keep nothing and have no backward. Bytes and
-FLOPs are counted, and compared exactly."""
+"""What a step of MITP and of DVP holds and computes: blocks below MITP's first points, and below DVP's layer, keep
+nothing and have no backward. Bytes and FLOPs are counted, and compared exactly."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -93,3 +93,25 @@ def test_at_13b_it_is_about_half_of_what_the_whole_decoder_keeps():
         found[method] = trace(recipe, configs_of_shapes(recipe), 400, "elementwise")
     assert found["mitp"].held < 0.6 * found["memvp"].held
     assert found["mitp"].flops < 0.85 * found["memvp"].flops
+
+
+@pytest.mark.parametrize("layer", [0, 4])
+def test_dvp_computes_at_most_a_tenth_more_than_memvp(layer):
+    """One token more, and a cross-attention, in the place of a memory; all else is the same. At layer 0 no block is
+    without a backward. Samples are short ones of ScienceQA, in which one token is most."""
+    dvp = ["method.name=dvp", f"method.layer={layer}"]
+    flops = []
+    for method in (dvp, ["method.name=memvp"]):
+        recipe = read_recipe(RECIPE, [*method, "vision.adapter_dim=0", "training.micro_batch=1"])
+        flops.append(trace(recipe, configs_of_shapes(recipe), 60, "none").flops)
+    assert 0.8 * flops[1] < flops[0] < 1.1 * flops[1]
+
+
+def test_blocks_below_dvp_s_layer_keep_nothing():
+    def held(below: int) -> int:
+        settings = ["method.name=dvp", f"method.layer={below}", "method.width=32", "method.heads=2"]
+        more = ["vision.adapter_dim=0", "model.dtype=fp32", f"training.micro_batch={SAMPLES}"]
+        recipe = read_recipe(RECIPE, [*settings, *more, "training.recompute=elementwise"])
+        return trace(recipe, _configs(below, 0), TOKENS, "elementwise").held
+
+    assert held(1) == held(5)

@@ -14,8 +14,9 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import nn
 
 from dsmemvp.checkpoints.checkpoint import MOMENTS
+from dsmemvp.config.recipe import Training
 from dsmemvp.distributed.ranks import Ranks, join_ranks, leave_ranks
-from dsmemvp.training.engine import decay_groups
+from dsmemvp.training.engine import parameter_groups
 from dsmemvp.training.master_weights import MasterWeights
 
 SHAPES = {"one": (1,), "wide": (3, 7), "bias": (5,), "long": (41, 3), "scale": (2,)}
@@ -50,7 +51,7 @@ def examine(ranks: Ranks, stage: int, dtype: torch.dtype) -> dict[str, float]:
     trained = dict(model.tensors.items())
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=torch.optim.AdamW(decay_groups(trained, 0.1), lr=0.01),
+        optimizer=torch.optim.AdamW(parameter_groups(trained, Training(weight_decay=0.1)), lr=0.01),
         config={
             "train_batch_size": ranks.world,
             "bf16": {"enabled": dtype == torch.bfloat16},

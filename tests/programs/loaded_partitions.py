@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dsmemvp.backbones.linear import Linear
+from dsmemvp.backbones.quantized import quantize
 from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
@@ -53,13 +55,20 @@ def _loaded(recipe, ranks) -> dict:
     for name, tensor in _stored(recipe.model.vision_tower).items():
         stored[f"vision.{name.removeprefix('vision_model.').removeprefix('encoder.')}"] = tensor
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
-    wrong = [name for name in frozen if not _equal(frozen[name], stored[name], NAMED[recipe.model.dtype])]
+    expected = {name: stored[name].to(NAMED[recipe.model.dtype]) for name in frozen if name in stored}
+    for name, part in model.named_modules():
+        if isinstance(part, Linear) and part.layout:
+            dtype, values = NAMED[recipe.model.dtype], stored[f"{name}.weight"].float()
+            codes, scales = quantize(part.layout.form, values.view(-1, part.layout.unit), dtype)
+            expected |= {f"{name}.weight": codes.view(part.layout.codes_shape), f"{name}.weight_scale": scales}
+    wrong = [name for name in frozen if not _equal(frozen[name], expected[name])]
     buffers = {name: buffer.tolist() for name, buffer in model.named_buffers()}
     return {
         "wrong": wrong,
         "compared": len(frozen),
-        "elements": sum(stored[name].numel() for name in frozen),
-        "bytes": sum(stored[name].nbytes for name in frozen),
+        "elements": sum(expected[name].numel() for name in frozen),
+        "bytes": sum(stored[name].nbytes for name in frozen if name in stored),
+        "quantised": sum(name.endswith("weight_scale") for name in frozen),
         "read": counts[0],
         "read_by_the_process": counts[1],
         "held": sum(getattr(p, "ds_tensor", p).numel() for p in frozen.values()),
@@ -69,12 +78,11 @@ def _loaded(recipe, ranks) -> dict:
     }
 
 
-def _equal(parameter, stored: torch.Tensor, kind: torch.dtype) -> bool:
-    expected = stored.to(kind)
+def _equal(parameter, expected: torch.Tensor) -> bool:
     if not hasattr(parameter, "ds_tensor"):
         return torch.equal(parameter, expected)
     with deepspeed.zero.GatheredParameters([parameter]):
-        right = parameter.dtype == kind and torch.equal(parameter, expected)
+        right = parameter.dtype == expected.dtype and torch.equal(parameter, expected)
     if parameter.ds_secondary_tensor is not None:
         # as forward gathers it: out of the copies inside the group
         parameter.all_gather_coalesced([parameter]).wait()

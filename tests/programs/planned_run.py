@@ -72,9 +72,9 @@ class _Collectives(TorchDispatchMode):
 
 
 def _live(model) -> int:
-    """Elements of parameters that are whole now, or on their way, without the persistent ones."""
+    """Bytes of parameters that are whole now, or on their way, without the persistent ones."""
     partitioned = [p for p in model.parameters() if hasattr(p, "ds_status") and not p.ds_persist]
-    return sum(p.ds_numel for p in partitioned if p.ds_status.name != "NOT_AVAILABLE")
+    return sum(p.ds_numel * p.element_size() for p in partitioned if p.ds_status.name != "NOT_AVAILABLE")
 
 
 def _let_go(parameter) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from dsmemvp.config.fields import CONFIG, Width
 from dsmemvp.config.methods import MethodSettings
-from dsmemvp.data.batch import Reserved
+from dsmemvp.data.layout import Reserved
 from dsmemvp.prompts.interface import VisualPrompt
 
 

@@ -8,7 +8,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Item, Reserved, make_batch
+from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import add_trainables, build_frozen
 

@@ -12,7 +12,7 @@ from dsmemvp.errors import UserError
 from dsmemvp.prompts import Sizes
 from dsmemvp.prompts.interface import Site
 from dsmemvp.prompts.memvp import Method, Settings
-from dsmemvp.prompts.memvp.branch import hand_out, memory_branch
+from dsmemvp.prompts.memvp.branch import LayerMemory, hand_out, memory_branch
 
 SITE = Site("decoder", 0)
 LAMBDA, S, SLOTS, PATCHES, WIDTH = 0.3, 0.7, 7, 5, 12
@@ -145,6 +145,6 @@ def test_the_branchs_own_gradients_are_autograds():
     plain = torch.autograd.grad((S * torch.cat(parts)[None] * weights).sum(), given)
     sums = torch.zeros_like(key), torch.zeros_like(value)
     token = hand_out(key, value, sums)
-    out = memory_branch(x, key.detach(), value.detach(), sizes, S, dropout, p, token, sums)
+    out = memory_branch(x, LayerMemory(key.detach(), value.detach(), sizes, S, token, sums), dropout, p)
     for found, exact in zip(torch.autograd.grad((out * weights).sum(), given), plain, strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-12)

@@ -95,6 +95,8 @@ def test_it_learns_classes_on_two_ranks_and_is_scored_inspected_and_exported(rec
     assert main(["inspect", "--run", str(run), "--sample", "1"]) == 0
     said = capsys.readouterr().out
     assert "|  cosine |" in said and "model: class " in said
+    assert main(["inspect", "--run", str(run), "--sample", "1", "--what", "activation"]) == 1
+    assert "--what: is for a feed-forward memory, which mitp_encoders has not" in capsys.readouterr().err
     (tmp_path / "a.png").write_bytes(picture())
     assert main(["inspect", "--run", str(run), "--image", str(tmp_path / "a.png"), "a thing"]) == 1
     assert "--image: mitp_encoders classifies samples of the data; give --sample N" in capsys.readouterr().err
@@ -125,7 +127,7 @@ def test_several_classes_on_one_rank(recipe, tmp_path):
 
 def test_data_are_shown_and_checked_and_the_run_is_planned(recipe, capsys):
     assert main(["data", "show", str(recipe), "--samples", "2", "--sheet", str(recipe.parent / "sheet.png")]) == 0
-    assert "[4 places of the method]a thing that is" in (said := capsys.readouterr().out) and "-> class " in said
+    assert "[4 places of the method]<s>a thing that is" in (said := capsys.readouterr().out) and "-> class " in said
     assert main(["data", "check", str(recipe)]) == 0
     assert "24 class" in capsys.readouterr().out
     assert main(["plan", str(recipe), "--gpus", "2"]) == 0
@@ -137,6 +139,8 @@ def test_data_are_shown_and_checked_and_the_run_is_planned(recipe, capsys):
     [
         (["method.classes=2"], "label 2 is outside of the 2 classes of method.classes"),
         (["data.max_length=64"], "data.max_length: 64 tokens are more than the 40 positions of the text encoder"),
+        (["evaluation.protocol=likelihood"], "evaluation.protocol: likelihood is for answers in words; mitp_encoders"),
+        (["method.name=memvp", "data.max_length=64"], "method.name: memvp needs a decoder in model.language_model"),
         (["method.name=memvp"], "method.name: memvp needs a decoder in model.language_model"),
         (["method.points=[1,4]"], "method.points: the towers have no block 4; they run from 0 to 3"),
         (["method.points=[2,1]"], "method.points: must be increasing, not 2, 1"),

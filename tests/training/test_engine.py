@@ -4,18 +4,29 @@ import pytest
 import torch
 from torch import nn
 
+from dsmemvp.config.recipe import Training
 from dsmemvp.errors import UserError
-from dsmemvp.training.engine import decay_groups
+from dsmemvp.training.engine import parameter_groups
 from dsmemvp.training.gradients import GradientWatch
 
 
 def test_matrices_are_decayed_and_vectors_are_not():
     matrix, vector = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
-    assert decay_groups({"m": matrix, "v": vector}, 0.02) == [
-        {"params": [matrix], "weight_decay": 0.02},
-        {"params": [vector], "weight_decay": 0.0},
+    assert parameter_groups({"m": matrix, "v": vector}, Training()) == [
+        {"params": [matrix], "weight_decay": 0.02, "rate": 1.0},
+        {"params": [vector], "weight_decay": 0.0, "rate": 1.0},
     ]
-    assert len(decay_groups({"m": matrix}, 0.02)) == 1
+    assert len(parameter_groups({"m": matrix}, Training(weight_decay=0.0))) == 1
+
+
+def test_tensors_by_the_beginnings_of_their_names_have_another_rate():
+    matrix, vector, other = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(2))
+    training = Training(scaled_tensors=["a.", "b"], scaled_rate=0.8)
+    assert parameter_groups({"a.m": matrix, "bias": vector, "c.a.": other}, training) == [
+        {"params": [other], "weight_decay": 0.0, "rate": 1.0},
+        {"params": [matrix], "weight_decay": 0.02, "rate": 0.8},
+        {"params": [vector], "weight_decay": 0.0, "rate": 0.8},
+    ]
 
 
 class _OneRank:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dsmemvp.data.batch import Item, MicroBatch, Reserved, make_batch
+from dsmemvp.data.batch import Item, MicroBatch, make_batch
+from dsmemvp.data.layout import Reserved
 from dsmemvp.data.text import EncodedText
 from dsmemvp.training.prefetch import Copies, on_device, one_ahead
 

@@ -4,7 +4,10 @@ of decoder layer K asks the picture, and what it is answered stands in the seque
     s = hidden state of the question at layer K         P = CrossAttention(s, X)         X the image tokens
 
 The prompt has its place in the sequence from the start; layers below K do not see it. Optional adapters behind
-attention and feed-forward of every decoder layer, and trained norms. T tokens in the pack, Q samples with an image, k
+attention and feed-forward of every decoder layer, and trained norms.
+
+With `classes` it classifies, as the published runs on VQA, GQA and SNLI-VE do: the text ends with EOS, which asks, and
+whose hidden state, normed, goes through a head of two linear layers. T tokens in the pack, Q samples with an image, k
 prompts, I images, N visual tokens, v width of the vision tower, d width of the language model.
 """
 
@@ -18,19 +21,23 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.nn import functional as F
 
-from dsmemvp.config.fields import CONFIG, Fraction, Width
+from dsmemvp.config.fields import CONFIG, ClassLoss, Fraction, Width
 from dsmemvp.config.methods import MethodSettings, VisionFeatures
 from dsmemvp.counting import counted
-from dsmemvp.data.batch import Batch, Reserved
+from dsmemvp.data.batch import Batch, Labels
+from dsmemvp.data.layout import Reserved
 from dsmemvp.dropout import Dropout
 from dsmemvp.errors import UserError
 from dsmemvp.prompts.dvp.cross_attention import CrossAttention
 from dsmemvp.prompts.interface import Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.parts.adapter import AdaptedLinear
+from dsmemvp.prompts.parts.classifier import Classifier
 
 PLACES = "prompt"
 ADAPTED = ("o_proj", "down_proj")
 """The last linear layers of attention and of the feed-forward."""
+NARROWER = 8
+"""The head's hidden width is the language model's divided by this."""
 
 
 @dataclass(config=CONFIG)
@@ -68,14 +75,26 @@ class Settings(MethodSettings):
     train_norms: bool = False
     """Train the weights of the language model's norms, too, as the published runs with adapters do."""
 
+    classes: Annotated[int, Field(ge=0, le=2**16)] = 0
+    """Classes of the data, whose labels run from 0 to one below; 0: it writes text. The published runs have 3129 (VQA),
+    1843 (GQA) and 3 (SNLI-VE)."""
+    loss: ClassLoss = "cross_entropy"
+    """With `classes`: one class for each sample, or any number of them (binary cross-entropy, a class from a
+    probability of 0.5 on)."""
+
     @model_validator(mode="after")
-    def _heads_divide(self) -> "Settings":
+    def _together(self) -> "Settings":
+        if self.classes == 1:
+            raise ValueError("classes: 1 leaves nothing to choose; give two or more, or 0 to write text")
         if self.width % self.heads:
             raise ValueError(f"heads: {self.heads} do not divide method.width = {self.width}; take a multiple of heads")
         return self
 
     def trains_norms(self) -> bool:
         return self.train_norms
+
+    def classifies(self) -> bool:
+        return self.classes > 0
 
     def vision_features(self) -> VisionFeatures:
         return VisionFeatures(self.feature_layer, self.class_token, self.feature_norm)
@@ -87,6 +106,7 @@ class Method(VisualPrompt):
         " to the picture makes one prompt token, which enters the language model at a chosen layer"
     )
 
+    acts_in_tower = False
     searched = "layer"
 
     @classmethod
@@ -96,6 +116,8 @@ class Method(VisualPrompt):
             settings.placement.replace("_", " ").replace("bos", "BOS"),
         )
         rows = {"prompt": f"{prompts} {where}, from layer {settings.layer} on"}
+        if settings.classes:
+            rows["classes"] = str(settings.classes)
         rows["cross-attention"] = f"width {settings.width}, {counted(settings.heads, 'head')}, query: {settings.query}"
         if settings.adapter_ratio:
             rows["adapters of the language model"] = f"its width divided by {settings.adapter_ratio}"
@@ -122,6 +144,8 @@ class Method(VisualPrompt):
         self.attention = CrossAttention(
             sizes.vision_width, sizes.language_width, settings.width, settings.heads, settings.prompts
         )
+        classes, width = settings.classes, sizes.language_width
+        self.classifier = Classifier(width, classes, max(1, width // NARROWER)) if classes else None
         self._adapter = settings.adapter_ratio and sizes.language_width // settings.adapter_ratio
 
     def looking(self) -> nn.Module | None:
@@ -144,6 +168,14 @@ class Method(VisualPrompt):
     def reserved(self) -> Sequence[Reserved]:
         anchor: Literal["start", "front"] = "start" if self.settings.placement == "before_bos" else "front"
         return (Reserved(PLACES, self.settings.prompts, anchor),)
+
+    def labels(self) -> Labels | None:
+        """Read at EOS, behind the question."""
+        classes, several = self.settings.classes, self.settings.loss == "multi_label"
+        return Labels(classes, several, "last") if classes else None
+
+    def logits(self, normed_Sd: torch.Tensor, state: State, batch: Batch) -> torch.Tensor | None:
+        return self.classifier(normed_Sd) if self.classifier is not None else None
 
     def replacement(self, name: str, linear: nn.Linear) -> nn.Linear | None:
         if not self._adapter or name not in ADAPTED:

@@ -10,6 +10,7 @@ T tokens in the pack, G groups of tokens with one memory, N slots, d width.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,30 +20,34 @@ from dsmemvp.backbones.fused import form_of
 from dsmemvp.dropout import Dropout
 
 
+@dataclass(frozen=True)
+class LayerMemory:
+    """What every layer of the decoder reads."""
+
+    key_GNd: torch.Tensor
+    value_GNd: torch.Tensor
+    sizes: Sequence[int]
+    """Of each group, its tokens."""
+    scale: float
+    """Of the branch's output."""
+    token: torch.Tensor | None = None
+    """As `hand_out` has given it; without, the memory gets no gradient."""
+    sums: Sequence[torch.Tensor] = ()
+    """As `hand_out` was given them."""
+
+
 def hand_out(key_GNd: torch.Tensor, value_GNd: torch.Tensor, sums: Sequence[torch.Tensor]) -> torch.Tensor:
     """-> a scalar that every layer's branch takes. Its gradient comes when all have added to `sums`, float32 tensors of
     the memory's shapes, which then are the gradients of key and value."""
     return _HandOut.apply(key_GNd, value_GNd, *sums)
 
 
-def memory_branch(
-    x_1Td: torch.Tensor,
-    key_GNd: torch.Tensor,
-    value_GNd: torch.Tensor,
-    sizes: Sequence[int],
-    scale: float,
-    dropout: Dropout | None,
-    p: float,
-    token: torch.Tensor | None = None,
-    sums: Sequence[torch.Tensor] = (),
-) -> torch.Tensor:
-    """scale * dropout(silu(x K^T)) V, [1, T, d]; group g has `sizes[g]` of the tokens. `token` and `sums` as in
-    `hand_out`; without, the memory gets no gradient."""
+def memory_branch(x_1Td: torch.Tensor, memory: LayerMemory, dropout: Dropout | None, p: float) -> torch.Tensor:
+    """scale * dropout(silu(x K^T)) V, [1, T, d]; group g has `sizes[g]` of the tokens."""
     keys = dropout.keys if dropout is not None and p else None
-    if token is None or not torch.is_grad_enabled():
-        active = _active(grouped_product(x_1Td, key_GNd.transpose(1, 2), sizes), keys, p)
-        return grouped_product(active, value_GNd, sizes) * scale
-    return _Branch.apply(x_1Td, token, key_GNd, value_GNd, keys, list(sizes), scale, p, sums)
+    if memory.token is None or not torch.is_grad_enabled():
+        return _read(x_1Td, memory, keys, p) * memory.scale
+    return _Branch.apply(x_1Td, memory.token, memory.key_GNd, memory.value_GNd, keys, memory, p)
 
 
 class _HandOut(torch.autograd.Function):
@@ -58,11 +63,10 @@ class _HandOut(torch.autograd.Function):
 
 class _Branch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, token, key, value, keys, sizes, scale, p, sums) -> torch.Tensor:
+    def forward(ctx: Any, x, token, key, value, keys, memory: LayerMemory, p) -> torch.Tensor:
         ctx.save_for_backward(x, key, value, keys)
-        ctx.sizes, ctx.scale, ctx.p, ctx.sums = sizes, scale, p, sums
-        active = _active(grouped_product(x, key.transpose(1, 2), sizes), keys, p)
-        return grouped_product(active, value, sizes).mul_(scale)
+        ctx.sizes, ctx.scale, ctx.p, ctx.sums = memory.sizes, memory.scale, p, memory.sums
+        return _read(x, memory, keys, p).mul_(memory.scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -75,7 +79,13 @@ class _Branch(torch.autograd.Function):
         to_scores = _active_backward(to_active, scores, keys, ctx.p)
         _add_products(key_sum, to_scores, x, sizes)
         to_x = grouped_product(to_scores, key, sizes) if ctx.needs_input_grad[0] else None
-        return to_x, gradient.new_zeros(()), *[None] * 7
+        return to_x, gradient.new_zeros(()), *[None] * 5
+
+
+def _read(x_1Td: torch.Tensor, memory: LayerMemory, keys: torch.Tensor | None, p: float) -> torch.Tensor:
+    """[1, T, d], without the scale."""
+    active = _active(grouped_product(x_1Td, memory.key_GNd.transpose(1, 2), memory.sizes), keys, p)
+    return grouped_product(active, memory.value_GNd, memory.sizes)
 
 
 def _active(scores: torch.Tensor, keys: torch.Tensor | None, p: float) -> torch.Tensor:

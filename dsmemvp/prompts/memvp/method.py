@@ -10,6 +10,8 @@ Samples that lie side by side and look at the same image, or at none, have one m
 tokens are multiplied with it together. T tokens in the pack, G groups, N slots, d width, I images, P image tokens.
 """
 
+from dataclasses import replace
+
 import torch
 from pydantic.dataclasses import dataclass
 from torch import nn
@@ -21,7 +23,7 @@ from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
 from dsmemvp.prompts.interface import FeedForwardMemory, PublishedLayout, Site, Sizes, State, Tower, VisualPrompt
-from dsmemvp.prompts.memvp.branch import hand_out, memory_branch
+from dsmemvp.prompts.memvp.branch import LayerMemory, hand_out, memory_branch
 from dsmemvp.prompts.memvp.published import Published
 from dsmemvp.prompts.parts.projector import Projector
 
@@ -45,6 +47,7 @@ class Method(VisualPrompt):
         "MemVP, memory-space visual prompting (Jie et al., ICML 2024, arXiv 2405.05615): image features as key/value"
         " slots beside the weights of every feed-forward layer"
     )
+    acts_in_tower = False
     published: PublishedLayout | None = Published()
 
     @classmethod
@@ -100,10 +103,11 @@ class Method(VisualPrompt):
             return None
         sizes = [tokens for _, _, tokens in batch.image_runs]
         dropout = batch.token_dropout.at(site, "memory") if self.training else None
-        given = (x, state["key"], state["value"], sizes, self.output_scale, dropout, self.dropout)
-        if "token" not in state:
-            return memory_branch(*given)
-        return memory_branch(*given, state["token"], (state["key_gradient"], state["value_gradient"]))
+        memory = LayerMemory(state["key"], state["value"], sizes, self.output_scale)
+        if "token" in state:
+            sums = (state["key_gradient"], state["value_gradient"])
+            memory = replace(memory, token=state["token"], sums=sums)
+        return memory_branch(x, memory, dropout, self.dropout)
 
     def decoding(self, state: State, batch: Batch) -> State:
         """The compute type's memory of each sample: decoding has no gradient to gather."""

@@ -17,9 +17,7 @@ from torch.nn import functional as F
 from dsmemvp.backbones.linear import Linear
 from dsmemvp.prompts.interface import Sizes
 from dsmemvp.prompts.mitp.settings import Settings
-from dsmemvp.prompts.parts.maps import cosines, wide, zero_linear
-
-EPS = 1e-6
+from dsmemvp.prompts.parts.maps import cosines, rms, wide, zero_linear
 
 
 class Mixed(NamedTuple):
@@ -88,9 +86,3 @@ class Queries(nn.Module):
         """-> [I, n, v]"""
         scores_InN = wide(self.weight @ rms(tokens_INv).transpose(1, 2)) / tokens_INv.shape[-1] ** 0.5
         return scores_InN.softmax(-1).to(tokens_INv.dtype) @ tokens_INv
-
-
-def rms(x: torch.Tensor) -> torch.Tensor:
-    """x / sqrt(mean x^2 + eps), without a weight; computed in float32."""
-    x_wide = wide(x)
-    return (x_wide * (x_wide.square().mean(-1, keepdim=True) + EPS).rsqrt()).to(x.dtype)

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from dsmemvp.counting import counted
-from dsmemvp.data.batch import Batch, Reserved
+from dsmemvp.data.batch import Batch
+from dsmemvp.data.layout import Reserved
 from dsmemvp.prompts.interface import Compared, Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.mitp.hub import Hub, Queries
 from dsmemvp.prompts.mitp.settings import Settings, points_of

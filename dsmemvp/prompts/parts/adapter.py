@@ -15,8 +15,7 @@ class AdaptedLinear(Linear):
     def __init__(self, linear: nn.Linear, width: int, zero_init: bool = False):
         """Weights are Xavier-uniform and biases zero; `zero_init`: U is zero, too, so that nothing changes at first."""
         nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
+        self.take_over(linear)
         self.adapter_down = Linear(self.out_features, width)
         self.adapter_up = Linear(width, self.out_features)
         for layer in (self.adapter_down, self.adapter_up):

@@ -15,8 +15,7 @@ class LoraLinear(Linear):
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float, dropout: float):
         nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
+        self.take_over(linear)
         self.lora_a = Linear(self.in_features, rank, bias=False)
         self.lora_b = Linear(rank, self.out_features, bias=False)
         nn.init.kaiming_uniform_(self.lora_a.weight, a=math.sqrt(5))

@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 from dsmemvp.backbones.linear import Linear
 
+EPS = 1e-6
+
 
 def zero_linear(width: int, out: int) -> Linear:
     """With a bias; both zero."""
@@ -18,6 +20,12 @@ def zero_linear(width: int, out: int) -> Linear:
 def wide(x: torch.Tensor) -> torch.Tensor:
     """In float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rms(x: torch.Tensor) -> torch.Tensor:
+    """x / sqrt(mean x^2 + eps), without a weight; computed in float32."""
+    x_wide = wide(x)
+    return (x_wide * (x_wide.square().mean(-1, keepdim=True) + EPS).rsqrt()).to(x.dtype)
 
 
 def cosines(first_Bnd: torch.Tensor, second_Bnd: torch.Tensor) -> torch.Tensor:

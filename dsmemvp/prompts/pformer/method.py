@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from dsmemvp.backbones.linear import Linear
-from dsmemvp.data.batch import Batch, Captions, Reserved
+from dsmemvp.data.batch import Batch, Captions
 from dsmemvp.data.captions import CaptionText
+from dsmemvp.data.layout import Reserved
 from dsmemvp.dropout import image_keys
 from dsmemvp.errors import UserError
 from dsmemvp.prompts.interface import Site, Sizes, Stage, State, Tower, VisualPrompt

@@ -1,0 +1,59 @@
+"""The costs of each contender, counted and not timed: the same on every machine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsmemvp.backbones.weights import read_configs
+from dsmemvp.comparison.guards import prompts_of
+from dsmemvp.comparison.study import Contender
+from dsmemvp.planning.cluster import Cluster
+from dsmemvp.planning.plan import weigh
+from dsmemvp.planning.sharding import read_sharding
+from dsmemvp.planning.trace import SUPERVISED, trace
+
+GPUS = 8
+"""Of the cluster on which the bytes that a step sends are counted."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    trained: int
+    """Parameters."""
+    decoder_tokens: float
+    """In the language model's sequence for a question with an image: the prompt and the places that a method reserves.
+    What generation and its cache cost grows with it."""
+    flops: float
+    """Of a training step, per sample with an image, what is computed again included."""
+    kept: float
+    """Bytes between forward and backward, per sample with an image."""
+    sent: float
+    """Bytes that each of 8 GPUs sends per step."""
+
+
+def cost_of(contender: Contender) -> Cost:
+    """Of samples as long as the test data's prompts are on average."""
+    recipe = contender.recipe
+    prompts = prompts_of(recipe)
+    tokens = round(sum(len(own) for _, own in prompts) / max(len(prompts), 1))
+    if not contender.trains:
+        return Cost(0, tokens, 0.0, 0.0, 0.0)
+    policy = "elementwise" if recipe.training.recompute == "auto" else recipe.training.recompute
+    found = trace(recipe, read_configs(recipe), tokens + SUPERVISED, policy)
+    cluster, sharding = Cluster(GPUS, GPUS), read_sharding(Path(recipe.training.deepspeed))
+    micro = recipe.training.micro_batch
+    sent = weigh(found, sharding, policy, cluster, recipe.training.micro_steps(GPUS)).traffic.sent_per_gpu()
+    reserved = reserved_places(contender)
+    trained = sum(parameter.numel for parameter in found.parameters if parameter.trained)
+    return Cost(trained, tokens + reserved, found.flops / micro, found.held / micro, sent)
+
+
+def reserved_places(contender: Contender) -> int:
+    """In the sequence of a sample with an image."""
+    import torch
+
+    from dsmemvp.model import sizes_of
+    from dsmemvp.prompts import build_method
+
+    with torch.device("meta"):
+        method = build_method(contender.recipe.method, sizes_of(read_configs(contender.recipe)))
+    return sum(places.count for places in method.reserved())

@@ -1,0 +1,69 @@
+"""What the runs of a study have left: points of every test sample, learning curves, times."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsmemvp.comparison.running import evaluation_file, recipe_for, run_name, seeds_of
+from dsmemvp.comparison.study import Contender, Study
+from dsmemvp.errors import UserError
+from dsmemvp.evaluation.predictions import prediction_of
+from dsmemvp.evaluation.scores import points
+from dsmemvp.training.record import rows_of
+
+UNSCORED = ("caption", "labels")
+"""Kinds of samples without points of their own."""
+
+
+@dataclass(frozen=True)
+class Results:
+    seeing: dict[str, np.ndarray]
+    """Contender -> points [S, N], 0 to 1."""
+    blind: dict[str, np.ndarray]
+    """None if the study is not evaluated blind."""
+    curves: dict[str, list[list[tuple[int, float]]]]
+    """Contender -> for each seed (step, training loss)."""
+    samples_per_second: dict[str, list[float]]
+    """Of every seed, the median over its log; the only figures that depend on the machine."""
+
+    @property
+    def samples(self) -> int:
+        return next(iter(self.seeing.values())).shape[1]
+
+
+def collect(study: Study) -> Results:
+    """Raises UserError for a run that is not there yet."""
+    seeing, blind, curves, speed = {}, {}, {}, {}
+    for contender in study.contenders:
+        seeds = seeds_of(study, contender)
+        seeing[contender.name] = np.stack([_points(contender, seed, False) for seed in seeds])
+        if study.settings.blind:
+            blind[contender.name] = np.stack([_points(contender, seed, True) for seed in seeds])
+        if contender.trains:
+            rows = [_metrics(contender, seed) for seed in seeds]
+            curves[contender.name] = [[(r["step"], r["loss/train"]) for r in own if "loss/train" in r] for own in rows]
+            speeds = [[r["speed/samples_per_second"] for r in own if "speed/samples_per_second" in r] for own in rows]
+            speed[contender.name] = [float(np.median(own)) for own in speeds if own]
+    if len({own.shape[1] for own in seeing.values()}) > 1:
+        raise UserError(f"{study.path}: contenders were evaluated on different test samples; see data.on_bad_sample")
+    return Results(seeing, blind, curves, speed)
+
+
+def _points(contender: Contender, seed: int, blind: bool) -> np.ndarray:
+    """[N], of the first of evaluation.captions, in the samples' order."""
+    recipe = recipe_for(contender, run_name(contender, seed), seed, ())
+    path = evaluation_file(recipe, blind, "predictions", "jsonl")
+    if not path.exists():
+        raise UserError(f"{path} does not exist: that run is not finished; start the study again")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    predictions = [prediction_of(row) for row in rows if row["evaluation"] == rows[0]["evaluation"]]
+    if any(p.kind in UNSCORED for p in predictions):
+        raise UserError(f"{path}: captions and several classes have no score per sample, on which a comparison rests")
+    return np.array([points(p) for p in sorted(predictions, key=lambda p: p.index)])
+
+
+def _metrics(contender: Contender, seed: int) -> list[dict[str, Any]]:
+    return list(rows_of(Path(contender.recipe.output) / run_name(contender, seed) / "metrics.jsonl"))

@@ -1,0 +1,136 @@
+"""Every trial and run of a study, one after another on all ranks. What is finished is not done again, and a training
+that was cut off resumes from its checkpoint: a killed study goes on if the same command is started again.
+
+    OUT/study.json                    what is compared, written before the first training
+    OUT/tuned/CONTENDER.json          its trials' losses and the chosen settings
+    OUT/runs/CONTENDER-trial-0 ...    a run's folder for each trial, and for each seed CONTENDER-seed-0 ...
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from dsmemvp.atomic_files import replace_file
+from dsmemvp.comparison.study import Contender, Study
+from dsmemvp.config.reading import as_dict, recipe_of
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.errors import UserError
+from dsmemvp.evaluation.evaluate import evaluate, look_and_score
+from dsmemvp.evaluation.naming import file_suffix
+from dsmemvp.log import log
+from dsmemvp.progress import Progress
+from dsmemvp.training.checkpoint_manager import agreed_checkpoint
+from dsmemvp.training.context import RunContext
+from dsmemvp.training.loop import train
+
+ContextOf = Callable[[Recipe], RunContext]
+
+
+def run_study(study: Study, out: Path, ranks: Ranks, context_of: ContextOf, task: int | None = None) -> None:
+    """All contenders, or the one of a Slurm array's task. Raises UserError or OSError with what to do, and Stopped."""
+    ranks.together(lambda: write_study(study, out) if ranks.first else None)
+    contenders = study.contenders if task is None else study.contenders[task : task + 1]
+    progress = Progress("study", sum(runs_of(study, c) for c in contenders), "run", active=ranks.first)
+    for contender in contenders:
+        chosen = tune(study, contender, out, ranks, context_of, progress)
+        for seed in seeds_of(study, contender):
+            run(study, contender, chosen, seed, ranks, context_of)
+            progress.advance(1)
+
+
+def runs_of(study: Study, contender: Contender) -> int:
+    """Trials and trainings."""
+    return len(contender.trials) + len(seeds_of(study, contender))
+
+
+def is_finished(study: Study) -> bool:
+    """Whether every run has its scores, and the report can be written."""
+    recipes = [recipe_for(c, run_name(c, seed), seed, ()) for c in study.contenders for seed in seeds_of(study, c)]
+    blind = (False, True) if study.settings.blind else (False,)
+    return all(evaluation_file(recipe, each).exists() for recipe in recipes for each in blind)
+
+
+def write_study(study: Study, out: Path) -> None:
+    """Once, before any result; later starts must be of the same study."""
+    path, text = out / "study.json", json.dumps(study.as_dict(), indent=1, ensure_ascii=False) + "\n"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(path, text.encode())
+    elif path.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"{path} is of other settings than {study.path} has now; give another --out, or the old settings"
+        )
+
+
+def tune(
+    study: Study, contender: Contender, out: Path, ranks: Ranks, context_of: ContextOf, progress: Progress
+) -> tuple[str, ...]:
+    """The overrides of the trial with the lowest loss on data.validation at its end; none if there are no trials."""
+    losses = []
+    for i, overrides in enumerate(contender.trials):
+        recipe = recipe_for(contender, f"{contender.name}-trial-{i}", study.settings.tune_seed, overrides)
+        losses.append(_trained_loss(context_of(recipe), ranks))
+        progress.advance(1)
+    if not losses:
+        return ()
+    best = min(range(len(losses)), key=losses.__getitem__)
+    if ranks.first:
+        log.info(f"{contender.name}: trial {best} has the lowest validation loss, {losses[best]:.4f}")
+    ranks.together(lambda: _note_trials(out, contender, losses, best) if ranks.first else None)
+    return contender.trials[best]
+
+
+def _trained_loss(context: RunContext, ranks: Ranks) -> float:
+    train(context, look_and_score)
+    found, _ = agreed_checkpoint(context.folder, ranks)
+    assert found is not None and found.state.validation_loss is not None
+    return found.state.validation_loss
+
+
+def _note_trials(out: Path, contender: Contender, losses: list[float], best: int) -> None:
+    rows = [{"settings": list(t), "validation_loss": x} for t, x in zip(contender.trials, losses, strict=True)]
+    content = {"trials": rows, "chosen": best}
+    folder = out / "tuned"
+    folder.mkdir(exist_ok=True)
+    replace_file(folder / f"{contender.name}.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def run(
+    study: Study, contender: Contender, chosen: tuple[str, ...], seed: int, ranks: Ranks, context_of: ContextOf
+) -> None:
+    """Train with a seed, then evaluate with and without images."""
+    recipe = recipe_for(contender, run_name(contender, seed), seed, chosen)
+    context = context_of(recipe)
+    todo = [b for b in (False, True)[: 1 + study.settings.blind] if not _is_there(ranks, evaluation_file(recipe, b))]
+    if not todo:
+        if ranks.first:
+            log.info(f"{recipe.name}: trained and evaluated already")
+        return
+    if contender.trains:
+        train(context, look_and_score)
+    for blind in todo:
+        evaluate(context, blind)
+
+
+def _is_there(ranks: Ranks, path: Path) -> bool:
+    return bool(ranks.gather([""] if ranks.first and path.exists() else []))
+
+
+def seeds_of(study: Study, contender: Contender) -> list[int]:
+    """One if nothing is trained: it has no chance in it."""
+    return study.settings.seeds if contender.trains else study.settings.seeds[:1]
+
+
+def run_name(contender: Contender, seed: int) -> str:
+    return f"{contender.name}-seed-{seed}"
+
+
+def recipe_for(contender: Contender, name: str, seed: int, overrides: tuple[str, ...]) -> Recipe:
+    return recipe_of(as_dict(contender.recipe), name, [*overrides, f"name={name}", f"seed={seed}"])
+
+
+def evaluation_file(recipe: Recipe, blind: bool, kind: str = "evaluation", ending: str = "json") -> Path:
+    """Of the newest checkpoint on data.test."""
+    suffix = file_suffix("", "test", recipe.evaluation.captions, recipe.evaluation.protocol, blind)
+    return Path(recipe.output) / recipe.name / f"{kind}{suffix}.{ending}"

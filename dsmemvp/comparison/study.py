@@ -1,0 +1,239 @@
+"""A study file -> what is compared and every training that it takes.
+
+    name: easy_vqa
+    recipe: recipes/easy_vqa.yaml          # base, data, prompt and budget of all
+    contenders:                            # a name -> keys of the recipe that differ
+      memvp: {}
+      dvp: {method: {name: dvp}}
+    tune: {training.learning_rate: [1.0e-3, 3.0e-3, 1.0e-2]}
+    seeds: [0, 1, 2]
+
+Every contender is tuned with the same number of trials, each a whole training with `tune_seed` that is judged by the
+loss on data.validation; then it is trained with each of `seeds` and evaluated on data.test, with images and blind.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic.dataclasses
+import yaml
+from pydantic import Field
+
+from dsmemvp.config.conversion import Values, converted, nearest
+from dsmemvp.config.fields import CONFIG, Text
+from dsmemvp.config.methods import method_module
+from dsmemvp.config.reading import as_dict, flatten, read_recipe
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.config.yaml_text import MOST, compose_yaml, plain_value, shown
+from dsmemvp.errors import UserError
+
+OWN: tuple[str, ...] = (
+    "training.learning_rate",
+    "training.min_learning_rate",
+    "training.weight_decay",
+    "training.micro_batch",
+)
+OWN += ("training.micro_tokens", "training.recompute", "training.deepspeed")
+OWN += ("vision.adapter_dim", "vision.adapter_scale", "vision.adapter_dropout")
+"""Keys in which contenders may differ beside `method`: all others are the study's, or it would compare more than the
+method."""
+MOST_TRIALS = 100
+
+
+@pydantic.dataclasses.dataclass(config=CONFIG)
+class Settings:
+    """The keys of a study file, beside `contenders` and `tune`."""
+
+    name: Text = ""
+    """Of the study."""
+    recipe: Text = ""
+    """The recipe that all contenders change."""
+    seeds: list[Annotated[int, Field(ge=0, le=2**31)]] = field(default_factory=lambda: [0, 1, 2])
+    """A training with each; fixed before any result is seen."""
+    tune_seed: Annotated[int, Field(ge=0, le=2**31)] = 1000
+    """Of the trials; none of `seeds`, so that no run was chosen by its own luck."""
+    blind: bool = True
+    """Also evaluate every run without its images."""
+    leaks: Literal["refuse", "report"] = "refuse"
+    """What test samples that stand in the training, validation or search data do: end the study, or be reported."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    recipe: Recipe
+    trials: tuple[tuple[str, ...], ...]
+    """Overrides of every trial; none if nothing is tuned or it trains nothing."""
+
+    @property
+    def trains(self) -> bool:
+        return method_module(self.recipe.method.name).Method.trainable
+
+
+@dataclass(frozen=True)
+class Study:
+    settings: Settings
+    contenders: tuple[Contender, ...]
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.settings.name or self.path.stem
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that results depend on, to be written down before there are any."""
+        rows = {c.name: {"recipe": as_dict(c.recipe), "trials": list(map(list, c.trials))} for c in self.contenders}
+        return {"name": self.name, **vars(self.settings), "contenders": rows}
+
+
+def read_study(path: Path, out: Path, overrides: Sequence[str] = ()) -> Study:
+    """Raises OSError or UserError. `overrides` are of all contenders' recipes."""
+    values, contenders, tune = _read(path)
+    settings: Settings = converted(Settings, "", values)
+    if not settings.recipe:
+        raise UserError(f"{path}: recipe: name the recipe that all contenders change")
+    if not contenders:
+        raise UserError(f"{path}: contenders: name at least two, each with the keys in which it differs")
+    if len(set(settings.seeds)) < len(settings.seeds) or not settings.seeds or settings.tune_seed in settings.seeds:
+        raise UserError(f"{path}: seeds: need different numbers, none of them tune_seed = {settings.tune_seed}")
+    made = [
+        Contender(name, _recipe(path, name, settings.recipe, own, out, overrides), ())
+        for name, own in contenders.items()
+    ]
+    _check_same(path, made)
+    tuned = [Contender(c.name, c.recipe, _trials(path, c, tune, contenders[c.name]) if c.trains else ()) for c in made]
+    if any(c.trials for c in tuned) and not made[0].recipe.data.validation:
+        raise UserError(f"{path}: tune: the recipe needs data.validation, by whose loss a trial is judged")
+    return Study(settings, tuple(tuned), path)
+
+
+def study_of_recipes(paths: Sequence[Path], seeds: int, out: Path, overrides: Sequence[str] = ()) -> Study:
+    """Recipes as they are, without tuning: a contender each, named as its file."""
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        raise UserError("recipes: two have the same file name, by which contenders are told apart; rename one")
+    recipes = [read_recipe(path, [*overrides, f"output={json.dumps(str(out / 'runs'))}"]) for path in paths]
+    made = tuple(Contender(name, recipe, ()) for name, recipe in zip(names, recipes, strict=True))
+    _check_same(paths[0], made)
+    return Study(Settings("-".join(names), str(paths[0]), list(range(seeds))), made, paths[0])
+
+
+def is_study(path: Path) -> bool:
+    """Whether a YAML file has contenders; one that cannot be read is a recipe, whose reader says what is wrong."""
+    try:
+        root = compose_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(root, yaml.MappingNode) and any(key.value == "contenders" for key, _ in root.value)
+
+
+def _read(path: Path) -> tuple[Values, dict[str, Values], Values]:
+    """The file's own keys; of every contender the recipe's keys that it changes; what is tuned."""
+    if not path.is_file() or path.stat().st_size > MOST:
+        raise UserError(f"study {path} does not exist, is not a file, or has more than {MOST:,} bytes")
+    try:
+        root = compose_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"study {path}: {error}") from None
+    values: Values = {}
+    contenders: dict[str, Values] = {}
+    tune: Values = {}
+    known = [f.name for f in fields(Settings)]
+    for key, at, node in _pairs(path, root, "a study"):
+        if key == "contenders":
+            for name, where, body in _pairs(path, node, "contenders"):
+                if name in contenders:
+                    raise UserError(f"{where}: contender {shown(name)} is given twice")
+                if not name.replace("-", "").replace("_", "").isalnum():
+                    raise UserError(
+                        f"{where}: {shown(name)}: a name has letters, digits, - and _, as files are called so"
+                    )
+                contenders[name] = _flat(path, body)
+        elif key == "tune":
+            tune = _flat(path, node)
+        elif key not in known:
+            close = nearest(key, [*known, "contenders", "tune"])
+            raise UserError(f"{at}: unknown key {shown(key)}" + f"; did you mean {close!r}?" * bool(close))
+        else:
+            values[key] = (plain_value(node), at)
+    return values, contenders, tune
+
+
+def _pairs(path: Path, node: yaml.Node | None, what: str) -> Iterator[tuple[str, str, yaml.Node]]:
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path}: {what} is a mapping of names to values")
+    for key, value in node.value:
+        yield str(key.value), f"{path}, line {key.start_mark.line + 1}", value
+
+
+def _flat(path: Path, node: yaml.Node) -> Values:
+    values: Values = {}
+    if isinstance(node, yaml.MappingNode):
+        flatten(node, "", lambda line: f"{path}, line {line}", values)
+    elif plain_value(node) is not None:
+        raise UserError(f"{path}, line {node.start_mark.line + 1}: give a mapping of a recipe's keys to values")
+    return values
+
+
+def _recipe(path: Path, name: str, base: str, own: Values, out: Path, overrides: Sequence[str]) -> Recipe:
+    changes = [_override(key, value) for key, (value, _) in own.items() if key != "recipe" and not _is_tuned(key)]
+    file = own["recipe"][0] if "recipe" in own else base
+    try:
+        return read_recipe(file, [*changes, *overrides, f"output={json.dumps(str(out / 'runs'))}"])
+    except UserError as error:
+        raise UserError(f"{path}, contender {name}: {error}") from None
+
+
+def _is_tuned(key: str) -> bool:
+    return key.startswith("tune.")
+
+
+def _override(key: str, value: Any) -> str:
+    return f"{key}={json.dumps(value)}"
+
+
+def _trials(path: Path, contender: Contender, tune: Values, own: Values) -> tuple[tuple[str, ...], ...]:
+    """The grid of what is tuned; a contender's `tune.KEY` stands in place of the study's, with as many values."""
+    grid: list[list[str]] = []
+    for key, (common, where) in tune.items():
+        values = own.get(f"tune.{key}", (common, where))[0]
+        if not isinstance(common, list) or not isinstance(values, list) or len(values) != len(common):
+            raise UserError(f"{where}: tune: {key} is a list of values, as long for every contender")
+        if key not in OWN and not key.startswith("method."):
+            raise UserError(f"{where}: tune: {key} is not a contender's own; tune a method's keys or {', '.join(OWN)}")
+        grid.append([_override(key, value) for value in values])
+    for key in own:
+        if _is_tuned(key) and key.removeprefix("tune.") not in tune:
+            raise UserError(f"{own[key][1]}: {key}: the study itself does not tune it")
+    trials = tuple(itertools.product(*grid)) if grid else ()
+    if len(trials) > MOST_TRIALS:
+        raise UserError(f"{path}: tune: makes {len(trials)} trials for every contender, at most {MOST_TRIALS}")
+    return trials
+
+
+def _check_same(path: Path, contenders: Sequence[Contender]) -> None:
+    """Raises UserError if contenders differ in more than the method and its own keys."""
+    first, *others = contenders
+    wanted = dict(_leaves(as_dict(first.recipe)))
+    for other in others:
+        found = dict(_leaves(as_dict(other.recipe)))
+        for key in sorted(wanted.keys() | found.keys()):
+            if key.startswith("method.") or key in (*OWN, "name"):
+                continue
+            if wanted.get(key) != found.get(key):
+                raise UserError(
+                    f"{path}: contenders {first.name} and {other.name} differ in {key}: {wanted.get(key)!r} and"
+                    f" {found.get(key)!r}; a study compares methods with all else equal"
+                )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,80 @@
+"""Whole studies: interrupted or not, on one rank or two, they end in the same report."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from faulty import Ranks
+
+CONTENDERS = {
+    "memvp": {},
+    "none": {"method": {"name": "none"}},
+}
+
+
+@pytest.fixture
+def study(recipe_path, demo_shards, tmp_path):
+    content = {
+        "recipe": str(recipe_path),
+        "contenders": CONTENDERS,
+        "tune": {"training.learning_rate": [1e-3, 1e-2]},
+        "seeds": [0, 1],
+        "leaks": "report",
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    settings = [f"data.validation={demo_shards}", "training.epochs=1", "training.log_every=1", "method.dropout=0.1"]
+    return [str(path), *(part for setting in settings[:3] for part in ("--set", setting))]
+
+
+def _compare(study, out: Path, ranks: int = 1, until: str = "", by: int = signal.SIGKILL) -> list[int]:
+    """Exit codes. `until`: the signal comes as soon as a folder or file of that name is in the study's."""
+    with Ranks(["compare", *study, "--out", str(out)], out.with_name(f"{out.name}-logs"), ranks=ranks) as started:
+        if until:
+            limit = time.monotonic() + 120
+            while not list(out.glob(until)):
+                assert time.monotonic() < limit and started.processes[0].poll() is None, started.said(0)
+                time.sleep(0.02)
+            for process in started.processes:
+                os.kill(process.pid, by)
+        ended = started.ended()
+    assert until or ended.codes == [0] * ranks, ended.text
+    return ended.codes
+
+
+def _report(out: Path) -> dict:
+    content = json.loads((out / "report.json").read_text())
+    content.pop("times")
+    return content
+
+
+@pytest.mark.ranks
+def test_a_study_that_was_killed_and_asked_to_end_says_what_one_says_that_was_not(study, tmp_path):
+    whole, parts, two = tmp_path / "whole", tmp_path / "parts", tmp_path / "two"
+    _compare(study, whole)
+    _compare(study, parts, until="runs/memvp-trial-1/checkpoints/step-*")
+    assert _compare(study, parts, until="runs/memvp-seed-0/metrics.jsonl", by=signal.SIGTERM) == [75]
+    _compare(study, parts)
+    assert _report(parts) == _report(whole)
+    starts = [
+        len((run / "starts.jsonl").read_text().splitlines()) for run in parts.glob("runs/*-*") if "none" not in run.name
+    ]
+    assert sorted(starts)[:-2] == [1] * (len(starts) - 2)  # what was finished was not done again
+
+    report = _report(whole)
+    assert report["samples"] == 48 and report["seeds"] == [0, 1]
+    assert {name: len(own["seeds"]) for name, own in report["scores"].items()} == {"memvp": 2, "none": 1}
+    assert [(own["first"], own["second"]) for own in report["differences"]] == [("memvp", "none")]
+    for name, own in report["tuned"].items():
+        losses = [trial["validation_loss"] for trial in own["trials"]]
+        assert len(losses) == 2 and own["chosen"] == losses.index(min(losses)), name
+    assert any("48 test samples" in remark or "also in the data of training" in remark for remark in report["remarks"])
+    assert (whole / "report.md").read_text().startswith("# study") and list(whole.glob("hparams/*/events.*"))
+
+    _compare(study, two, ranks=2)
+    other = _report(two)
+    assert other["scores"] == report["scores"] and other["blind"] == report["blind"]

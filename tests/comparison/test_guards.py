@@ -1,0 +1,71 @@
+"""A leak that was planted is found; pictures are told apart by their pixels."""
+
+import io
+import random
+from dataclasses import replace
+
+import pytest
+from PIL import Image, ImageEnhance
+
+from data_prep.demo import sample
+from data_prep.shards import write_shards
+from dsmemvp.comparison.guards import check_study, content_of, near_duplicates
+from dsmemvp.comparison.study import read_study
+from dsmemvp.config.reading import read_recipe
+from dsmemvp.data.manifest import read_manifest
+from dsmemvp.errors import UserError
+
+
+def _rows(seed, first, number):
+    rng = random.Random(seed)
+    return [sample(rng, f"{seed}{i:03d}", with_picture=True) for i in range(first, first + number)]
+
+
+@pytest.fixture
+def study_path(recipe_path, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(f"recipe: {recipe_path}\ncontenders: {{memvp: {{}}, none: {{method: {{name: none}}}}}}\n")
+    return path
+
+
+def _study(path, tmp_path, train, test, *more):
+    for name, rows in (("train", train), ("test", test)):
+        write_shards(iter(rows), tmp_path / name, name, per_shard=8)
+    return read_study(
+        path, tmp_path / "out", [f"data.train={tmp_path / 'train'}", f"data.test={tmp_path / 'test'}", *more]
+    )
+
+
+def test_a_planted_leak_is_refused_with_its_place_or_reported(study_path, tmp_path):
+    train, test = _rows("train", 0, 12), _rows("test", 0, 6)
+    study = _study(study_path, tmp_path, train, [*test, train[5]])
+    with pytest.raises(UserError, match=r"1 test sample of 7 also in the data of training.*\n.*train005"):
+        check_study(study)
+    study.settings.leaks = "report"
+    assert any(remark.startswith("1 test sample of 7 also") for remark in check_study(study))
+
+
+def test_pictures_in_another_format_are_the_same_and_brighter_ones_nearly(study_path, tmp_path):
+    def again(row, change):
+        image = change(Image.open(io.BytesIO(row.image)))
+        into = io.BytesIO()
+        image.save(into, "BMP")
+        fields = {**row.fields, "question": "Another question?"}
+        return replace(row, fields=fields, image=into.getvalue(), ending="bmp")
+
+    train = _rows("train", 0, 8)
+    test = [again(train[0], lambda i: i), again(train[1], lambda i: ImageEnhance.Brightness(i).enhance(0.9))]
+    remarks = check_study(_study(study_path, tmp_path, train, test))
+    assert remarks[0].startswith("None of 2 different test samples")
+    assert remarks[1].startswith("1 picture of 2 in the test data") and "2 nearly so" in remarks[1]
+
+
+def test_near_is_two_bits_of_64():
+    assert near_duplicates([0b0, 0b1111], [0b11, 1 << 63]) == 2
+    assert near_duplicates([0b111000], [0b0]) == 0
+    assert near_duplicates([], [1]) == 0
+
+
+def test_content_is_counted_once(recipe_path, demo_shards):
+    content = content_of([read_manifest(demo_shards)] * 2, read_recipe(recipe_path))
+    assert len(content.samples) <= 48 and len(content.pictures) <= 24

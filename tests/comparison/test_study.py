@@ -1,0 +1,78 @@
+"""What a study file may say, and what ends it in one line before any training."""
+
+import pytest
+
+from dsmemvp.comparison.running import recipe_for, write_study
+from dsmemvp.comparison.study import is_study, read_study, study_of_recipes
+from dsmemvp.errors import UserError
+
+TWO = "contenders:\n  memvp: {}\n  none: {method: {name: none}}\n"
+
+
+@pytest.fixture
+def read(recipe_path, demo_shards, tmp_path):
+    def made(text, *overrides):
+        path = tmp_path / "study.yaml"
+        path.write_text(f"recipe: {recipe_path}\n{text}")
+        return read_study(path, tmp_path / "out", overrides)
+
+    return made
+
+
+def test_contenders_change_the_recipe_and_nothing_else(read, tmp_path):
+    study = read("contenders:\n  small: {method: {hidden: 8}}\n  space: {method: {name: input_space, lora_rank: 2}}\n")
+    small, space = study.contenders
+    assert (small.recipe.method.name, small.recipe.method.hidden) == ("memvp", 8)
+    assert (space.recipe.method.name, space.recipe.method.lora_rank) == ("input_space", 2)
+    assert small.recipe.output == space.recipe.output == str(tmp_path / "out" / "runs")
+    made = recipe_for(small, "small-seed-2", 2, ("training.learning_rate=0.5",))
+    assert (made.name, made.seed, made.training.learning_rate) == ("small-seed-2", 2, 0.5)
+
+
+def test_all_that_train_have_as_many_trials(read, demo_shards):
+    text = "contenders:\n  a: {tune: {training.learning_rate: [0.3, 0.4]}}\n  b: {}\n  none: {method: {name: none}}\n"
+    text += "tune:\n  training.learning_rate: [0.1, 0.2]\n  method.hidden: [4, 8]\n"
+    a, b, none = read(text, f"data.validation={demo_shards}").contenders
+    assert len(a.trials) == len(b.trials) == 4 and none.trials == ()
+    assert a.trials[1] == ("training.learning_rate=0.3", "method.hidden=8")
+    assert b.trials[2] == ("training.learning_rate=0.2", "method.hidden=4")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seeds: [1]\n", "contenders: name at least two"),
+        ("contender: {}\n", "line 2: unknown key 'contender'; did you mean 'contenders'"),
+        (TWO + "seeds: [1, 1]\n", "seeds: need different numbers"),
+        (TWO + "seeds: [0, 1000]\n", "none of them tune_seed = 1000"),
+        (TWO + "seeds: [x]\n", "seeds: must be a whole number"),
+        (TWO + "tune: {training.learning_rate: [1.0e-3]}\n", "needs data.validation"),
+        (TWO + "tune: {training.epochs: [1, 2]}\n", "training.epochs is not a contender's own"),
+        (TWO + "tune: {training.learning_rate: 3}\n", "is a list of values"),
+        ("contenders:\n  a: {training: {epochs: 3}}\n  b: {}\n", "a and b differ in training.epochs: 3 and"),
+        ("contenders:\n  a: {method: {hiden: 3}}\n  b: {}\n", "contender a: .*hiden"),
+        ("contenders:\n  a/b: {}\n  b: {}\n", "a name has letters"),
+        ("contenders:\n  a: 3\n  b: {}\n", "line 3: give a mapping of a recipe's keys"),
+        ("contenders: [a, b]\n", "contenders is a mapping"),
+        ("contenders:\n  a: {}\n  a: {}\n", "'a' is given twice"),
+        ("contenders:\n  a: {tune: {method.hidden: [3]}}\n  b: {}\n", "the study itself does not tune it"),
+    ],
+)
+def test_a_study_s_mistakes_are_told_in_one_line(read, text, said):
+    with pytest.raises(UserError, match=said):
+        read(text)
+
+
+def test_recipes_are_a_study_as_they_are(recipe_path, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(recipe_path.read_text().replace("name: tiny", "name: two"))
+    study = study_of_recipes([recipe_path, other], 2, tmp_path / "out")
+    assert [c.name for c in study.contenders] == [recipe_path.stem, "other"] and study.settings.seeds == [0, 1]
+    assert not is_study(recipe_path) and not is_study(tmp_path / "none.yaml")
+
+
+def test_a_folder_is_of_one_study(read, tmp_path):
+    write_study(read(TWO), tmp_path / "out")
+    write_study(read(TWO), tmp_path / "out")
+    with pytest.raises(UserError, match="is of other settings"):
+        write_study(read(TWO + "seeds: [5]\n"), tmp_path / "out")
