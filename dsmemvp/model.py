@@ -10,7 +10,7 @@ T tokens in the pack, B samples, S supervised tokens, V vocabulary, I images.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
 from dsmemvp.prompts import Sizes, State, VisualPrompt, build_method, method_class
-from dsmemvp.prompts.interface import Site, Tower
+from dsmemvp.prompts.interface import Site, Stage, Tower
 
 Losses = dict[str, torch.Tensor]
 
@@ -47,6 +47,14 @@ class Decoding:
     returned."""
 
 
+class Teacher(NamedTuple):
+    """A module of the method's that a stage learns from, outside of the model (prompts/interface.py)."""
+
+    name: str
+    """Of its tensors the beginning, in checkpoints."""
+    module: nn.Module
+
+
 class VisualLanguageModel(nn.Module):
     def __init__(
         self,
@@ -55,6 +63,7 @@ class VisualLanguageModel(nn.Module):
         statistics: str = "auto",
         features: VisionFeatures | None = None,
         cached: bool = False,
+        decoder: bool = True,
     ):
         """`cached`: the batch's images are features that the tower has made before; it is not built."""
         super().__init__()
@@ -62,8 +71,12 @@ class VisualLanguageModel(nn.Module):
         shape = configs.features(features or VisionFeatures())
         self.cached = _Cached(shape, torch.get_default_dtype()) if sees_images and cached else None
         encodes = configs.language.model_type in ENCODERS
-        self.language: Any = TextEncoder(configs.language) if encodes else DecoderTower(configs.language)
+        self.language: Any = None
+        """None in a stage without a language model."""
+        if decoder:
+            self.language = TextEncoder(configs.language) if encodes else DecoderTower(configs.language)
         self.method = VisualPrompt()
+        self.teacher: Teacher | None = None
         self.recompute: dict[Tower, Sequence[Policy]] = {}
         self.set_recompute("none")
         self.choose: Callable[[int, int], Sequence[Policy]] | None = None
@@ -75,13 +88,13 @@ class VisualLanguageModel(nn.Module):
         if decoding is not None:
             return self._decode(batch, decoding)
         logits_SV, state = self._walk(batch, self._begin(batch), self._schedule())
-        return logits_SV, self.method.losses(state, batch)
+        return logits_SV, self.method.losses(state | {"logits": logits_SV}, batch)
 
     def set_recompute(self, decoder: Policy | Sequence[Policy], vision: Policy = "none") -> None:
         """What the backward computes again: a policy for all blocks of the decoder or one for each, and one for the
         vision tower, of which a block is either kept or computed again as a whole (`full`)."""
-        each = [decoder] * self.language.depth if isinstance(decoder, str) else list(decoder)
-        assert len(each) == self.language.depth
+        each = [decoder] * self._depth("decoder") if isinstance(decoder, str) else list(decoder)
+        assert len(each) == self._depth("decoder")
         self.recompute = {"decoder": each, "vision": [vision] * self._depth("vision")}
 
     def look(self, batch: Batch) -> State | None:
@@ -95,7 +108,8 @@ class VisualLanguageModel(nn.Module):
 
     def whole_blocks(self) -> list[nn.Module]:
         """The decoder's blocks without anything trained: ZeRO-3 gathers each as one."""
-        return [block for block in self.language.layers if not any(p.requires_grad for p in block.parameters())]
+        blocks = self.language.layers if self.language is not None else ()
+        return [block for block in blocks if not any(p.requires_grad for p in block.parameters())]
 
     def trainables(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -109,9 +123,8 @@ class VisualLanguageModel(nn.Module):
         return self.method.finish("vision", features, state, batch)
 
     def _schedule(self) -> list[Site]:
-        depths: dict[Tower, int] = {"decoder": self.language.depth}
-        if self.vision is not None:
-            depths["vision"] = self.vision.depth
+        towers: tuple[Tower, ...] = ("decoder", "vision")
+        depths: dict[Tower, int] = {tower: depth for tower in towers if (depth := self._depth(tower))}
         return self.method.schedule(depths)
 
     def _decode(self, batch: Batch, decoding: Decoding) -> tuple[torch.Tensor, State]:
@@ -148,7 +161,7 @@ class VisualLanguageModel(nn.Module):
                 assert self.vision is not None
                 features = self.vision.finish(hidden["vision"])
                 state = self.method.finish("vision", features, state, batch)
-            elif site == ("decoder", self.language.depth - 1):
+            elif site == ("decoder", self._depth("decoder") - 1):
                 normed_Sd = self.language.finish(hidden["decoder"][0])
                 state = self.method.finish("decoder", normed_Sd, state, batch)
                 own = self.method.logits(normed_Sd, state, batch)
@@ -193,7 +206,7 @@ class VisualLanguageModel(nn.Module):
         else:
             packing = context.reading(method.visible(site))
             dropout, rows_S = batch.token_dropout if self.training else None, None
-            if site.block == self.language.depth - 1 and batch.supervised.shape[0] < batch.tokens.shape[0]:
+            if site.block == self._depth("decoder") - 1 and batch.supervised.shape[0] < batch.tokens.shape[0]:
                 rows_S, batch = batch.supervised, batch.at_supervised()
             block = self.language.layers[site.block]
             hidden = block(hidden, context.rotary, packing, branch, dropout, policy, rows_S)
@@ -255,31 +268,35 @@ def sizes_of(configs: Configs) -> Sizes:
     return Sizes(configs.image_tokens, vision.hidden_size, language.hidden_size, *blocks)
 
 
-def build_frozen(recipe: Recipe, configs: Configs) -> VisualLanguageModel:
-    """The model without anything of the method's own, on torch's default device and in its default type. Of it only
-    the language model's norms may be trained, if the method asks for it. Raises UserError for features that cannot be
-    cached, and for sizes that cannot be quantised, as the recipe says."""
+def build_frozen(recipe: Recipe, configs: Configs, stage: Stage | None = None) -> VisualLanguageModel:
+    """The model without anything of the method's own, on torch's default device and in its default type, with the
+    towers that the stage has (None: all). Of it only the language model's norms may be trained, if the method asks for
+    it. Raises UserError for features that cannot be cached, and for sizes that cannot be quantised, as the recipe
+    says."""
+    decoder, vision = (stage.decoder, stage.vision) if stage else (True, True)
     method, features = method_class(recipe.method.name), recipe.method.vision_features()
-    cached = bool(recipe.vision.cache_features)
-    if cached and method.sees_images and method.acts_in_tower:
+    cached, sees_images = bool(recipe.vision.cache_features), vision and method.sees_images
+    if cached and sees_images and method.acts_in_tower:
         raise UserError(
             f"vision.cache_features: method {recipe.method.name} acts inside of the vision tower, which therefore runs"
             " in every step; leave it out"
         )
-    model = VisualLanguageModel(configs, method.sees_images, recipe.vision.statistics, features, cached)
+    model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics, features, cached, decoder)
     model.requires_grad_(False)
-    if recipe.model.quantize != "none":
+    if decoder and recipe.model.quantize != "none":
         quantize_linears(model.language.layers, recipe.model.quantize)
-    for norm in model.language.norms() if recipe.method.trains_norms() else ():
+    for norm in model.language.norms() if decoder and recipe.method.trains_norms() else ():
         norm.weight.requires_grad_(True)
     return model
 
 
-def build_empty(recipe: Recipe, configs: Configs, device: torch.device) -> VisualLanguageModel:
+def build_empty(
+    recipe: Recipe, configs: Configs, device: torch.device, stage: Stage | None = None
+) -> VisualLanguageModel:
     """As `build_frozen`, with parameters on the meta device, which take no memory and no time, and all else on
     `device`."""
     with torch.device("meta"):
-        model = build_frozen(recipe, configs)
+        model = build_frozen(recipe, configs, stage)
     if model.vision is not None:
         model.vision.compute_buffers(device)
     empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
@@ -287,37 +304,73 @@ def build_empty(recipe: Recipe, configs: Configs, device: torch.device) -> Visua
     return model
 
 
-def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs) -> None:
-    """Attach the method and the vision adapters, the same values on every rank and for any number of ranks."""
+def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs, stage: Stage | None = None) -> None:
+    """Attach the method and the vision adapters, the same values on every rank, for any number of ranks and in every
+    stage. None: the whole method, and the last stage has begun."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model.method = build_method(recipe.method, sizes_of(configs))
+        model.method.begin_stage(stage or model.method.stages()[-1])
+        model.teacher = take_apart(model.method, stage) if stage else None
         if model.vision is not None:
             model.vision.add_adapters(recipe.vision, [s.block for s in model._schedule() if s.tower == "vision"])
         if isinstance(model.language, DecoderTower):
             model.language.replace_linears(model.method.replacement)
     check_window(configs.language, recipe.data.max_length, sum(place.count for place in model.method.reserved()))
     policy = recipe.training.recompute
-    if policy == "auto" and not isinstance(model.language, DecoderTower):
+    if policy == "auto" and isinstance(model.language, TextEncoder):
         raise UserError("training.recompute: auto counts what a decoder keeps; take elementwise or full")
     if policy == "auto":
         policy = "elementwise"  # until a budget chooses (training/engine.py)
     model.set_recompute(policy, "full" if policy == "full" else "none")
 
 
-def trainable_shapes(recipe: Recipe, configs: Configs) -> dict[str, tuple[int, ...]]:
-    """Of every trainable tensor by its name, without memory."""
+def take_apart(method: VisualPrompt, stage: Stage) -> Teacher | None:
+    """Take out of a method that has been built what takes no part in the stage: its teacher, which is returned, and the
+    modules and tensors that `modules` does not name. They become None."""
+    teacher = method.teacher(stage)
+    name = next((name for name, module in method.named_modules() if module is teacher), "")
+    assert teacher is None or name, "a teacher is one of the method's own modules"
+    if teacher is not None:
+        parent, _, leaf = name.rpartition(".")
+        setattr(method.get_submodule(parent), leaf, None)
+    own = [name for name, _ in (*method.named_children(), *method.named_parameters(recurse=False))]
+    for other in own:
+        if stage.modules and not other.startswith(stage.modules):
+            setattr(method, other, None)
+    return None if teacher is None else Teacher(f"method.{name}.", teacher)
+
+
+def stages_of(recipe: Recipe, configs: Configs) -> tuple[Stage, ...]:
+    """The method's, one after another."""
     with torch.device("meta"):
-        model = build_frozen(recipe, configs)
-        add_trainables(model, recipe, configs)
+        return tuple(build_method(recipe.method, sizes_of(configs)).stages())
+
+
+def trainable_shapes(recipe: Recipe, configs: Configs, stage: Stage | None = None) -> dict[str, tuple[int, ...]]:
+    """Of every tensor by its name that takes part in the stage (None: in any) and that some stage trains, without
+    memory."""
+    with torch.device("meta"):
+        model = build_frozen(recipe, configs, stage)
+        add_trainables(model, recipe, configs, stage)
     return {name: tuple(p.shape) for name, p in model.trainables().items()}
 
 
-def count(recipe: Recipe, configs: Configs) -> tuple[int, int]:
-    """(trainable parameters, frozen parameters of the language model), counted without memory."""
+def count(recipe: Recipe, configs: Configs, stage: Stage | None = None) -> tuple[int, int]:
+    """(parameters of these tensors, frozen parameters of the language model), counted without memory."""
     with torch.device("meta"):
-        model = build_frozen(recipe, configs)
-        shapes = stored_shapes(model.language)
+        model = build_frozen(recipe, configs, stage)
+        shapes = stored_shapes(model.language) if model.language is not None else {}
         frozen = sum(math.prod(shape) for p, shape in shapes.items() if not p.requires_grad)
-        add_trainables(model, recipe, configs)
+        add_trainables(model, recipe, configs, stage)
     return sum(p.numel() for p in model.trainables().values()), frozen
+
+
+def stage_counts(recipe: Recipe, configs: Configs) -> dict[str, int]:
+    """Trained parameters of every stage by its name, counted without memory."""
+    found = {}
+    for stage in stages_of(recipe, configs):
+        shapes = trainable_shapes(recipe, configs, stage)
+        trained = (shape for name, shape in shapes.items() if not stage.trains or name.startswith(stage.trains))
+        found[stage.name] = sum(math.prod(shape) for shape in trained)
+    return found

@@ -11,12 +11,18 @@ from dsmemvp.backbones.block_costs import attention_sizes
 from dsmemvp.backbones.vision_families import vision_family
 from dsmemvp.data.balancing import CostModel
 
+LITTLE = 1e-4
+"""Of an image, what a token costs where the language model does not run: the method's own text encoder is small."""
+
 
 def cost_model(
     language: Any, vision: Any, sees_images: bool = True, resolution: int = 0, adapters: bool = True
 ) -> CostModel:
     """`language` and `vision` are transformers' configurations; `resolution` is the images' (0: the tower's own), and
-    `adapters` says whether the tower's blocks have any. One token outside of attention costs 1."""
+    `adapters` says whether the tower's blocks have any. One token outside of attention costs 1. Without a language
+    model (None) an image costs 1, and a sample next to nothing by its text."""
+    if language is None:
+        return CostModel(LITTLE, 0.0, float(sees_images))
     depth = language.num_hidden_layers
     width, heads, shared, head = attention_sizes(language)
     linear = 2 * width * head * (heads + shared) + 3 * width * language.intermediate_size

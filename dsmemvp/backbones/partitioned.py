@@ -83,7 +83,7 @@ def give_memory(
     `partition` keeps a part of each frozen one and frees the rest, so that they are whole one after another, in the
     same memory; on a CPU that memory is never written and therefore not even resident. Those to be trained stay whole
     until there is an optimizer for them."""
-    whole = max(parameter.nbytes for parameter in model.parameters()) if partition else 0
+    whole = max((parameter.nbytes for parameter in model.parameters()), default=0) if partition else 0
     memory = torch.empty(whole, dtype=torch.uint8, device=device)
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():

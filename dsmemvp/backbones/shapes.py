@@ -68,6 +68,15 @@ LANGUAGE |= {
     ),
 }
 LANGUAGE["bert-base"] = {"model_type": "bert"}
+LANGUAGE["bert-tiny"] = {
+    "model_type": "bert",
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "max_position_embeddings": 64,
+}
 LANGUAGE["llama3-8b"] = LANGUAGE["llama-3-8b"]  # its name in exported folders of before
 VISION: dict[str, dict[str, Any]] = {
     "clip-tiny": {

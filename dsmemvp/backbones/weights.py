@@ -75,7 +75,9 @@ class Base:
         how far it is. Nothing is read before all of it is found. Raises UserError listing what is missing, left over,
         of another shape or of a type that is not read."""
         named = self.recipe.model
-        pairs = matched(model.language, self.language_tensors, named.language_model, LANGUAGE_KEY)
+        pairs = []
+        if model.language is not None:
+            pairs += matched(model.language, self.language_tensors, named.language_model, LANGUAGE_KEY)
         if model.vision is not None:
             pairs += matched(model.vision, self.vision_tensors, named.vision_tower, VISION_KEY)
         return fill_from_files(pairs, tell)

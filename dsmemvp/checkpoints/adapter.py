@@ -25,7 +25,7 @@ from dsmemvp.data.text import PROMPT_FORMAT
 from dsmemvp.errors import UserError
 
 TRAINED = "trained.safetensors"
-PARTS = ("name", "seed", "model", "vision", "method", "data", "training", "evaluation")
+PARTS = ("name", "seed", "model", "vision", "method", "data", "training", "evaluation", "stages")
 KEPT = {"model": ("dtype", "quantize", "language_shape", "vision_shape"), "data": ("captions", "max_length")}
 """Keys of a recipe, and of these groups, that an exported folder holds."""
 
@@ -39,6 +39,8 @@ def write_adapter(
     handed_on = replace(state, recipe=portable(state.recipe), order={}, callbacks=[])
     content: dict[str, Any] = {"format": ADAPTER_FORMATS[-1], "dsmemvp": __version__, "prompt_format": PROMPT_FORMAT}
     content |= {"parameters": sum(t.numel() for t in trained.values()), **about, **asdict(handed_on)}
+    if not state.stage:
+        del content["stage"]
     content["files"] = {TRAINED: sum_of(folder / TRAINED)}
     content["crc32"] = own_sum(content)
     (folder / ADAPTER).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -50,7 +52,9 @@ def portable(recipe: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for part in (part for part in PARTS if part in recipe):
         value = recipe[part]
-        if isinstance(value, dict):
+        if part == "stages":
+            kept[part] = {name: portable({"training": own.get("training", {})}) for name, own in value.items()}
+        elif isinstance(value, dict):
             names = KEPT.get(part, tuple(value))
             kept[part] = {n: value[n] for n in names if n in value and "/" not in str(value[n])}
         else:
@@ -65,7 +69,7 @@ def open_adapter(folder: Path, overrides: Sequence[str]) -> tuple[Recipe, Checkp
     checkpoint = read_checkpoint(folder)
     check_sums(folder)
     # how it was trained does not count here, and may be by rules of another version
-    values = {part: value for part, value in checkpoint.state.recipe.items() if part != "training"}
+    values = {part: value for part, value in checkpoint.state.recipe.items() if part not in ("training", "stages")}
     recipe = recipe_of(values, str(folder / ADAPTER), overrides)
     for key in ("language_model", "vision_tower", "tokenizer"):
         if not getattr(recipe.model, key):

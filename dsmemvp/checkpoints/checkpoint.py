@@ -72,6 +72,8 @@ class State:
     """Fingerprints of the frozen base, by the recipe's keys (backbones/fingerprint.py)."""
     callbacks: list[dict[str, Any]] = field(default_factory=list)
     """State of the method's callbacks, in their order."""
+    stage: str = ""
+    """The name of the stage that it is of; empty in a run of one."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,12 @@ class Checkpoint:
                         f"{group}.{key}: is {value}, but {self.trained.parent} was trained with {trained_with[key]};"
                         " take another name for the run or the old value"
                     )
+
+    def check_same_method(self, name: str) -> None:
+        """For a stage that starts from a checkpoint of another run. Raises UserError."""
+        trained_with = self.state.recipe.get("method", {}).get("name", name)
+        if trained_with != name:
+            raise UserError(f"method.name: is {name}, but {self.trained.parent} was trained with {trained_with}")
 
     def check_base(self, base: dict[str, str]) -> None:
         """Trained tensors mean nothing on another base. Raises UserError naming the key."""
@@ -158,6 +166,8 @@ def save_checkpoint(run: Path, state: State, values: Tensors, moments: Tensors) 
     partial.mkdir(parents=True)
     try:
         content: dict[str, Any] = {"format": FORMATS[-1], **asdict(state), "files": {}}
+        if not state.stage:
+            del content["stage"]
         for name, tensors in zip(TENSOR_FILES, (values, moments), strict=True):
             content["files"][name] = _write_tensors(partial / name, tensors)
         content["crc32"] = own_sum(content)
@@ -205,6 +215,7 @@ def read_checkpoint(folder: Path, whole: bool = False) -> Checkpoint:
         )
     content.setdefault("validation_score", None)
     content.setdefault("callbacks", [])
+    content.setdefault("stage", "")
     if content["format"] != (ADAPTER_FORMATS if (folder / ADAPTER).is_file() else FORMATS)[-1]:
         warnings.warn(
             f"{folder} is of an earlier version; whether its base is this one cannot be checked", stacklevel=2

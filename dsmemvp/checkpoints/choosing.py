@@ -2,7 +2,9 @@
 
 import math
 import shutil
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from dsmemvp.checkpoints.checkpoint import Checkpoint, out_of_the_way, read_checkpoint, read_state
 from dsmemvp.checkpoints.state_file import OtherVersion
@@ -11,18 +13,18 @@ from dsmemvp.checkpoints.state_file import OtherVersion
 def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The intact checkpoint of the latest step in a run's folder, and what is wrong with later ones. Raises OSError, or
     UserError for one that another version has written."""
-    found, complaints = _first_intact(_folders(run)[::-1])
+    found, complaints = _first_intact(checkpoint_folders(run)[::-1])
     return found, [f"{complaint}{'; the checkpoint before it is taken' * bool(found)}" for complaint in complaints]
 
 
 def best_checkpoint(run: Path, best_by: str) -> tuple[Checkpoint | None, list[str]]:
     """The intact checkpoint with the lowest "loss" or the highest "score" on data.validation, and what is wrong with
     better ones. None if that was measured beside none of them."""
-    found, complaints = _first_intact(_best_first(_folders(run), best_by))
+    found, complaints = _first_intact(_best_first(checkpoint_folders(run), best_by))
     return found, [f"{complaint}{'; the next best checkpoint is taken' * bool(found)}" for complaint in complaints]
 
 
-def _folders(run: Path) -> list[Path]:
+def checkpoint_folders(run: Path) -> list[Path]:
     """Folders of checkpoints, by their steps. Raises OSError if they cannot be listed: a run must not restart then."""
     folder = run / "checkpoints"
     return sorted(path for path in folder.iterdir() if path.name.startswith("step-")) if folder.exists() else []
@@ -42,10 +44,12 @@ def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
-def prune(run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "loss") -> None:
-    """Take away all but the latest and the best (by "loss" or "score" on data.validation) checkpoints up to `step`, and
-    what cut-off writes have left. `keep_last` 0 keeps all. Those of later steps go: they were damaged, or the run would
-    have resumed there, and counted as the latest they would push out the good ones."""
+def prune(
+    run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "loss", ends: Collection[int] = ()
+) -> None:
+    """Take away all but the latest and the best (by "loss" or "score" on data.validation) checkpoints up to `step` and
+    those of the steps `ends`, and what cut-off writes have left. `keep_last` 0 keeps all. Those of later steps go: they
+    were damaged, or the run would have resumed there, and counted as the latest they would push out the good ones."""
     folder = run / "checkpoints"
     for left in [*folder.glob("partial-*"), *folder.glob("old-*")]:
         shutil.rmtree(left, ignore_errors=True)
@@ -53,6 +57,7 @@ def prune(run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "
     later = [path for path in folders if path.name > f"step-{step:08d}"]
     folders = folders[: len(folders) - len(later)]
     kept = set(folders[-keep_last:])  # [-0:] is all
+    kept.update(folder / f"step-{end:08d}" for end in ends)
     if keep_best:
         kept.update(_best_first(folders, best_by)[:keep_best])
     for path in [*folders, *later]:
@@ -61,16 +66,24 @@ def prune(run: Path, step: int, keep_last: int, keep_best: int, best_by: str = "
 
 
 def _best_first(folders: list[Path], best_by: str) -> list[Path]:
-    """Of checkpoints in the order of their steps, those for which it is known how good they are; the earlier of two
-    equal ones first."""
+    """Of checkpoints in the order of their steps, those of the last one's stage for which it is known how good they
+    are; the earlier of two equal ones first."""
+    stages = {folder: _field(folder, "stage") or "" for folder in folders}
+    last = next((stage for stage in reversed(stages.values()) if stage), "")  # a damaged one says none
+    folders = [folder for folder in folders if stages[folder] == last]
     badness = {folder: _badness(folder, best_by) for folder in folders}
     return sorted((folder for folder in folders if badness[folder] < math.inf), key=badness.__getitem__)
 
 
 def _badness(folder: Path, best_by: str) -> float:
     """On data.validation; infinite if it is not known."""
-    try:
-        value = read_state(folder).get(f"validation_{best_by}")
-    except (ValueError, FileNotFoundError):
-        return math.inf
+    value = _field(folder, f"validation_{best_by}")
     return math.inf if value is None else -value if best_by == "score" else value
+
+
+def _field(folder: Path, name: str) -> Any:
+    """Of state.json; None if it is not there or cannot be read."""
+    try:
+        return read_state(folder).get(name)
+    except (ValueError, FileNotFoundError):
+        return None

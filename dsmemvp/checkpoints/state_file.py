@@ -53,6 +53,7 @@ OPTIONAL: dict[str, Check] = {
     "validation_score": _is_score,
     "prompt_format": _counts,
     "base": _is_texts,
+    "stage": lambda value: isinstance(value, str),
     "callbacks": lambda value: isinstance(value, list) and all(isinstance(state, dict) for state in value),
 }
 """Fields that not every format has."""

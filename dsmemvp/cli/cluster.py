@@ -48,11 +48,15 @@ def _count(given: argparse.Namespace) -> None:
     recipe = given_recipe(given)
 
     from dsmemvp.backbones.weights import configs_of_shapes, read_configs
-    from dsmemvp.model import count
+    from dsmemvp.model import count, stage_counts
 
     named = recipe.model.language_shape and recipe.model.vision_shape
-    trainable, frozen = count(recipe, configs_of_shapes(recipe) if named else read_configs(recipe))
+    configs = configs_of_shapes(recipe) if named else read_configs(recipe)
+    trainable, frozen = count(recipe, configs)
     print(f"{trainable:,} trainable parameters\n{frozen:,} frozen parameters in the language model")
+    of_stages = stage_counts(recipe, configs)
+    for name, trained in of_stages.items() if len(of_stages) > 1 else ():
+        print(f"{trained:,} trained in stage {name}")
 
 
 def _plan(given: argparse.Namespace) -> None:

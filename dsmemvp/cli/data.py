@@ -29,7 +29,9 @@ def add(commands: Any) -> None:
     look.add_argument(
         "--sheet", type=Path, default=Path("samples.png"), help="file for their pictures (default: samples.png)"
     )
+    look.add_argument("--stage", default="", metavar="NAME", help="as this one of the method's stages sees them")
     look = recipe_command(looks, "check", _check, "decode and tokenise every sample of every shard")
+    look.add_argument("--stage", default="", metavar="NAME", help="the data of this one of the method's stages")
     look.add_argument("--ranks", type=int, default=1, help="number of ranks to share samples between (default: 1)")
     look.add_argument("--processes", type=int, default=0, help="how many shards at a time (default: one per core)")
 
@@ -49,7 +51,7 @@ def _show(given: argparse.Namespace) -> None:
 
     from dsmemvp.data_tools.show import show
 
-    print(*show(recipe, given.samples, given.numbers, given.test, given.sheet), sep="\n")
+    print(*show(recipe, given.samples, given.numbers, given.test, given.sheet, given.stage), sep="\n")
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -57,7 +59,7 @@ def _check(given: argparse.Namespace) -> None:
 
     from dsmemvp.data_tools.check import check
 
-    lines, bad = check(recipe, given.ranks, given.processes)
+    lines, bad = check(recipe, given.ranks, given.processes, given.stage)
     print(*lines, sep="\n", flush=True)
     if bad and recipe.data.on_bad_sample == "fail":
         raise UserError(

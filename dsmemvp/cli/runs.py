@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dsmemvp.cli.paths import check_paths
 from dsmemvp.cli.recipe_command import recipe_command, recipe_to_run
 from dsmemvp.config.hub import pinned
+from dsmemvp.config.stages import stage_recipe
 from dsmemvp.distributed.orphans import ended_with_launcher
 from dsmemvp.distributed.stopping import Stop, Stopped, listening
 
@@ -21,6 +22,7 @@ def add(commands: Any) -> None:
         commands, "train", _train, "train a recipe; resume from the newest checkpoint if its run has one"
     )
     command.set_defaults(listens=True)
+    command.add_argument("--stage", default="", metavar="NAME", help="train this one of the method's stages alone")
     about = "search for a method's setting, such as the layer of DVP's prompt, scoring on data.search"
     recipe_command(commands, "search", _search, about).set_defaults(listens=True)
     command = recipe_command(commands, "evaluate", _evaluate, "score a run's checkpoint on data.test")
@@ -41,7 +43,8 @@ def add(commands: Any) -> None:
 def _train(given: argparse.Namespace) -> None:
     with listening() as stop, ended_with_launcher(stop):
         recipe = pinned(recipe_to_run(given))
-        check_paths(recipe, [*recipe.data.train, recipe.data.validation])
+        of_stages = [stage_recipe(recipe, name).data for name in recipe.stages]
+        check_paths(recipe, [place for data in (recipe.data, *of_stages) for place in (*data.train, data.validation)])
 
         from dsmemvp.distributed.ranks import leave_ranks
         from dsmemvp.evaluation.evaluate import look_and_score
@@ -50,7 +53,7 @@ def _train(given: argparse.Namespace) -> None:
 
         ranks, watched = join(recipe, stop)
         with watched as heartbeat:
-            train(RunContext(recipe, ranks, stop, heartbeat), look_and_score)
+            train(RunContext(recipe, ranks, stop, heartbeat), look_and_score, only=given.stage)
         leave_ranks()
 
 

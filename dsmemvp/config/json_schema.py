@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dsmemvp.config.methods import DEFAULT, method_module, method_names, settings_class
-from dsmemvp.config.recipe import Recipe
+from dsmemvp.config.recipe import START, Recipe
+from dsmemvp.config.stages import OF_STAGE
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -16,7 +17,19 @@ def recipe_schema() -> dict[str, Any]:
     schema = _closed(TypeAdapter(Recipe).json_schema())
     names = sorted(method_names(), key=lambda name: name != DEFAULT)
     schema["properties"]["method"] = {"oneOf": [_of_method(name) for name in names]}
+    of_stage = {"type": "object", "properties": _of_stage(schema), "additionalProperties": False}
+    schema["properties"]["stages"]["additionalProperties"] = of_stage
     return {"$schema": DIALECT, "title": "A recipe of dsmemvp", **schema, "required": ["name"]}
+
+
+def _of_stage(schema: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a stage: some of two groups, without their defaults."""
+    found: dict[str, Any] = {START: {"type": "string", "description": "A run or a checkpoint that it starts from."}}
+    for group, names in OF_STAGE.items():
+        known = schema["$defs"][group.capitalize()]["properties"]
+        properties = {name: {k: v for k, v in known[name].items() if k != "default"} for name in names}
+        found[group] = {"type": "object", "properties": properties, "additionalProperties": False}
+    return found
 
 
 def _of_method(name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import yaml
 from dsmemvp.config.conversion import Values, converted, groups_of, keys_of, nearest
 from dsmemvp.config.methods import DEFAULT, MethodSettings, method_names, setting_names, settings_class
 from dsmemvp.config.recipe import Recipe
+from dsmemvp.config.stages import check_stages, read_stages
 from dsmemvp.config.yaml_text import DEPTH, MOST, compose_yaml, plain_value, shown
 from dsmemvp.errors import UserError
 
@@ -62,6 +63,7 @@ def _checked(given: Values, overrides: Sequence[str], path: str, stored: bool) -
     recipe.method = _method(given, overridden, stored)
     try:
         recipe.check()
+        check_stages(recipe)
     except ValueError as error:
         key = str(error).partition(":")[0]
         where = values[key][1] if key in values else path
@@ -72,8 +74,9 @@ def _checked(given: Values, overrides: Sequence[str], path: str, stored: bool) -
 def _groups(values: Values) -> Recipe:
     """All of a recipe but its method, of which there is a stand-in."""
     groups = groups_of(Recipe)
-    known = [key for key in keys_of(Recipe) if key != "method"]
-    values = {key: given for key, given in values.items() if not key.startswith("method.")}
+    known = [key for key in keys_of(Recipe) if key not in ("method", "stages")]
+    of_stages = {key: given for key, given in values.items() if key.partition(".")[0] == "stages"}
+    values = {k: given for k, given in values.items() if not k.startswith("method.") and k not in of_stages}
     for key, (_, where) in values.items():
         if key == "method":
             raise UserError(f"{where}: method is a group of keys, such as method.name")
@@ -82,7 +85,9 @@ def _groups(values: Values) -> Recipe:
         if key not in known:
             raise UserError(f"{where}: unknown key {shown(key)}{_hint(key, known)}")
     made: dict[str, Any] = {name: converted(kind, f"{name}.", values) for name, kind in groups.items()}
-    return converted(Recipe, "", values, **made, method=MethodSettings())
+    recipe = converted(Recipe, "", values, **made, method=MethodSettings())
+    recipe.stages = read_stages(values | of_stages, recipe)
+    return recipe
 
 
 def _hint(key: str, known: list[str]) -> str:
@@ -164,8 +169,11 @@ def _leaves(values: dict[str, Any], where: str, prefix: str = "") -> Iterator[tu
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain dictionaries, for writing it down beside its results."""
-    return dataclasses.asdict(recipe)
+    """The recipe as plain dictionaries, for writing it down beside its results; without `stages` if there are none."""
+    whole = dataclasses.asdict(recipe)
+    if not recipe.stages:
+        del whole["stages"]
+    return whole
 
 
 def as_yaml(recipe: Recipe) -> str:

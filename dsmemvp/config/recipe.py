@@ -20,6 +20,7 @@ PILLOW_PIXELS = 178_956_970
 """Twice Pillow's Image.MAX_IMAGE_PIXELS, where it raises DecompressionBombError."""
 NAME_BYTES = 100
 """Most bytes of a run's name: files beside its folder have longer names, file systems end at 255."""
+START = "start_from"
 DTYPES = Literal["bf16", "fp32"]
 
 
@@ -246,6 +247,10 @@ class Recipe:
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     search: Search = field(default_factory=Search)
+    stages: dict[str, Any] = field(default_factory=dict)
+    """Of a method that trains in several stages: a stage's name, and what is other in it of `data` and `training`
+    (config/stages.py). `start_from`: a run or a checkpoint that it starts from, instead of the stage before, which is
+    then not trained."""
 
     def check(self) -> None:
         """The rules between fields. Raises UserError naming the key and what to do."""

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from dsmemvp.data.captions import CaptionReader, CaptionRow
 from dsmemvp.data.layout import LONE, Reserved, lay_out
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText
@@ -56,6 +57,8 @@ class Item:
     """Its fields, if they are needed for scoring."""
     labels: tuple[int, ...] = ()
     """If it is classified."""
+    caption: CaptionRow | None = None
+    """If the method reads it."""
 
 
 class Skip(NamedTuple):
@@ -65,6 +68,34 @@ class Skip(NamedTuple):
     """Place in the global batch."""
     message: str
     """File, key and reason."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The samples' captions in a tokenizer of the method's own (BERT's), padded behind to its text length L."""
+
+    tokens_BL: torch.Tensor
+    """int64: [CLS], the caption, [SEP]; in place of none, padding alone"""
+    mask_BL: torch.Tensor
+    """bool: where there is a token"""
+    drawn_BL: torch.Tensor
+    """bool: places drawn for [MASK], by seed, epoch and sample; never padding or [CLS]"""
+    lengths: tuple[int, ...]
+    """Tokens of each; what mask_BL says, without a transfer from a GPU."""
+    mask_token: int
+    """The tokenizer's [MASK]"""
+    vectors_BH: torch.Tensor | None = None
+    """float32: what the teacher makes of each, if that is stored beside the shards (data/vectors.py)"""
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Captions":
+        """The same with every tensor changed so."""
+        return replace(
+            self,
+            tokens_BL=change(self.tokens_BL),
+            mask_BL=change(self.mask_BL),
+            drawn_BL=change(self.drawn_BL),
+            vectors_BH=None if self.vectors_BH is None else change(self.vectors_BH),
+        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +133,8 @@ class Batch:
     """[I] int64: checksums of the images, for the same"""
     dropout_seed: int = 0
     """Of the run and the step."""
+    captions: Captions | None = None
+    """Of the B samples, for a method that reads them; a lone token has one of padding alone."""
 
     @property
     def size(self) -> int:
@@ -178,7 +211,9 @@ class Batch:
         changed: dict[str, Any] = {
             name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)
         }
-        return replace(self, **changed, places={name: change(place) for name, place in self.places.items()})
+        captions = self.captions.map(change) if self.captions is not None else None
+        places = {name: change(place) for name, place in self.places.items()}
+        return replace(self, **changed, places=places, captions=captions)
 
 
 @dataclass(frozen=True)
@@ -250,6 +285,18 @@ def make_batch(
         cut=sum(item.text.cut for item in items),
         samples=tuple(item.sample for item in items if item.sample is not None),
     )
+
+
+def batch_captions(rows: Sequence[CaptionRow], reader: CaptionReader) -> Captions:
+    """Of no rows, one of padding alone: the batch then holds a lone token."""
+    tokens_BL = torch.full((max(len(rows), 1), reader.text.length), reader.pieces.pad)
+    drawn_BL = torch.zeros(tokens_BL.shape, dtype=torch.bool)
+    lengths = tuple(len(row.tokens) for row in rows) or (0,)
+    for number, row in enumerate(rows):
+        tokens_BL[number, : len(row.tokens)] = torch.tensor(row.tokens)
+        drawn_BL[number, : len(row.tokens)] = torch.from_numpy(row.drawn)
+    mask_BL = torch.arange(reader.text.length) < torch.tensor(lengths)[:, None]
+    return Captions(tokens_BL, mask_BL, drawn_BL, lengths, reader.pieces.mask)
 
 
 def by_image(items: Sequence[Item]) -> list[Item]:

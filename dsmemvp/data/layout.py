@@ -69,4 +69,7 @@ def lay_out(text: EncodedText, has_image: bool, reserved: Sequence[Reserved], la
     spans = (question, (start, len(tokens)))
     if last_only:
         return Layout(tokens, spans, places, (len(tokens) - 1,), [0])
-    return Layout(tokens, spans, places, range(start - 1, len(tokens) - 1), text.tokens[text.prompt :])
+    targets = text.tokens[text.prompt :]
+    if not start:  # nothing stands before the first token, from which it could be predicted
+        return Layout(tokens, spans, places, range(len(tokens) - 1), targets[1:])
+    return Layout(tokens, spans, places, range(start - 1, len(tokens) - 1), targets)

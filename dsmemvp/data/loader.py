@@ -65,7 +65,7 @@ def training_steps(
     optimizer step. `pinned`: in pinned memory, put there by a thread beside the steps. Raises SampleError, UserError or
     OSError (also out of a worker)."""
     own = _Balanced(order.batch, collator, share, balancing or Balancing())
-    return _load(_Steps(manifests, collator, own, steps, order.near_shards), workers, pinned)
+    return _load(_Steps(manifests, collator, own, steps, order.near_shards, order.steps), workers, pinned)
 
 
 def evaluation_batches(manifest: Manifest, share: Share) -> range:
@@ -133,6 +133,8 @@ class _Steps(IterableDataset):
     steps: range
     near_shards: int
     """How many shards the samples of neighbouring steps lie in."""
+    per_epoch: int = 0
+    """Steps of an epoch; 0 for an evaluation, which has none."""
 
     def __iter__(self) -> "Iterator[list[MicroBatch] | UserError | OSError]":
         info = get_worker_info()
@@ -141,20 +143,22 @@ class _Steps(IterableDataset):
         reader = Reader(self.manifests, self.near_shards)
         try:
             for window in self._windows(reader, self.steps[worker::workers]):
-                found = reader.read(place for step in window for part in step for _, place in part)
-                for step in window:
-                    yield [self.collator.batch(tokenizer, [(i, found[place]) for i, place in part]) for part in step]
+                found = reader.read(place for _, parts in window for part in parts for _, place in part)
+                for step, parts in window:
+                    epoch = step // self.per_epoch if self.per_epoch else 0
+                    entries = [[(i, found[place]) for i, place in part] for part in parts]
+                    yield [self.collator.batch(tokenizer, own, epoch) for own in entries]
                 del found  # before the next window is read, not after
         except (UserError, OSError) as error:
             yield error  # an exception raised in a worker reaches the main process wrapped in a traceback
 
-    def _windows(self, reader: Reader, steps: Iterable[int]) -> Iterator[list[list[_Part]]]:
-        """Steps that are read together. The first is one alone, for an early start; they grow to READ_AHEAD bytes, so
-        that each pass goes forward through the shards of a block."""
+    def _windows(self, reader: Reader, steps: Iterable[int]) -> Iterator[list[tuple[int, list[_Part]]]]:
+        """Steps, by number, that are read together. The first is one alone, for an early start; they grow to READ_AHEAD
+        bytes, so that each pass goes forward through the shards of a block."""
         window, size, most = [], 0, 1
         for step in steps:
             own = self.own(reader, step)
-            window.append(own)
+            window.append((step, own))
             size += sum(member.size for part in own for _, place in part for member in reader.entry(place).members)
             if size >= most:
                 yield window

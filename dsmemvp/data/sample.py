@@ -4,7 +4,8 @@ The json member of a shard holds: question, choices and answer (the index of the
 open answer in text, or a class: label (its number), or labels (a list of them); optional context, caption, task,
 subject, grade, split. At most one image member lies beside it.
 Shards of pictures and their captions, as img2dataset writes them, have a json member with a caption and no question,
-or a txt member alone: the question is then to describe the image.
+or a txt member alone: the question is then to describe the image. Shards of captions alone have the same without an
+image.
 """
 
 from collections.abc import Iterable
@@ -117,7 +118,11 @@ def _row(ending: str, member: bytes) -> Any:
     if len(member) > MOST_TEXT:
         raise UserError(f"it has {len(member)} bytes, at most {MOST_TEXT} are read")
     text = member.decode("utf-8")
-    row = {"caption": text} if ending == "txt" else parse_json(text, "it")
+    return _described({"caption": text} if ending == "txt" else parse_json(text, "it"))
+
+
+def _described(row: Any) -> Any:
+    """A caption alone as the answer to DESCRIBE."""
     asked = isinstance(row, dict) and row.keys() & {"question", "choices", "answer"}
     if isinstance(row, dict) and not asked and isinstance(row.get("caption"), str):
         row = {**row, "question": DESCRIBE, "answer": row["caption"].strip(), "task": "caption"}
@@ -127,6 +132,7 @@ def _row(ending: str, member: bytes) -> Any:
 
 def sample_from_row(row: Any, image: bytes | None, where: str, index: int = 0) -> Sample:
     """A row of fields as a sample; data_prep checks with it before it writes. Raises SampleError."""
+    row = _described(row)
     if not isinstance(row, dict):
         raise SampleError(where, "json member is not an object")
     question = _text(row, "question", where)
@@ -147,6 +153,8 @@ def sample_from_row(row: Any, image: bytes | None, where: str, index: int = 0) -
         if type(answer) is not int or not 0 <= answer < len(choices):
             raise SampleError(where, f"answer {answer!r} is not the index of one of its {len(choices)} choices")
     elif not isinstance(answer, str) or not answer.strip():
+        if row.get("task") == "caption":
+            raise SampleError(where, "its caption is empty")
         raise SampleError(where, "has neither choices nor an answer in text, nor a label")
     texts = [question, _text(row, "context", where), _text(row, "caption", where), *choices, str(answer)]
     try:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from dsmemvp.data.captions import caption_of
 from dsmemvp.data.sample import Sample, SampleError
 from dsmemvp.data.tokenizer import Tokenizer
 
@@ -87,6 +88,19 @@ def encode_for_training(tokenizer: Tokenizer, sample: Sample, captions: bool, mo
 def encode_for_answer(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:
     """Prompt + "The answer is" if the task has it, for a model to continue."""
     return _fitted(_Encoder(tokenizer, captions, lead_in(sample), ()), sample, most)
+
+
+def encode_caption(tokenizer: Tokenizer, sample: Sample, most: int, bos_too: bool, asks: bool) -> EncodedText:
+    """BOS, the caption and EOS, without a prompt; `bos_too`: BOS is among what is to be written; `asks`: BOS alone, for
+    a model to continue. Raises SampleError."""
+    caption = caption_of(sample)
+    if not caption and not asks:
+        raise SampleError(sample.where, "has no caption, which is to be written")
+    tokens = [*tokenizer.front] if asks else [*tokenizer.encode(caption), tokenizer.eos]
+    if len(tokens) > most:
+        raise SampleError(sample.where, f"its caption has {len(tokens)} tokens, more than data.max_length = {most}")
+    front = 0 if bos_too and not asks else len(tokenizer.front)
+    return EncodedText(tokens, front, False, front)
 
 
 def encode_for_classes(tokenizer: Tokenizer, sample: Sample, captions: bool, most: int) -> EncodedText:

@@ -81,6 +81,8 @@ def counts_path(folder: Path, manifests: Sequence[Manifest], collator: Collator)
     tokenizer = hashlib.sha256(Path(collator.tokenizer_path).read_bytes()).hexdigest()
     settings: list[object] = [PROMPT_FORMAT, collator.captions, collator.max_length, collator.answers]
     settings += ["classes"] if collator.labels else []
+    if collator.caption_reader is not None and collator.caption_reader.text.target:
+        settings += ["caption", collator.caption_reader.text.supervise_bos]
     follows_from = json.dumps([[manifest.fingerprint for manifest in manifests], tokenizer, *settings])
     return folder / f"token_counts-{hashlib.sha256(follows_from.encode()).hexdigest()[:16]}.npy"
 

@@ -62,6 +62,10 @@ class Tokenizer:
         """BOS, EOS and what the model has beyond the tokenizer's pieces are left out."""
         return self._model.decode([t for t in tokens if t not in (self.bos, self.eos) and t < self.vocabulary])
 
+    def number(self, piece: str) -> int | None:
+        """Of a piece; None if there is none."""
+        return self._model.number(piece)
+
     def check_fits(self, rows: int, path: str) -> None:
         """`rows` is the language model's vocabulary. Raises UserError if it is another one than the tokenizer's."""
         if not self.vocabulary <= rows <= self.vocabulary + PADDED:
@@ -90,6 +94,10 @@ class _SentencePiece:
 
     def encode(self, text: str) -> list[int]:
         return self._model.EncodeAsIds(text)
+
+    def number(self, piece: str) -> int | None:
+        found = self._model.PieceToId(piece)
+        return found if self._model.IdToPiece(found) == piece else None
 
     def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         mapping = self._model.EncodeAsOffsetMapping(text)
@@ -143,6 +151,9 @@ class _Json:
 
     def decode(self, tokens: list[int]) -> str:
         return self._model.decode(tokens, skip_special_tokens=True)
+
+    def number(self, piece: str) -> int | None:
+        return self._model.token_to_id(piece)
 
 
 def _read(path: Path) -> dict[str, Any]:

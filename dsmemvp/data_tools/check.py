@@ -4,11 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from dsmemvp.config.recipe import Recipe
+from dsmemvp.config.stages import stage_recipe
 from dsmemvp.counting import counted
 from dsmemvp.data.balancing import CostModel, balance, imbalance
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.datasets import (
     TrainingData,
+    data_of,
     open_search_data,
     open_test_data,
     open_training_data,
@@ -20,7 +22,7 @@ from dsmemvp.data.order import Order
 from dsmemvp.data.stream import Reader
 from dsmemvp.data_tools.survey import survey
 from dsmemvp.errors import UserError
-from dsmemvp.inputs import open_inputs
+from dsmemvp.inputs import open_inputs, stage_folders
 
 LISTED = 20
 """Bad samples listed; the others are counted."""
@@ -28,16 +30,19 @@ BATCHES = 100
 """Global batches of the first epoch from which the balance over ranks is worked out."""
 
 
-def check(recipe: Recipe, ranks: int, processes: int = 0) -> tuple[list[str], int]:
-    """What is to be said, line by line, and how many samples cannot be used. Raises UserError
-    if the data as a whole cannot be."""
+def check(recipe: Recipe, ranks: int, processes: int = 0, stage: str = "") -> tuple[list[str], int]:
+    """What is to be said, line by line, and how many samples cannot be used, in a stage of the method (empty: the
+    last). Raises UserError if the data as a whole cannot be."""
     if ranks < 1:
         raise UserError(f"--ranks: must be at least 1, is {ranks}")
-    collator = replace(open_inputs(recipe).collator, skip_bad=True)
+    recipe = stage_recipe(recipe, stage)
+    inputs = open_inputs(recipe, stage=stage)
+    collator = replace(inputs.collator, skip_bad=True)
     lines: list[str] = []
     bad: list[str] = []
-    data = open_training_data(recipe) if any(recipe.data.train) else None
-    if data is not None:
+    data = None
+    if any(recipe.data.train):
+        data = data_of(open_training_data(recipe), recipe, stage_folders(recipe, inputs.stage))
         check_files(*data.manifests)
         # Worked out first: what it refuses is refused before hours of reading.
         about_epoch = list(_epoch(recipe, data.order, data.manifests, collator, ranks))

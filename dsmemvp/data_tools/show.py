@@ -10,10 +10,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from dsmemvp.config.recipe import Recipe
+from dsmemvp.config.stages import stage_recipe
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Item
 from dsmemvp.data.collator import Collator
-from dsmemvp.data.datasets import open_test_data, open_training_data
+from dsmemvp.data.datasets import data_of, open_test_data, open_training_data
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.data.order import FileOrder, Place
 from dsmemvp.data.sample import BadSample, Sample, SampleError, label_text, read_sample
@@ -22,7 +23,7 @@ from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.answers import right_answer
 from dsmemvp.data_tools.lettering import LINE, find_font, wrapped
 from dsmemvp.errors import UserError
-from dsmemvp.inputs import open_inputs
+from dsmemvp.inputs import open_inputs, stage_folders
 
 COLUMNS, CELL, GAP = 4, 224, 8
 """Of the sheet: pictures in a row, the least width of one, and what is between two, in pixels."""
@@ -30,22 +31,24 @@ QUESTION, ANSWER = 4, 2
 """Lines of each that are written under a picture at most."""
 
 
-def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet: Path) -> list[str]:
-    """Text of the first `samples` that a run will see (or of data.test), or of those with the given running numbers;
-    writes the pictures to `sheet`. Raises UserError."""
+def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet: Path, stage: str = "") -> list[str]:
+    """Text of the first `samples` that a run will see in a stage (empty: the last), or of data.test, or of those with
+    the given running numbers; writes the pictures to `sheet`. Raises UserError."""
     if samples < 1:
         raise UserError(f"--samples: must be at least 1, is {samples}")
+    recipe = stage_recipe(recipe, stage)
+    inputs = open_inputs(recipe, stage=stage)
     if test:
         manifests: Sequence[Manifest] = [open_test_data(recipe)]
         places = FileOrder(manifests[0].counts)[:samples]
     else:
-        data = open_training_data(recipe)
+        data = data_of(open_training_data(recipe), recipe, stage_folders(recipe, inputs.stage))
         manifests = data.manifests
         places = [data.order.place(0, turn) for turn in range(min(samples, data.order.samples))]
     if numbers:
         places = [_place(manifests, number) for number in numbers]
     check_files(*manifests)
-    collator, reader = open_inputs(recipe).collator, Reader(manifests, indexes=8)
+    collator, reader = inputs.collator, Reader(manifests, indexes=8)
     tokenizer = Tokenizer(collator.tokenizer_path)
     found = reader.read(places)
     lines, pictures = [], []

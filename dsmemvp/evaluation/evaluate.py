@@ -61,8 +61,8 @@ def evaluate(
     recipe, ranks, run = context.recipe, context.ranks, context.folder
     data = _open_data(recipe, split)
     ranks.together(lambda: check_files(data) if ranks.first else None)
-    inputs = open_inputs(recipe)
     found = named_checkpoint(checkpoint) if checkpoint else _chosen(recipe, ranks, run, best)
+    inputs = open_inputs(recipe, stage=found.state.stage if found else "")
     base = ranks.once_per_node(lambda: fingerprint(inputs.base))
     if found is not None:
         found.check_method(as_dict(recipe))

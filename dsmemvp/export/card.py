@@ -65,8 +65,10 @@ def _progress(content: dict[str, Any], recipe: Recipe) -> str:
         return "Trained elsewhere; the settings below are those it is used with."
     loss = content["validation_loss"]
     validation = "" if loss is None else f"; loss on the validation samples {loss:.4f}"
-    steps = f"steps of {counted(recipe.training.global_batch, 'sample')}: {content['step']}"
-    return f"Finished epochs: {content['epoch']}; {steps}{validation}."
+    of = "" if recipe.stages else f" of {counted(recipe.training.global_batch, 'sample')}"
+    steps = f"steps{of}: {content['step']}"
+    stage = f"; the last one of the stage {content['stage']}" if content.get("stage") else ""
+    return f"Finished epochs: {content['epoch']}; {steps}{stage}{validation}."
 
 
 def _settings(recipe: Recipe) -> list[tuple[str, str]]:
@@ -85,7 +87,14 @@ def _settings(recipe: Recipe) -> list[tuple[str, str]]:
         ("seed", str(recipe.seed)),
     ]
     rows += method_class(recipe.method.name).describe(recipe.method).items()
+    rows += [(f"stage {name}", _changed(own)) for name, own in recipe.stages.items()]
     return rows
+
+
+def _changed(stage: dict[str, Any]) -> str:
+    """What a stage has other than the run, without places on one machine."""
+    values = {key: value for group in ("data", "training") for key, value in stage.get(group, {}).items()}
+    return ", ".join(f"{key} {value}" for key, value in values.items() if "/" not in str(value)) or "as the run"
 
 
 def _fall(training: Training) -> str:

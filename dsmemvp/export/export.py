@@ -22,7 +22,7 @@ from dsmemvp.dtypes import NAMED
 from dsmemvp.errors import UserError
 from dsmemvp.export.card import model_card
 from dsmemvp.export.peft_adapter import write_peft
-from dsmemvp.model import trainable_shapes
+from dsmemvp.model import stages_of, trainable_shapes
 from dsmemvp.prompts import method_class
 
 LANGUAGE_KEYS = (
@@ -79,7 +79,8 @@ def export_file(recipe: Recipe, trained: Path, out: Path, dtype: str = "fp32") -
     found = read_checkpoint(trained)
     found.check_method(as_dict(recipe))
     base = Base(recipe)
-    values = found.values(trainable_shapes(recipe, base.configs))
+    last = stages_of(recipe, base.configs)[-1]
+    values = found.values(trainable_shapes(recipe, base.configs, last))
     state = State(recipe=as_dict(recipe), base=fingerprint(base))
     return _write_folder(out, state, recipe, {name: t.to(NAMED[dtype]) for name, t in values.items()})
 

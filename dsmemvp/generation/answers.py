@@ -47,7 +47,9 @@ class Answerer:
         recipe, whole, ranks = run.recipe, ranks is None, ranks or Ranks(0, 1, own_device())
         if recipe.method.classifies():
             raise UserError(f"method.name: {recipe.method.name} classifies and writes no text; use dsmemvp evaluate")
-        opened = open_for_inference(recipe, ranks, run.checkpoint, whole, open_inputs(recipe, run.base))
+        opened = open_for_inference(
+            recipe, ranks, run.checkpoint, whole, open_inputs(recipe, run.base, run.checkpoint.state.stage)
+        )
         self._tokenizer, self._transform = Tokenizer(recipe.model.tokenizer), opened.collator.image
         self._max_length, self._method = recipe.data.max_length, recipe.method.name
         self._model = opened.model

@@ -239,7 +239,8 @@ def open_model(run: LoadedRun, ranks: Ranks) -> Opened:
     """What `checkpoints.loading.load_run` gives, built over the ranks. Raises UserError or OSError with what to do."""
     recipe = run.recipe
     check_method(recipe)
-    opened = open_for_inference(recipe, ranks, run.checkpoint, inputs=open_inputs(recipe, run.base))
+    inputs = open_inputs(recipe, run.base, run.checkpoint.state.stage)
+    opened = open_for_inference(recipe, ranks, run.checkpoint, inputs=inputs)
     collator = replace(opened.collator, answers=True)
     return Opened(recipe, opened.model, opened.forward, collator, Tokenizer(recipe.model.tokenizer))
 

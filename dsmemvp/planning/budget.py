@@ -23,6 +23,7 @@ from dsmemvp.dtypes import NAMED
 from dsmemvp.model import sizes_of, trainable_shapes
 from dsmemvp.planning.trace import Trace, trace
 from dsmemvp.prompts import VisualPrompt, build_method, method_class
+from dsmemvp.prompts.interface import Stage
 
 LIGHT: Policy = "elementwise"
 Choice = tuple[Policy, ...]
@@ -132,7 +133,7 @@ class ActivationBudget:
         return (*[LIGHT] * self.first, *ends[:1], *middle_layers, *ends[1:])
 
 
-def activation_budget(recipe: Recipe, configs: Configs, budget: int) -> ActivationBudget:
+def activation_budget(recipe: Recipe, configs: Configs, budget: int, stage: Stage | None = None) -> ActivationBudget:
     """Traces eighteen micro-steps of a decoder of three layers, or twenty if layers train something: some seconds at
     13B."""
     item = NAMED[recipe.model.dtype].itemsize
@@ -146,7 +147,7 @@ def activation_budget(recipe: Recipe, configs: Configs, budget: int) -> Activati
         settings = method_class(recipe.method.name).shortened(recipe.method, sizes, layers)
         sized = replace(recipe, method=settings, training=replace(recipe.training, micro_batch=samples))
         policies: list[Policy] = [LIGHT, *[policy] * (layers - 2), LIGHT]
-        return trace(sized, replace(configs, language=language), tokens, policies)
+        return trace(sized, replace(configs, language=language), tokens, policies, stage=stage)
 
     own = 0.0
     if any(name.startswith("language.layers.") for name in trainable_shapes(recipe, configs)):

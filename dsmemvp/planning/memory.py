@@ -20,7 +20,8 @@ RESERVE = 4 * 2**30
 @dataclass(frozen=True)
 class Memory:
     weights: int
-    """Held all the time, in the compute type: own partitions, those of the node (hpZ), persistent parameters."""
+    """Held all the time, in the compute type: own partitions, those of the node (hpZ), persistent parameters, and what
+    a stage has beside the model."""
     trained: int
     """Float32 master_weights, two Adam moments and the gradients of the trained tensors."""
     buffers: int
@@ -51,7 +52,7 @@ def memory(trace: Trace, sharding: Sharding, cluster: Cluster, gathers: Gathers)
     host = share if sharding.offload else 0
     blocks = _pinned(trace, n) if sharding.offload and sharding.pinned else host
     return Memory(
-        weights=share - host + persistent + secondary,
+        weights=share - host + persistent + secondary + trace.beside,
         trained=4 * FLOAT32 * sum(partition(p, n) for p in parameters if p.trained),
         buffers=FLOAT32 * sharding.reduce_bucket + (gathers.live_bytes + gathers.coalesced_bytes if apart else 0),
         activations=trace.peak,
@@ -78,7 +79,7 @@ def _replicated(trace: Trace, cluster: Cluster) -> Memory:
     flat = optimizer_groups(trace.parameters, cluster.gpus)
     frozen = sum(p.numel * p.item for p in trace.parameters if not p.trained)
     return Memory(
-        weights=frozen + flat * trace.item,
+        weights=frozen + flat * trace.item + trace.beside,
         trained=FLOAT32 * flat + 3 * FLOAT32 * (flat // cluster.gpus),
         buffers=FLOAT32 * flat,  # the gradients are flattened once more to be sent
         activations=trace.peak,

@@ -12,9 +12,10 @@ from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import KEPT, Policy
 from dsmemvp.backbones.weights import configs_of_shapes, read_configs
 from dsmemvp.config.recipe import Recipe
+from dsmemvp.config.stages import check_names, stage_recipe
 from dsmemvp.counting import counted
 from dsmemvp.errors import UserError
-from dsmemvp.model import sizes_of
+from dsmemvp.model import sizes_of, stages_of
 from dsmemvp.planning.budget import ActivationBudget, activation_budget
 from dsmemvp.planning.budget import Choice as Policies
 from dsmemvp.planning.cluster import Cluster
@@ -26,6 +27,7 @@ from dsmemvp.planning.sharding import Sharding, read_sharding
 from dsmemvp.planning.trace import SUPERVISED, Trace, trace
 from dsmemvp.planning.traffic import Traffic, traffic
 from dsmemvp.prompts import build_method, method_class
+from dsmemvp.prompts.interface import Stage
 
 SAME, SAME_SECONDS = 0.05, 1e-3
 """Steps whose estimates differ by less than this share of the fastest, or by less than this time, count as equally
@@ -64,11 +66,13 @@ class Plan:
     """The simplest of the fastest that fit."""
     notes: tuple[str, ...]
     """What had to be changed or left out."""
+    stage: str = ""
+    """Of a method that trains in several."""
 
 
 def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Plan]:
-    """A plan for each cluster, with the shardings of all DeepSpeed files beside the recipe's. `tokens`: text tokens per
-    sample; every sample is taken to have an image. Raises UserError."""
+    """A plan for each stage and cluster, with the shardings of all DeepSpeed files beside the recipe's. `tokens`: text
+    tokens per sample; every sample is taken to have an image, where the stage sees any. Raises UserError."""
     if tokens <= SUPERVISED:
         raise UserError(f"--tokens: {tokens} text tokens do not hold the {SUPERVISED} of the target and a prompt")
     if not method_class(recipe.method.name).trainable:
@@ -77,25 +81,37 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
         )
     shapes = recipe.model.language_shape and recipe.model.vision_shape
     configs = configs_of_shapes(recipe) if shapes else read_configs(recipe)
+    stages = stages_of(recipe, configs)
+    check_names(recipe, [stage.name for stage in stages])
+    plans = []
+    for stage in stages:
+        found = _of_stage(stage_recipe(recipe, stage.name), configs, clusters, tokens, stage)
+        plans += [replace(plan, stage=stage.name) for plan in found] if len(stages) > 1 else found
+    return plans
+
+
+def _of_stage(recipe: Recipe, configs: Configs, clusters: Sequence[Cluster], tokens: int, stage: Stage) -> list[Plan]:
     shardings, problems = shardings_beside(recipe)
     plans = []
 
     @cache
     def traced(micro_batch: int, policy: Policy | Policies) -> Trace:
         training = replace(recipe.training, micro_batch=micro_batch)
-        return trace(replace(recipe, training=training), configs, tokens, policy)
+        return trace(replace(recipe, training=training), configs, tokens, policy, stage=stage)
 
     with torch.device("meta"):
         method = build_method(recipe.method, sizes_of(configs))
+    method.begin_stage(stage)
     places = tokens + sum(reserved.count for reserved in method.reserved())
-    auto = activation_budget(recipe, configs, 0) if recipe.training.recompute == "auto" else None
+    budgeted = recipe.training.recompute == "auto" and stage.decoder
+    auto = activation_budget(recipe, configs, 0, stage) if budgeted else None
 
     for cluster in clusters:
         fitted, notes = with_batch_for(recipe, cluster.gpus, tokens)
         micro_batch = fitted.training.micro_batch
         _check_work(fitted, cluster.gpus, tokens)
         deepspeed_settings(fitted, cluster.gpus)  # what a run would refuse
-        notes += _no_gradient(method.first_block(), configs)
+        notes += _no_gradient(method.first_block(), configs) if stage.decoder else []
         within = partial(_within, auto, micro_batch, places) if auto is not None else None
         plan = partial(_plan, fitted, partial(traced, micro_batch), cluster, shardings, (*notes, *problems))
         plans.append(plan(within))

@@ -1,6 +1,7 @@
 """Plans as lines of text: one Markdown table, what was changed, the recommendation, the assumptions."""
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from dsmemvp.counting import counted
@@ -32,6 +33,13 @@ SUM_COLUMNS: tuple[Column, ...] = (
 
 
 def lines(plans: list[Plan], tokens: int) -> list[str]:
+    text: list[str] = []
+    for stage, group in groupby(plans, lambda plan: plan.stage):
+        text += [*([f"Stage {stage}:", ""] if stage else []), *_of_stage(list(group)), ""]
+    return [*text, *assumptions(plans[0], tokens)]
+
+
+def _of_stage(plans: list[Plan]) -> list[str]:
     rows = [(plan, choice) for plan in plans for choice in plan.choices]
     columns = [
         ["GPUs", *(str(plan.cluster.gpus) for plan, _ in rows)],
@@ -43,7 +51,7 @@ def lines(plans: list[Plan], tokens: int) -> list[str]:
     text = table(columns)
     for plan in plans:
         text += ["", *plan.notes, recommendation(plan)]
-    return [*text, "", *assumptions(plans[0], tokens)]
+    return text
 
 
 def _column(column: Column, rows: Sequence[tuple[Plan, Choice]]) -> list[str]:

@@ -8,7 +8,7 @@ many, how many bytes they move) is counted on the meta device, where the model t
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -19,13 +19,14 @@ from transformers import AttentionInterface
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import Policy
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch, Item, Labels, make_batch
+from dsmemvp.data.batch import Batch, Captions, Item, Labels, make_batch
 from dsmemvp.data.layout import Reserved
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dtypes import NAMED
 from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum, sizes_of
 from dsmemvp.planning.meter import Meter, Operation
 from dsmemvp.prompts import build_method
+from dsmemvp.prompts.interface import Stage
 
 SUPERVISED = 8
 """Tokens of a sample's target: "The answer is B." and the end of text."""
@@ -72,6 +73,8 @@ class Trace:
     """Of matrix products and attention, recomputed ones included."""
     item: int
     """Bytes of an element in the compute type."""
+    beside: int = 0
+    """Bytes of what stands whole on every GPU beside the model: a stage's teacher and its copy of the vocabulary."""
     operations: Counter[Operation] = field(default_factory=Counter)
     """How often the host calls each; on the meta device with kernels of this package."""
     written_out: Counter[Operation] = field(default_factory=Counter)
@@ -84,21 +87,27 @@ def trace(
     tokens: int,
     recompute: Policy | Sequence[Policy],
     device: Literal["cpu", "meta"] = "cpu",
+    stage: Stage | None = None,
 ) -> Trace:
-    """One micro-step of `recipe.training.micro_batch` samples with an image and `tokens` text tokens each. `recompute`:
-    one policy, or one for each decoder layer. `device`: cpu takes the way of CPUs through the model, on fake tensors;
-    meta that of GPUs in 16 bits, with their attention and kernels."""
+    """One micro-step of `recipe.training.micro_batch` samples with an image and `tokens` text tokens each, in a stage
+    (None: the method's last one), to which `recipe` belongs. `recompute`: one policy, or one for each decoder layer.
+    `device`: cpu takes the way of CPUs through the model, on fake tensors; meta that of GPUs in 16 bits, with their
+    attention and kernels."""
     dtype = NAMED[recipe.model.dtype]
     with torch.device("meta"):
         method = build_method(recipe.method, sizes_of(configs))
-    example = example_batch(recipe, configs, method.reserved(), tokens, method.labels())
+    stage = stage or method.stages()[-1]
+    method.begin_stage(stage)
+    example = example_batch(recipe, configs, method.reserved(), tokens, method.labels(), stage.vision)
+    if (text := method.captions()) is not None:
+        example = replace(example, captions=_example_captions(example.size, text.length))
     with ExitStack() as stack:
         if device == "cpu":
             mode = stack.enter_context(FakeTensorMode())
-            model, batch = _build(recipe, configs, dtype), example.map(mode.from_tensor)
+            model, batch = _build(recipe, configs, dtype, stage), example.map(mode.from_tensor)
         else:
             with torch.device("meta"):
-                model = _build(recipe, configs, dtype)
+                model = _build(recipe, configs, dtype, stage)
             batch = example.to(torch.device("meta"))
             if model.vision is not None:
                 model.vision.config._attn_implementation = "traced_flash"
@@ -106,7 +115,8 @@ def trace(
         order = _Order(model)
         with Meter() as meter:
             logits, losses = model(batch)
-            loss = loss_sum(logits, batch.targets) + sum(losses.values())
+            terms = [losses[name] for name, weight in stage.losses.items() if weight]
+            loss = sum(terms, start=loss_sum(logits, batch.targets) if stage.decoder else torch.zeros(()))
             del logits, losses
             held = meter.now
             loss.backward()
@@ -131,25 +141,46 @@ def trace(
         peak=meter.peak,
         flops=meter.flops,
         item=dtype.itemsize,
+        beside=_beside(model, configs, stage, dtype),
         operations=meter.operations,
         written_out=meter.written_out,
     )
 
 
-def _build(recipe: Recipe, configs: Configs, dtype: torch.dtype) -> VisualLanguageModel:
+def _beside(model: VisualLanguageModel, configs: Configs, stage: Stage, dtype: torch.dtype) -> int:
+    elements = sum(p.numel() for p in model.teacher.module.parameters()) if model.teacher is not None else 0
+    if stage.vocabulary:
+        elements += configs.language.vocab_size * configs.language.hidden_size
+    return elements * dtype.itemsize
+
+
+def _build(recipe: Recipe, configs: Configs, dtype: torch.dtype, stage: Stage) -> VisualLanguageModel:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        model = build_frozen(recipe, configs)
-        add_trainables(model, recipe, configs)
+        model = build_frozen(recipe, configs, stage)
+        add_trainables(model, recipe, configs, stage)
+        vocabulary = configs.language.vocab_size, configs.language.hidden_size
+        vocabulary_Vd = torch.empty(vocabulary) if stage.vocabulary else None
     finally:
         torch.set_default_dtype(before)
+    for name, parameter in model.trainables().items():
+        parameter.requires_grad_(not stage.trains or name.startswith(stage.trains))
+    if model.teacher is not None or stage.vocabulary:
+        teacher = model.teacher.module.requires_grad_(False).eval() if model.teacher is not None else None
+        model.method.begin_stage(stage, teacher, vocabulary_Vd)
     return model
 
 
 def example_batch(
-    recipe: Recipe, configs: Configs, reserved: Sequence[Reserved], tokens: int, labels: Labels | None = None
+    recipe: Recipe,
+    configs: Configs,
+    reserved: Sequence[Reserved],
+    tokens: int,
+    labels: Labels | None = None,
+    seen: bool = True,
 ) -> Batch:
+    """`seen`: with an image in every sample."""
     text = EncodedText(tokens=[0] * tokens, prompt=max(1, tokens - SUPERVISED), cut=False, cue=1)
     side = configs.resolution
     # an image of its own for each: one tensor would be one row
@@ -157,8 +188,15 @@ def example_batch(
     if recipe.vision.cache_features:
         shape = configs.features(recipe.method.vision_features())
         images = torch.zeros(recipe.training.micro_batch, *shape, dtype=NAMED[recipe.model.dtype])
-    items = [Item(i, text, image, labels=(0,) if labels else ()) for i, image in enumerate(images)]
+    items = [Item(i, text, image if seen else None, labels=(0,) if labels else ()) for i, image in enumerate(images)]
     return make_batch(items, side, reserved, labels=labels).batch
+
+
+def _example_captions(samples: int, length: int) -> Captions:
+    """Rows without padding."""
+    tokens_BL = torch.zeros(samples, length, dtype=torch.long)
+    mask_BL = torch.ones(samples, length, dtype=torch.bool)
+    return Captions(tokens_BL, mask_BL, ~mask_BL, (length,) * samples, 0)
 
 
 def _flash(_: nn.Module, query: Any, key: Any, value: Any, mask: None, scaling: float, **more: Any) -> Any:

@@ -28,7 +28,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from dsmemvp.data.batch import Batch, Labels
+from dsmemvp.data.batch import Batch, Captions, Labels
+from dsmemvp.data.captions import CaptionText
 from dsmemvp.data.layout import Reserved
 
 State = dict[str, torch.Tensor]
@@ -70,6 +71,26 @@ class Stage:
     """Weight of the language model's loss."""
     data: tuple[str, ...] = ()
     """Of data.train the folders it reads; none: all."""
+    decoder: bool = True
+    """Whether there is a language model; if not, none is loaded, its blocks do not run and only the method's losses
+    count."""
+    modules: tuple[str, ...] = ()
+    """Beginnings of the names of the method's modules that take part; none: all. What does not take part is neither
+    sharded nor saved by the stage."""
+    vocabulary: bool = False
+    """Whether the method is given the language model's input embeddings (`begin_stage`)."""
+    vision: bool = True
+    """Whether there is a vision tower, if the method sees images at all."""
+    measures: tuple[str, ...] = ()
+    """Of the method's losses those that are computed for the record alone."""
+    vectors: bool = False
+    """Whether what the teacher makes of each caption (`caption_vectors`) is stored beside the shards, and comes with
+    the captions of a batch."""
+
+    @property
+    def parts(self) -> tuple[bool, bool, tuple[str, ...], bool]:
+        """Stages that agree in these, and have no teacher, share one model."""
+        return self.decoder, self.vision, self.modules, self.vocabulary
 
 
 class Callback(Protocol):
@@ -259,6 +280,29 @@ class VisualPrompt(nn.Module):
 
     def stages(self) -> Sequence[Stage]:
         return (Stage("train"),)
+
+    def captions(self) -> CaptionText | None:
+        """How the stage that has begun reads a caption of every sample into `Batch.captions`; None: it reads none."""
+        return None
+
+    def caption_vectors(self, captions: Captions) -> torch.Tensor:
+        """[B, H], what the stage's teacher makes of each caption, without noise; of a stage with `vectors`."""
+        raise NotImplementedError
+
+    def teacher(self, stage: Stage) -> nn.Module | None:
+        """One of the method's own modules that the stage needs frozen and whole on every rank, with the values that it
+        had at the end of the stage that trained it: outside of what is sharded and saved, in evaluation mode, in the
+        recipe's type. The method's own module of that name takes no part, and becomes None."""
+        return None
+
+    def begin_stage(
+        self, stage: Stage, teacher: nn.Module | None = None, vocabulary_Vd: torch.Tensor | None = None
+    ) -> None:
+        """Before a stage's first forward, and before the forwards of an evaluation, which is of the last one:
+        `schedule`, `reserved` and the losses are this stage's from here on. `teacher` is what `teacher(stage)` has
+        returned, filled; `vocabulary_Vd` a frozen copy of the input embeddings, if the stage asks for it. It keeps both
+        where they are no submodule and no buffer, such as in a tuple. While a model is built, and where none is, it is
+        called without the two; the last call counts."""
 
     def replacement(self, name: str, linear: nn.Linear) -> nn.Linear | None:
         """Another layer in place of a linear layer of the decoder, such as one with LoRA; None keeps it. Called while

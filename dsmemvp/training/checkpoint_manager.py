@@ -6,7 +6,7 @@ it and writes them.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -55,9 +55,11 @@ class CheckpointManager:
         keep_best: int,
         best_by: str = "loss",
         guard: Guard = lambda: None,
+        ends: Collection[int] = (),
     ):
+        """`ends`: the steps at which stages end, whose checkpoints stay."""
         self._run, self._ranks, self._monitor, self._guard = run, ranks, monitor, guard
-        self._keep = keep_last, keep_best, best_by
+        self._keep = keep_last, keep_best, best_by, ends
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self.saved = 0

@@ -1,5 +1,6 @@
-"""Recipe -> a DeepSpeed engine around the model; under ZeRO-3 a rank loads only its partitions of the frozen part."""
+"""A stage of a recipe -> a DeepSpeed engine around the model (building.py), and what is done with it."""
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,40 +9,46 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.utils import set_z3_leaf_module
 from torch import nn
 
 from dsmemvp.backbones.configs import Configs
-from dsmemvp.backbones.partitioned import give_memory, whole_shape
-from dsmemvp.backbones.quantized import check_form
-from dsmemvp.backbones.weights import Base
+from dsmemvp.backbones.partitioned import is_partitioned, whole_shape
 from dsmemvp.checkpoints.checkpoint import Checkpoint, Tensors
 from dsmemvp.config.recipe import Recipe, Training
 from dsmemvp.data.batch import Batch
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.dtypes import NAMED
 from dsmemvp.errors import UserError
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_empty, loss_sum
+from dsmemvp.model import VisualLanguageModel, loss_sum, stages_of
 from dsmemvp.planning.budget import activation_budget
 from dsmemvp.planning.deepspeed_file import PREFETCH
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
 from dsmemvp.planning.memory import RESERVE
 from dsmemvp.planning.sharding import prefetched
+from dsmemvp.prompts.interface import Stage
+from dsmemvp.training.building import Load, build_model, cast
 from dsmemvp.training.gradients import GradientWatch
 from dsmemvp.training.master_weights import MasterWeights, set_module_value
 
 log = logging.getLogger(__name__)
 LANGUAGE = "language"
 """The language model's loss, among a method's own."""
-WHOLE: dict[str, Any] = {"zero_optimization": {"stage": 0}}
-"""Settings of a model that DeepSpeed has no part in."""
 
 
 class Trainer:
     """The model under DeepSpeed, for one stage at a time: each has an engine and an optimizer of its own, which know
     only what it trains, so that nothing else can be moved by weight decay, moments or the gradient of an earlier stage.
+    A stage of other parts than the one before has a model of its own, too (`build`).
     """
 
+    recipe: Recipe
+    """As it holds in the stage."""
+    stage: Stage
+    model: VisualLanguageModel
+    trainables: dict[str, nn.Parameter]
+    """What takes part in the stage and some stage trains."""
     engine: deepspeed.DeepSpeedEngine
     """Runs forward, backward and update."""
     master_weights: MasterWeights
@@ -50,37 +57,101 @@ class Trainer:
     held: Tensors
     """Float32 values of what the stage does not train."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        ranks: Ranks,
-        model: VisualLanguageModel,
-        trainables: dict[str, nn.Parameter],
-        values: Tensors,
-        trains: Sequence[str],
-    ):
-        """`trainables` are all that any stage trains, `values` their float32 values."""
-        self.recipe, self.ranks, self.model, self.trainables = recipe, ranks, model, trainables
-        for start in recipe.training.scaled_tensors:
-            if not any(name.startswith(start) for name in trainables):
-                one = next(iter(trainables))
+    def __init__(self, recipe: Recipe, configs: Configs, ranks: Ranks, load: Load | None, stage: Stage):
+        self.ranks, self._configs, self._load = ranks, configs, load
+        self.build(recipe, stage)
+
+    def build(self, recipe: Recipe, stage: Stage) -> None:
+        """A model of the stage's parts in place of the one before, of which nothing stays in memory: with its initial
+        values, and a teacher that has none yet. All ranks call it together. Raises UserError."""
+        self._release()
+        ranks, configs = self.ranks, self._configs
+        settings = deepspeed_settings(recipe, ranks.world)
+        self.recipe, self.stage = recipe, stage
+        self.model = build_model(recipe, configs, settings, ranks, self._load, stage)
+        self.trainables = self.model.trainables()
+        if not self.trainables:
+            raise UserError(
+                f"method.name: {recipe.method.name!r} has no trainable parameters; it can only be evaluated"
+            )
+        self._check_scaled()
+        # the master weights start from these unrounded values; the module computes in the recipe's type
+        initial = {name: p.detach().clone() for name, p in self.trainables.items()}
+        cast(self.trainables, ranks.device, NAMED[recipe.model.dtype])
+        self._start(initial)
+        if stage.vocabulary and self.model.teacher is None:
+            self.model.method.begin_stage(stage, None, self._vocabulary())
+        if recipe.training.recompute == "auto" and self.model.language is not None:
+            budget = activation_budget(recipe, configs, _free_bytes(recipe, ranks.device), stage)
+            self.model.choose = budget.following(self.model.method)
+            if ranks.first:
+                log.info("activations: %s", budget.example(recipe.training.micro_batch))
+
+    def _check_scaled(self) -> None:
+        """Raises UserError for a beginning of names that no trained tensor has; in a stage of some modules it may be
+        another one's."""
+        for start in () if self.stage.modules else self.recipe.training.scaled_tensors:
+            if not any(name.startswith(start) for name in self.trainables):
+                one = next(iter(self.trainables))
                 raise UserError(
                     f"training.scaled_tensors: no trained tensor's name begins with {start!r}; one is {one}"
                 )
-        self._start(trains, values)
 
-    def begin_stage(self, trains: Sequence[str]) -> None:
-        """The next stage trains the tensors whose names begin so (none: all). Moments begin anew. All ranks call it
-        together. Raises UserError if there are none."""
+    def begin_stage(self, recipe: Recipe, stage: Stage) -> None:
+        """The next stage, of the same parts. Moments begin anew. All ranks call it together. Raises UserError if it
+        trains nothing."""
         values = self.values()
+        self._end_engine()
+        self.recipe, self.stage = recipe, stage
+        self.model.method.begin_stage(stage)
+        if stage.vocabulary:
+            self.model.method.begin_stage(stage, None, self._vocabulary())
+        self._start(values)
+
+    def teach(self, values: Tensors) -> None:
+        """The values of the stage's teacher, by their names in checkpoints. All ranks call it together."""
+        assert self.model.teacher is not None
+        prefix, module = self.model.teacher
+        for name, parameter in module.named_parameters():
+            parameter.data.copy_(values[f"{prefix}{name}"])
+        module.requires_grad_(False).eval().to(self.ranks.device, NAMED[self.recipe.model.dtype])
+        vocabulary_Vd = self._vocabulary() if self.stage.vocabulary else None
+        self.model.method.begin_stage(self.stage, module, vocabulary_Vd)
+
+    def teacher_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the teacher's tensors, by their names in checkpoints; none if the stage has no teacher."""
+        if self.model.teacher is None:
+            return {}
+        prefix, module = self.model.teacher
+        return {f"{prefix}{name}": tuple(p.shape) for name, p in module.named_parameters()}
+
+    def _vocabulary(self) -> torch.Tensor:
+        """[V, d], a copy of the language model's input embeddings on this rank."""
+        weight = self.model.language.embed_tokens.weight
+        if not is_partitioned(weight):
+            return weight.detach().clone()
+        with deepspeed.zero.GatheredParameters([weight]):
+            return weight.detach().clone()
+
+    def _end_engine(self) -> None:
         if partitioned(deepspeed_settings(self.recipe, self.ranks.world)):
             self.engine.empty_partition_cache()
         self.engine.destroy()
-        self._start(trains, values)
 
-    def _start(self, trains: Sequence[str], values: Tensors) -> None:
-        settings = deepspeed_settings(self.recipe, self.ranks.world)
-        trained = {name: p for name, p in self.trainables.items() if not trains or name.startswith(tuple(trains))}
+    def _release(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        self._end_engine()
+        # a list of DeepSpeed's that begins with each engine's module, and from which `destroy` takes none
+        FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not self.model]
+        del self.engine, self.master_weights, self.gradients, self.held, self.trainables, self.model
+        gc.collect()  # DeepSpeed's hooks and parameters hold one another
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _start(self, values: Tensors) -> None:
+        settings, trains = deepspeed_settings(self.recipe, self.ranks.world), self.stage.trains
+        trained = {name: p for name, p in self.trainables.items() if not trains or name.startswith(trains)}
         if not trained:
             raise UserError(f"method {self.recipe.method.name}: a stage trains {', '.join(trains)}, which do not exist")
         for name, parameter in self.trainables.items():
@@ -118,12 +189,11 @@ class Trainer:
         """Of all trainables."""
         return {name: whole_shape(p) for name, p in self.trainables.items()}
 
-    def resume(self, checkpoint: Checkpoint, with_moments: bool) -> None:
-        """Take a checkpoint's values, and Adam's moments if it is of the same stage."""
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take the values and Adam's moments of a checkpoint of the stage."""
         self.set(checkpoint.values(self.shapes()))
-        if with_moments:
-            moments = checkpoint.moments(self.master_weights.shapes())
-            self.master_weights.set_moments(moments, checkpoint.state.updates)
+        moments = checkpoint.moments(self.master_weights.shapes())
+        self.master_weights.set_moments(moments, checkpoint.state.updates)
 
     def check_gradients(self, ranks: Ranks) -> None:
         """After the first backward: raises UserError if a trained tensor received no gradient."""
@@ -136,14 +206,15 @@ class Trainer:
         batches: Sequence[Batch],
         scale: float,
         poll: Callable[[], object] = lambda: None,
-        auxiliary: Mapping[str, float] = MappingProxyType({}),
+        auxiliary: Mapping[str, float | None] = MappingProxyType({}),
     ) -> dict[str, float]:
         """Forward and backward of a step's micro-batches. The gradient is that of `scale` x the language model's loss,
-        summed over supervised tokens, + the method's losses, each x its scale in `auxiliary`, added over ranks. Returns
-        the sums on this rank, unscaled, by name (LANGUAGE and those of `auxiliary`). `poll` is called between
-        micro-steps, and may raise to break the step off."""
+        summed over supervised tokens, + the method's losses, each x its scale in `auxiliary` (None: only summed up),
+        added over ranks. Returns the sums on this rank, unscaled, by name (LANGUAGE, if there is a language model, and
+        those of `auxiliary`). `poll` is called between micro-steps, and may raise to break the step off."""
         averaged = self.engine.world_size  # DeepSpeed averages over ranks, but a sum is wanted
-        sums = {name: torch.zeros((), device=self.engine.device) for name in (LANGUAGE, *auxiliary)}
+        names = (LANGUAGE, *auxiliary) if self.model.language is not None else tuple(auxiliary)
+        sums = {name: torch.zeros((), device=self.engine.device) for name in names}
         for i, batch in enumerate(batches):
             if i > 0:
                 poll()
@@ -152,13 +223,16 @@ class Trainer:
             self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
             batch = batch.to(self.engine.device)
             logits_SV, losses = self.engine(batch)
-            language = loss_sum(logits_SV, batch.targets)
-            total = language * scale
-            sums[LANGUAGE] += language.detach()
+            terms = []
+            if LANGUAGE in sums:
+                language = loss_sum(logits_SV, batch.targets)
+                terms.append(language * scale)
+                sums[LANGUAGE] += language.detach()
             for name, own in auxiliary.items():
-                total = total + losses[name] * own
+                if own is not None:
+                    terms.append(losses[name] * own)
                 sums[name] += losses[name].detach()
-            self.engine.backward(total * averaged)
+            self.engine.backward(sum(terms[1:], start=terms[0]) * averaged)
         return {name: value.item() for name, value in sums.items()}
 
     def update(self, learning_rate: float) -> float:
@@ -171,73 +245,11 @@ class Trainer:
         return math.inf if norm is None or not self.engine.was_step_applied() else float(norm)
 
 
-Load = Callable[[VisualLanguageModel, Recipe], object]
-
-
-def load_base(base: Base, ranks: Ranks) -> Load:
-    """Loads what `base` has opened already; the first rank says how far it is."""
-    return lambda model, recipe: base.load(model, tell=ranks.first)
-
-
-def build_model(
-    recipe: Recipe, configs: Configs, settings: dict[str, Any], ranks: Ranks, load: Load | None = None
-) -> VisualLanguageModel:
-    """The whole model with its frozen weights loaded (by `load`; None: from the recipe's folders). Under ZeRO-3 no rank
-    ever holds more of the frozen part than its partitions and one tensor that has no values yet. Nothing is sent
-    between ranks but whether all have loaded; errors are raised on all. Raises UserError if products of
-    model.quantize cannot be computed here."""
-    check_form(recipe.model.quantize, ranks.device)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(NAMED[recipe.model.dtype])
-    try:
-        model = build_empty(recipe, configs, ranks.device)
-    finally:
-        torch.set_default_dtype(before)
-    if partitioned(settings):
-        give_memory(model, ranks.device, _cut(settings))
-    else:
-        give_memory(model, ranks.device)
-    read = load or load_base(Base(recipe), ranks)
-    ranks.together(lambda: read(model, recipe))
-    add_trainables(model, recipe, configs)
-    return model
-
-
-def _cut(settings: dict[str, Any]) -> Callable[[nn.Parameter], None]:
-    """What makes a parameter ZeRO-3's and frees all but this rank's partition, values being of no interest yet.
-
-    DeepSpeed's public ways (`zero.Init` around a constructor or a module) also broadcast every parameter from the first
-    rank, so the two steps around that broadcast are called by themselves; the first one has no public name."""
-    # a module without parameters: takes settings only, and turns on what they say of linear layers' memory; the type
-    # comes from the settings, too, since DeepSpeed 0.19 takes an explicit float32 for bf16 on CPUs
-    init: Any = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings)
-
-    def cut(parameter: Any) -> None:
-        init._convert_to_deepspeed_param(parameter)
-        parameter.partition()
-
-    return cut
-
-
 def build_trainer(
-    recipe: Recipe, configs: Configs, ranks: Ranks, load: Load | None = None, trains: Sequence[str] = ()
+    recipe: Recipe, configs: Configs, ranks: Ranks, load: Load | None = None, stage: Stage | None = None
 ) -> Trainer:
-    """`load` as in `build_model`; `trains` as in `Trainer.begin_stage`. Raises UserError if there are none."""
-    settings = deepspeed_settings(recipe, ranks.world)
-    model = build_model(recipe, configs, settings, ranks, load)
-    trainables = model.trainables()
-    if not trainables:
-        raise UserError(f"method.name: {recipe.method.name!r} has no trainable parameters; it can only be evaluated")
-    # the master weights start from these unrounded values; the module computes in the recipe's type
-    initial = {name: p.detach().clone() for name, p in trainables.items()}
-    cast(trainables, ranks.device, NAMED[recipe.model.dtype])
-    trainer = Trainer(recipe, ranks, model, trainables, initial, trains)
-    if recipe.training.recompute == "auto":
-        budget = activation_budget(recipe, configs, _free_bytes(recipe, ranks.device))
-        model.choose = budget.following(model.method)
-        if ranks.first:
-            log.info("activations: %s", budget.example(recipe.training.micro_batch))
-    return trainer
+    """`load` as in `build_model`; of a stage (None: the method's last one). Raises UserError if it trains nothing."""
+    return Trainer(recipe, configs, ranks, load, stage or stages_of(recipe, configs)[-1])
 
 
 def _free_bytes(recipe: Recipe, device: torch.device) -> int:
@@ -261,7 +273,9 @@ def build_engine(
         fused=ranks.device.type == "cuda",
     )
     whole = set(model.whole_blocks()) if partitioned(settings) else set()
-    for block in model.language.layers:  # what an earlier stage has frozen may train in this one
+    for block in (
+        model.language.layers if model.language is not None else ()
+    ):  # what an earlier stage has frozen may train in this one
         set_z3_leaf_module(block, block in whole)
     zero = settings["zero_optimization"]
     if zero.get(PREFETCH) == "auto":
@@ -269,12 +283,6 @@ def build_engine(
         zero[PREFETCH] = prefetched(max(sizes, default=0))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
-
-
-def cast(trainables: dict[str, nn.Parameter], device: torch.device, dtype: torch.dtype) -> None:
-    """To the device and type of the frozen part: DeepSpeed's gathers want one type."""
-    for parameter in trainables.values():
-        parameter.data = parameter.data.to(device, dtype)
 
 
 def parameter_groups(trainables: dict[str, nn.Parameter], training: Training) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from dsmemvp.log import log
 from dsmemvp.progress import Progress
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.preparation import Prepared
+from dsmemvp.training.stages import Span
 
 T = TypeVar("T")
 PHASE = "computing features"
@@ -38,11 +39,11 @@ DECODERS = 4
 def with_features(context: RunContext, prepared: Prepared) -> Prepared:
     """The run with features in the place of pixels, if the recipe asks for it. Computes what is missing. Raises
     UserError or OSError, the same on all ranks, and Stopped."""
-    name, inputs = context.recipe.vision.cache_features, prepared.inputs
-    if not name or not inputs.method.sees_images:
+    name, inputs = context.recipe.vision.cache_features, prepared.span.inputs
+    seeing = [span for span in prepared.spans if span.stage.vision]
+    if not name or not inputs.method.sees_images or not seeing:
         return prepared
-    manifests = [manifest for span in prepared.spans for manifest in span.data.manifests]
-    manifests += [prepared.validation] if prepared.validation else []
+    manifests = [manifest for span in seeing for manifest in (*span.data.manifests, span.validation) if manifest]
     distinct_manifests = tuple({manifest.folder: manifest for manifest in manifests}.values())
     if any(manifest.remote for manifest in distinct_manifests):
         raise UserError(f"{KEY}: features lie beside shards, which here are remote; fetch them first, or leave it out")
@@ -52,7 +53,13 @@ def with_features(context: RunContext, prepared: Prepared) -> Prepared:
     _complete(context, inputs.base, distinct_manifests, settings, pixels, prepared.start.step)
     features = CachedFeatures(pixels, settings, name, distinct_manifests)
     context.ranks.together(features.check)
-    return replace(prepared, inputs=replace(inputs, collator=replace(inputs.collator, image=features)))
+
+    def changed(span: Span) -> Span:
+        collator = replace(span.inputs.collator, image=features)
+        return replace(span, inputs=replace(span.inputs, collator=collator)) if span.stage.vision else span
+
+    spans = [changed(span) for span in prepared.spans]
+    return replace(prepared, spans=spans, span=spans[prepared.spans.index(prepared.span)])
 
 
 def feature_settings(base: Base, fingerprint: str) -> Settings:

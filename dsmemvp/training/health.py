@@ -21,6 +21,10 @@ class Health:
         """Steps of the run that updated nothing."""
         self.spikes = 0
 
+    def begin_stage(self) -> None:
+        """Losses of another kind, which are not compared with those before."""
+        self._losses.clear()
+
     def check(self, step: int, loss: float, norm: float) -> bool:
         """Whether the step updated anything. Raises UserError at one too many that did not."""
         if math.isfinite(loss) and math.isfinite(norm):

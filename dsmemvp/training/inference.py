@@ -11,10 +11,11 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.collator import Collator
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.dtypes import NAMED
+from dsmemvp.errors import UserError
 from dsmemvp.inputs import Inputs, open_inputs
 from dsmemvp.model import VisualLanguageModel
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
-from dsmemvp.training.engine import WHOLE, build_model, cast, load_base
+from dsmemvp.training.building import WHOLE, build_model, cast, load_base
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ def open_for_inference(
     recipe: Recipe, ranks: Ranks, checkpoint: Checkpoint | None, whole: bool = False, inputs: Inputs | None = None
 ) -> Inference:
     """The model with a checkpoint's values (None: its initial ones). `whole`: each rank holds the model by itself,
-    whatever the recipe's training.deepspeed says. Raises UserError or OSError."""
-    inputs = inputs or open_inputs(recipe)
+    whatever the recipe's training.deepspeed says. `inputs` are those of the checkpoint's stage. Raises UserError, also
+    for a stage that answers nothing, or OSError."""
+    inputs = inputs or open_inputs(recipe, stage=checkpoint.state.stage if checkpoint else "")
+    _check_towers(inputs, checkpoint)
     # training may have read features; here pictures come that it has not seen
     recipe = replace(recipe, vision=replace(recipe.vision, cache_features=""))
     settings = WHOLE if whole else deepspeed_settings(recipe, ranks.world, training=False)
-    model = build_model(recipe, inputs.configs, settings, ranks, load_base(inputs.base, ranks))
+    model = build_model(recipe, inputs.configs, settings, ranks, load_base(inputs.base, ranks), inputs.stage)
     trainables = model.trainables()
     if checkpoint is not None:
         values = checkpoint.values({name: tuple(p.shape) for name, p in trainables.items()})
@@ -50,3 +53,12 @@ def open_for_inference(
         run, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
         run.eval()
     return Inference(inputs.collator, model, lambda batch, *decoding: run(batch.to(ranks.device), *decoding))
+
+
+def _check_towers(inputs: Inputs, checkpoint: Checkpoint | None) -> None:
+    """Raises UserError for a stage without a language model, or that sees no images of a method that does."""
+    stage = inputs.stage
+    if not stage.decoder or (inputs.method.sees_images and not stage.vision):
+        where = checkpoint.trained.parent if checkpoint else "the method"
+        what = "no vision tower" if stage.decoder else "no language model"
+        raise UserError(f"{where} ends with the stage {stage.name}, which has {what}; take one of a later stage")

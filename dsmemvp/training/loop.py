@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsmemvp.backbones.costs import cost_model
@@ -12,38 +12,42 @@ from dsmemvp.config.reading import as_dict, as_yaml
 from dsmemvp.counting import counted
 from dsmemvp.data.balancing import CostModel
 from dsmemvp.data.batch import MicroBatch
+from dsmemvp.data.collator import Collator
 from dsmemvp.data.loader import Balancing, Share, training_steps
 from dsmemvp.distributed.stopping import Stopped
 from dsmemvp.errors import UserError
 from dsmemvp.fault_tolerance.lease import held_lease
 from dsmemvp.log import log
 from dsmemvp.prompts.interface import Callback
+from dsmemvp.training.building import load_base
 from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
-from dsmemvp.training.engine import Trainer, build_trainer, load_base
+from dsmemvp.training.engine import Trainer, build_trainer
 from dsmemvp.training.features import with_features
 from dsmemvp.training.health import Health
 from dsmemvp.training.mixture import Mixture
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
 from dsmemvp.training.prefetch import on_device
-from dsmemvp.training.preparation import Prepared, count_this_start, prepare, training_token_counts
+from dsmemvp.training.preparation import Prepared, count_this_start, origin_of, prepare, training_token_counts
 from dsmemvp.training.saving import Saving
 from dsmemvp.training.skips import Skips
-from dsmemvp.training.stages import Span, span_after
+from dsmemvp.training.stages import Span
+from dsmemvp.training.starting import take_over, teach
 from dsmemvp.training.step import Totals, exchange, take_step
 from dsmemvp.training.throughput import Throughput, multiplied
 from dsmemvp.training.validation import Evaluator
+from dsmemvp.training.vectors import stored_vectors
 
 More = Callable[[RunContext, Prepared, Trainer, Monitor], Callback]
 """Makes a callback beside the method's own, once the run is loaded and before it resumes."""
 
 
-def train(context: RunContext, evaluator: Evaluator | None = None, more: More | None = None) -> Path:
-    """Train to the end of the recipe, resuming from the newest intact checkpoint in the run's folder; returns that
-    folder. `evaluator` is called beside the loss on data.validation, and needed if training.best_by is score. Raises
-    UserError or OSError with what to do, and Stopped if `stop` asked for it."""
+def train(context: RunContext, evaluator: Evaluator | None = None, more: More | None = None, only: str = "") -> Path:
+    """Train to the end of the recipe, or of the one stage `only`, resuming from the newest intact checkpoint in the
+    run's folder; returns that folder. `evaluator` is called beside the loss on data.validation, and needed if
+    training.best_by is score. Raises UserError or OSError with what to do, and Stopped if `stop` asked for it."""
     with held_lease(context.folder, context.ranks, context.stop, context.heartbeat) as guard:
-        prepared = prepare(context)
+        prepared = prepare(context, only)
         if not prepared.is_over:
             _train(context, prepared, evaluator, more, guard)
         elif context.ranks.first:
@@ -59,18 +63,21 @@ def _train(
     count_this_start(context, first)
     prepared = with_features(context, prepared)
     context.at("loading", first)
-    span = span_after(prepared.spans, first)
-    inputs = prepared.inputs
-    trainer = build_trainer(recipe, inputs.configs, ranks, load_base(inputs.base, ranks), span.stage.trains)
+    span, base = prepared.span, prepared.base
+    trainer = build_trainer(span.recipe, base.configs, ranks, load_base(base, ranks), span.stage)
     if prepared.checkpoint is not None:
         _check_same_kind(prepared.checkpoint, len(trainer.model.method.callbacks()) + (more is not None))
-        trainer.resume(prepared.checkpoint, with_moments=first > span.first)
+    if prepared.checkpoint is not None and first > span.first:
+        trainer.resume(prepared.checkpoint)
+    else:
+        take_over(trainer, prepared.origin, ranks)
+    teach(trainer, prepared.origin, ranks)
     context.end_if_asked("before the first step")
     context.stop.plan = "saving after this micro-step, then ending"
     monitor = Monitor(context.folder, ranks.first, prepared.steps, first)
-    manager = CheckpointManager(
-        context.folder, ranks, monitor, training.keep_last, training.keep_best, training.best_by, guard
-    )
+    keep = training.keep_last, training.keep_best, training.best_by
+    ends = [each.last for each in prepared.spans[:-1]]
+    manager = CheckpointManager(context.folder, ranks, monitor, *keep, guard, ends)
     try:
         callbacks = [*trainer.model.method.callbacks()]
         if more is not None:
@@ -104,10 +111,14 @@ def _introduce(context: RunContext, prepared: Prepared, trainer: Trainer, monito
         write_json(context.folder / "recipe.json", as_dict(recipe))
         monitor.show_text("recipe", as_yaml(recipe), first)
     trained = sum(math.prod(shape) for shape in trainer.shapes().values())
-    order = prepared.spans[0].data.order
+    order, epochs = prepared.span.data.order, prepared.span.recipe.training.epochs
     epoch = f"{counted(order.samples, 'sample')} and {counted(order.steps, 'step')} per epoch"
-    whole = f"{counted(recipe.training.epochs, 'epoch')}, {counted(ranks.world, 'rank')} on {ranks.device.type}"
-    after = f", resuming after step {first}" if first else ""
+    whole = f"{counted(epochs, 'epoch')}, {counted(ranks.world, 'rank')} on {ranks.device.type}"
+    after = ""
+    if first and prepared.checkpoint is not None:
+        after = f", resuming after step {first}"
+    elif prepared.origin.found:
+        after = f", from {prepared.origin.found[0].trained.parent}"
     monitor.say(f"{recipe.name}: {trained:,} trained parameters, {epoch}, {whole}{after}")
     if order.repeats:
         monitor.say(f"the last batch of every epoch is completed with its first {counted(order.repeats, 'sample')}")
@@ -131,8 +142,12 @@ class _Loop:
     def __post_init__(self) -> None:
         self.step = self.prepared.start.step
         """Steps made."""
-        self.trained = span_after(self.prepared.spans, self.step)
+        self.trained = self.prepared.span
         """The stage that the trainer is made for."""
+        self._know_model()
+
+    def _know_model(self) -> None:
+        self.monitor.stage = self.trained.name if len(self.prepared.spans) > 1 else ""
         self.language_parameters = multiplied(self.trainer.model.language)
         self.mixture = Mixture(self.trainer.model.choose)
 
@@ -156,16 +171,19 @@ class _Loop:
         if self.step >= until:
             return
         if span is not self.trained:
-            self.context.at("loading", self.step)
-            self.trainer.begin_stage(span.stage.trains)
-            self.trained = span
+            self._begin_stage(span)
         if len(self.prepared.spans) > 1:
-            self.monitor.say(f"stage {span.stage.name}: steps {span.first + 1} to {span.last}")
+            self.monitor.say(f"stage {span.name}: steps {span.first + 1} to {span.last}")
+        self.skips.begin_stage(span.recipe.training.global_batch, span.recipe.data.most_bad_in_a_row)
         training = self.context.recipe.training
         throughput = Throughput()
+        collator = span.inputs.collator
+        if span.stage.vectors:
+            stored = stored_vectors(self.context, self.trainer, span, self.monitor, self.step)
+            collator = replace(collator, vectors=stored)
         self.context.at("reading", self.step)
         balancing = self._balancing(span)
-        for batches in self.context.ranks.in_step(self._batches(span, until, balancing)):
+        for batches in self.context.ranks.in_step(self._batches(span, until, balancing, collator)):
             self._train_step(span, batches, throughput, balancing.costs)
             self.step += 1
             for callback in self.callbacks:
@@ -179,19 +197,35 @@ class _Loop:
                     self.saving.save(self.step)
             self.context.at("reading", self.step)
 
+    def _begin_stage(self, span: Span) -> None:
+        self.context.at("loading", self.step)
+        if span.shares_model(self.trained) and not span.start_from:
+            self.trainer.begin_stage(span.recipe, span.stage)
+        else:
+            self.saving.finish(self.step)  # what the stage before has trained is taken from its last checkpoint
+            recipe, ranks = self.context.recipe, self.context.ranks
+            self.trainer.build(span.recipe, span.stage)
+            given = (span, self.prepared.spans, self.context.folder, recipe.method.name, self.prepared.start.base)
+            origin = ranks.together(lambda: origin_of(*given))
+            take_over(self.trainer, origin, ranks)
+            teach(self.trainer, origin, ranks)
+        self.trained = span
+        self.health.begin_stage()
+        self._know_model()
+
     def _balancing(self, span: Span) -> Balancing:
-        inputs, ranks, configs = self.prepared.inputs, self.context.ranks, self.prepared.inputs.configs
-        vision = self.context.recipe.vision
-        sees, adapters = inputs.method.sees_images and not vision.cache_features, vision.adapter_dim > 0
-        costs = cost_model(configs.language, configs.vision, sees, configs.resolution if sees else 0, adapters)
+        inputs, ranks, configs = span.inputs, self.context.ranks, span.inputs.configs
+        vision, language = span.recipe.vision, configs.language if span.stage.decoder else None
+        sees = inputs.method.sees_images and span.stage.vision and not vision.cache_features
+        adapters = vision.adapter_dim > 0
+        costs = cost_model(language, configs.vision, sees, configs.resolution if sees else 0, adapters)
         return Balancing(costs, training_token_counts(ranks, self.context.folder, span.data, inputs.collator))
 
-    def _batches(self, span: Span, until: int, balancing: Balancing) -> Iterator[list[MicroBatch]]:
+    def _batches(self, span: Span, until: int, balancing: Balancing, collator: Collator) -> Iterator[list[MicroBatch]]:
         """This rank's, of the steps to come."""
-        recipe, ranks = self.context.recipe, self.context.ranks
+        recipe, ranks = span.recipe, self.context.ranks
         share = Share(ranks.rank, ranks.world, recipe.training.micro_batch, recipe.training.micro_tokens)
         steps = range(self.step - span.first, until - span.first)
-        collator = self.prepared.inputs.collator
         data, workers = span.data, recipe.data.workers
         pinned = ranks.device.type == "cuda"
         source = training_steps(data.manifests, data.order, collator, share, steps, workers, balancing, pinned)
@@ -207,7 +241,7 @@ class _Loop:
         result = take_step(self.context, self.trainer, span, self.step, batches, totals)
         if self.health.check(self.step + 1, result.loss, result.norm):
             parts = result.losses if len(result.losses) > 1 else {}
-            throughput.add(result.loss, totals.samples, totals.tokens, totals.imbalance, parts)
+            throughput.add(result.loss, totals.samples, totals.tokens, totals.imbalance, parts, result.measures)
             throughput.rate, throughput.norm = result.rate, result.norm
 
     def _save_and_end(self) -> None:
@@ -241,11 +275,14 @@ class _Loop:
             **mixture,
         }
         own = "".join(f"  {name} {numbers[f'loss/{name}']:.4f}" for name in throughput.losses)
+        own += "".join(f"  {name} {numbers[f'measure/{name}']:.4f}" for name in throughput.measures)
+        tokens = ""
+        if self.language_parameters:
+            tokens = f"  {numbers['speed/tokens_per_second']:.0f} tokens/s  {numbers['speed/tflops']:.3g} TFLOP/s"
         rate, norm = throughput.rate, throughput.norm
         line = (
             f"step {self.step}  epoch {span.finished_epochs(self.step - 1) + 1}  loss {numbers['loss/train']:.4f}{own}"
-            f"  lr {rate:.2e}  grad {norm:.3f}  {numbers['speed/samples_per_second']:.1f} samples/s"
-            f"  {numbers['speed/tokens_per_second']:.0f} tokens/s  {numbers['speed/tflops']:.3g} TFLOP/s"
+            f"  lr {rate:.2e}  grad {norm:.3f}  {numbers['speed/samples_per_second']:.1f} samples/s{tokens}"
             f"  {numbers['speed/peak_gib']:.2f} GiB"
         )
         self.monitor.record(self.step, numbers, line)

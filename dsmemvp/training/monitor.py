@@ -33,6 +33,8 @@ class Monitor:
         """`steps` is where the run ends, `start` where it (again) begins: what was recorded of later steps, before the
         run was cut off, is dropped."""
         self._active = active
+        self.stage = ""
+        """What is recorded is of this stage, and apart from the others in TensorBoard; empty in a run of one."""
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,10 +62,11 @@ class Monitor:
         if not self._active:
             return
         for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
+            group, _, rest = name.partition("/")
+            self._board.add_scalar(f"{group}/{self.stage}/{rest}" if self.stage else name, value, step)
         self._flush_board()
         if numbers:
-            self.write("metrics", {"step": step, **numbers})
+            self.write("metrics", {"step": step, **({"stage": self.stage} if self.stage else {}), **numbers})
         if self._bar.disable:
             self.say(line)
         else:
@@ -102,7 +105,7 @@ class Monitor:
 
     def recorded(self, step: int) -> set[str]:
         """The names of the numbers that metrics.jsonl has of a step; none on other ranks than the first."""
-        return {name for row in self.written("metrics") if row["step"] == step for name in row if name != "step"}
+        return {name for row in self.written("metrics") if row["step"] == step for name in row if "/" in name}
 
     def count(self, name: str) -> int:
         """How many lines of NAME.jsonl there are so far; 0 on other ranks than the first."""

@@ -5,35 +5,41 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsmemvp.backbones.fingerprint import fingerprint
-from dsmemvp.checkpoints.checkpoint import Checkpoint, State
+from dsmemvp.backbones.weights import Base
+from dsmemvp.checkpoints.checkpoint import Checkpoint, State, read_checkpoint
+from dsmemvp.checkpoints.earlier import Earlier, start_checkpoint, with_earlier
+from dsmemvp.config.conversion import nearest
 from dsmemvp.config.reading import as_dict
+from dsmemvp.config.recipe import START
 from dsmemvp.data.collator import Collator
-from dsmemvp.data.datasets import TrainingData, open_training_data, open_validation_data
-from dsmemvp.data.manifest import Manifest, check_files
+from dsmemvp.data.datasets import TrainingData
+from dsmemvp.data.manifest import check_files
 from dsmemvp.data.token_counts import TokenCounts, count_tokens, countable, counts_path
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.errors import UserError
 from dsmemvp.fault_tolerance.restart_limit import count_start
-from dsmemvp.inputs import Inputs, open_inputs
-from dsmemvp.prompts.interface import Stage
+from dsmemvp.model import stages_of
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
-from dsmemvp.training.stages import Span, span_before, spans_of
+from dsmemvp.training.stages import Span, identity_of, span_after, span_before, spans_of
 
 
 @dataclass(frozen=True)
 class Prepared:
-    inputs: Inputs
+    base: Base
     spans: list[Span]
-    validation: Manifest | None
+    span: Span
+    """The stage that the run begins in."""
     checkpoint: Checkpoint | None
     """The one that the run resumes from."""
+    origin: Earlier
+    """What that stage starts from, and its teacher."""
     complaints: list[str]
     """What is wrong with later ones."""
     start: State
     """Where the run begins, and what its checkpoints say of the recipe, the order and the base."""
     until: int
-    """Steps of the run at its end, or at training.stop_at_step."""
+    """Steps of the run at its end, at that of the one stage to train, or at training.stop_at_step."""
     owes_validation: bool
     """Whether the run was asked to end while it validated."""
 
@@ -47,30 +53,77 @@ class Prepared:
         return self.start.step >= self.until and not self.owes_validation
 
 
-def prepare(context: RunContext) -> Prepared:
-    """Opens data and checks the checkpoint against them, the recipe and the base. Raises UserError or OSError."""
+def prepare(context: RunContext, only: str = "") -> Prepared:
+    """Opens data and checks the checkpoint against them, the recipe and the base. `only`: the one stage to train.
+    Raises UserError or OSError."""
     recipe, ranks = context.recipe, context.ranks
-    data, validation = open_training_data(recipe), open_validation_data(recipe)
-    manifests = [*data.manifests, *([validation] if validation else [])]
-    ranks.together(lambda: check_files(*manifests) if ranks.first else None)
-    inputs = open_inputs(recipe)
-    stages = tuple(inputs.method.stages())
-    spans = spans_of(stages, recipe, data)
-    order = data.identity | _identity(stages)
+    base = Base(recipe)
+    spans = spans_of(stages_of(recipe, base.configs), recipe, base)
+    manifests = {id(m): m for span in spans for m in (*span.data.manifests, span.validation) if m}
+    ranks.together(lambda: check_files(*manifests.values()) if ranks.first else None)
+    first = _begins_with(spans, only)
+    order = identity_of(spans)
     checkpoint, complaints = agreed_checkpoint(context.folder, ranks)
     ranks.together(lambda: _check_one_is_left(checkpoint, complaints))
-    base = ranks.once_per_node(lambda: fingerprint(inputs.base))
+    known = ranks.once_per_node(lambda: fingerprint(base))
     if checkpoint is not None:
         checkpoint.check_method(as_dict(recipe))
         checkpoint.check_order(order)
-        checkpoint.check_base(base)
+        checkpoint.check_base(known)
         if ranks.first:
             checkpoint.check_quantized(as_dict(recipe))
     state = checkpoint.state if checkpoint else State()
-    until = min(spans[-1].last, recipe.training.stop_at_step or spans[-1].last)
-    owes = validation is not None and _owes_validation(state, context, spans)
-    start = replace(state, order=order, recipe=as_dict(recipe), base=base)
-    return Prepared(inputs, spans, validation, checkpoint, complaints, start, until, owes)
+    until = first.last if only else spans[-1].last
+    until = min(until, recipe.training.stop_at_step or until)
+    if state.step < first.first:
+        _check_predecessor(first, spans, state, context)
+        checkpoint, state = None, State(step=first.first, epoch=first.epochs_before)
+    owes = checkpoint is not None and _owes_validation(state, spans)
+    span = span_before(spans, state.step) if owes else span_after(spans, state.step)
+    start = replace(state, order=order, recipe=as_dict(recipe), base=known)
+    origin = ranks.together(lambda: origin_of(span, spans, context.folder, recipe.method.name, known))
+    return Prepared(base, spans, span, checkpoint, origin, complaints, start, until, owes)
+
+
+def _begins_with(spans: list[Span], only: str) -> Span:
+    """The stage before which nothing is trained: the one that is asked for, or the last one with a start of its own.
+    Raises UserError for one that does not exist."""
+    if only:
+        names = [span.name for span in spans]
+        if only not in names:
+            close = nearest(only, names)
+            hint = f"did you mean {close!r}?" if close else f"its stages are {', '.join(names)}"
+            raise UserError(f"--stage: the method has no stage {only!r}; {hint}")
+        return spans[names.index(only)]
+    return next((span for span in reversed(spans) if span.start_from), spans[0])
+
+
+def _check_predecessor(span: Span, spans: list[Span], state: State, context: RunContext) -> None:
+    """Raises UserError if the stage is to start from the one before, and that is not trained."""
+    if span.start_from:
+        return
+    before = spans[spans.index(span) - 1]
+    raise UserError(
+        f"--stage: {span.name} starts from the end of {before.name}, step {span.first}, and {context.folder} is at step"
+        f" {state.step}; train that first, or name a run or a checkpoint in stages.{span.name}.{START}"
+    )
+
+
+def origin_of(span: Span, spans: list[Span], run: Path, method: str, base: dict[str, str]) -> Earlier:
+    """What a stage starts from: the last checkpoint of the stage before, or the one that the recipe names for it, and
+    those before that one, also of another run. Raises UserError if one that is named is missing, damaged, or of another
+    base or method."""
+    found: list[Checkpoint] = []
+    last = run / "checkpoints" / f"step-{span.first:08d}"
+    if span.first and not span.start_from and last.is_dir():
+        found += with_earlier(read_checkpoint(last))
+    begun = next((each for each in reversed(spans[: spans.index(span) + 1]) if each.start_from), None)
+    if begun is not None:
+        start = start_checkpoint(Path(begun.start_from), f"stages.{begun.name}.{START}")
+        start.check_same_method(method)
+        start.check_base(base)
+        found += with_earlier(start)
+    return Earlier(tuple(found))
 
 
 def _check_one_is_left(checkpoint: Checkpoint | None, complaints: list[str]) -> None:
@@ -88,18 +141,12 @@ def count_this_start(context: RunContext, step: int) -> None:
     ranks.together(lambda: count_start(context.folder, step, os.environ, limit) if ranks.first else None)
 
 
-def _identity(stages: tuple[Stage, ...]) -> dict[str, list]:
-    """What stages change in the order of samples; nothing for a run of one that reads all data."""
-    if len(stages) == 1 and stages[0].epochs is None and not stages[0].data:
-        return {}
-    return {"method.stages": [[stage.name, stage.epochs, list(stage.data)] for stage in stages]}
-
-
-def _owes_validation(state: State, context: RunContext, spans: list[Span]) -> bool:
-    training = context.recipe.training
+def _owes_validation(state: State, spans: list[Span]) -> bool:
+    span = span_before(spans, state.step)
+    training = span.recipe.training
     owed = state.validation_loss is None or (training.best_by == "score" and state.validation_score is None)
-    ended = span_before(spans, state.step).ends_epochs(state.step, training.checkpoint_epochs)
-    return bool(state.step) and ended and owed
+    ended = span.ends_epochs(state.step, training.checkpoint_epochs)
+    return span.validation is not None and state.step > span.first and ended and owed
 
 
 def training_token_counts(ranks: Ranks, run: Path, data: TrainingData, collator: Collator) -> TokenCounts | None:

@@ -38,14 +38,15 @@ class Saving:
         return self._manager.requested()
 
     def is_due(self, step: int) -> bool:
-        every = self._context.recipe.training.checkpoint_steps
+        span = self._span(step)
+        every = span.recipe.training.checkpoint_steps
         by_steps = every and step % every == 0
-        return bool(by_steps) or step in (self._prepared.until, self._span(step).last) or self._epochs_end(step)
+        return bool(by_steps) or step in (self._prepared.until, span.last) or self._epochs_end(step)
 
     def save(self, step: int) -> None:
         """A checkpoint, and before it the loss and the score on data.validation if they are due."""
         loss = score = None
-        if self._prepared.validation is not None and self._epochs_end(step):
+        if self._span(step).validation is not None and self._epochs_end(step):
             try:
                 loss, score = self._validate(step)
             except (ValueError, OSError):  # on all ranks alike; what was trained is not to be lost with it
@@ -65,6 +66,7 @@ class Saving:
             validation_loss=loss,
             validation_score=score,
             callbacks=[callback.state_dict() for callback in self._callbacks],
+            stage=self._span(step).name if len(self._prepared.spans) > 1 else "",
         )
         self._manager.begin(state, self._trainer)
 
@@ -82,13 +84,14 @@ class Saving:
         return span_before(self._prepared.spans, step)
 
     def _epochs_end(self, step: int) -> bool:
-        return self._span(step).ends_epochs(step, self._context.recipe.training.checkpoint_epochs)
+        span = self._span(step)
+        return span.ends_epochs(step, span.recipe.training.checkpoint_epochs)
 
     def _validate(self, step: int) -> tuple[float, float | None]:
         """Loss, and the main score if it is wanted."""
-        data = self._prepared.validation
-        assert data is not None
-        given = (self._context, self._trainer, self._prepared.inputs.collator, data, step)
+        span = self._span(step)
+        assert span.validation is not None
+        given = (self._context, self._trainer, span.inputs.collator, span.validation, step)
         loss = validation_loss(*given)
         numbers, score = {"loss/validation": loss}, None
         line = f"step {step}  validation loss {loss:.4f}"

@@ -151,7 +151,7 @@ class Search:
         self._data = manifest
         share = Share(ranks.rank, ranks.world, recipe.training.micro_batch, recipe.training.micro_tokens)
         steps = range(prepared.start.step, prepared.until)
-        collator = prepared.inputs.collator
+        collator = prepared.span.inputs.collator
         source = training_steps([manifest], order, collator, share, steps, recipe.data.workers)
         self._batches = ranks.in_step(source)
         self._take(trainer.model.method)

@@ -23,6 +23,10 @@ class Skips:
         self.total = monitor.count(FILE)
         """Skips since the beginning of the run, known to the first rank."""
 
+    def begin_stage(self, global_batch: int, most_in_a_row: int) -> None:
+        """Other data, in which samples follow one another anew."""
+        self._global_batch, self._most, self._in_a_row = global_batch, most_in_a_row, 0
+
     def none(self) -> None:
         """A step in which no rank left out anything."""
         self._in_a_row = 0

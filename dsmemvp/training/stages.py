@@ -3,10 +3,18 @@ begin anew in each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.datasets import TrainingData, data_of
+from dsmemvp.backbones.weights import Base
+from dsmemvp.config.recipe import START, Recipe
+from dsmemvp.config.stages import check_names, stage_recipe
+from dsmemvp.data.datasets import TrainingData, data_of, open_training_data, open_validation_data
+from dsmemvp.data.manifest import Manifest
+from dsmemvp.inputs import Inputs, open_inputs, stage_folders
 from dsmemvp.prompts.interface import Stage
+
+PARTS = ("deepspeed", "recompute", "activation_budget")
+"""Keys of `training` that a model is built with."""
 
 
 @dataclass(frozen=True)
@@ -14,12 +22,25 @@ class Span:
     """A stage with its place among the run's steps."""
 
     stage: Stage
+    recipe: Recipe
+    """As it holds in the stage."""
+    inputs: Inputs
     data: TrainingData
+    validation: Manifest | None
+    """Where the language model's loss is measured; None in a stage without one, too."""
     first: int
     """Steps of the run before it."""
     epochs: float
     epochs_before: int
     """Whole epochs of the stages before it."""
+    teacher: bool = False
+    """Whether it learns from a module of an earlier stage."""
+    start_from: str = ""
+    """A run or a checkpoint instead of the stage before."""
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
 
     @property
     def per_epoch(self) -> int:
@@ -39,17 +60,53 @@ class Span:
         """Whether a multiple of so many epochs of the stage ends with this step."""
         return (step - self.first) % (self.per_epoch * epochs) == 0
 
+    def shares_model(self, before: "Span") -> bool:
+        """Whether it goes on with the model of the stage before."""
+        alike = all(getattr(self.recipe.training, key) == getattr(before.recipe.training, key) for key in PARTS)
+        return alike and self.stage.parts == before.stage.parts and not (self.teacher or before.teacher)
 
-def spans_of(stages: Sequence[Stage], recipe: Recipe, data: TrainingData) -> list[Span]:
-    """`data` is all that the recipe names. Raises UserError for a stage whose data the recipe does not name."""
+
+def spans_of(stages: Sequence[Stage], recipe: Recipe, base: Base) -> list[Span]:
+    """Opens the data of every stage. Raises UserError or OSError, also for a stage whose data the recipe does not
+    name."""
+    check_names(recipe, [stage.name for stage in stages])
     spans: list[Span] = []
     first = before = 0
     for stage in stages:
-        own = data_of(data, recipe, stage.data)
-        epochs = recipe.training.epochs if stage.epochs is None else stage.epochs
-        spans.append(Span(stage, own, first, epochs, before))
-        first, before = spans[-1].last, before + int(epochs)
+        own, given = stage_recipe(recipe, stage.name), recipe.stages.get(stage.name, {})
+        known = next((span for span in spans if span.recipe == own), None)
+        whole = known.data if known and not known.stage.data else open_training_data(own)
+        validation = open_validation_data(own) if stage.decoder else None
+        inputs = open_inputs(own, base, stage.name)
+        epochs = given.get("training", {}).get("epochs", stage.epochs)
+        span = Span(
+            stage,
+            own,
+            inputs,
+            data_of(whole, own, stage_folders(own, stage)),
+            validation,
+            first,
+            own.training.epochs if epochs is None else epochs,
+            before,
+            inputs.method.teacher(stage) is not None,
+            given.get(START, ""),
+        )
+        spans.append(span)
+        first, before = span.last, before + int(span.epochs)
     return spans
+
+
+def identity_of(spans: Sequence[Span]) -> dict[str, Any]:
+    """What the order of a run's samples follows from, by the recipe's keys."""
+    first = spans[0]
+    if any(span.recipe != first.recipe for span in spans):
+        own = {f"stages.{span.name}.{k}": v for span in spans for k, v in span.data.identity.items() if k != "seed"}
+        staged = [[span.name, span.epochs, list(span.stage.data)] for span in spans]
+        return {"seed": first.recipe.seed, **own, "method.stages": staged}
+    if len(spans) == 1 and first.stage.epochs is None and not first.stage.data:
+        return first.data.identity
+    staged = [[span.name, span.stage.epochs, list(span.stage.data)] for span in spans]
+    return first.data.identity | {"method.stages": staged}
 
 
 def span_after(spans: Sequence[Span], step: int) -> Span:

@@ -14,9 +14,11 @@ from dsmemvp.backbones.linear import stored_shapes
 from dsmemvp.backbones.text_encoder import TextEncoder
 
 
-def multiplied(language: DecoderTower | TextEncoder) -> int:
+def multiplied(language: DecoderTower | TextEncoder | None) -> int:
     """Parameters by which every token is multiplied: the embedding is looked up, and the head and a decoder's last
-    layer behind its queries, keys and values see supervised tokens alone."""
+    layer behind its queries, keys and values see supervised tokens alone. None in a stage without a language model."""
+    if language is None:
+        return 0
     *layers, last = language.layers
     if isinstance(language, TextEncoder):
         return sum(map(_multiplied, language.layers))
@@ -42,6 +44,7 @@ class Throughput:
     rate: float = 0.0
     norm: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
+    measures: dict[str, float] = field(default_factory=dict)
 
     def add(
         self,
@@ -50,11 +53,13 @@ class Throughput:
         tokens: float,
         imbalance: float,
         losses: Mapping[str, float] = MappingProxyType({}),
+        measures: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """`losses` are the parts that `loss` is made of, by name, if there are several."""
+        """`losses` are the parts that `loss` is made of, by name, if there are several; `measures` no part of it."""
         self.loss += loss
-        for name, value in losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + value
+        for sums, values in ((self.losses, losses), (self.measures, measures)):
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value
         self.samples += samples
         self.tokens += tokens
         self.imbalance += imbalance
@@ -69,16 +74,21 @@ class Throughput:
 
     def numbers(self, language_parameters: int) -> dict[str, float]:
         """Under their names in TensorBoard, which sorts them: loss comes first, then score. Wants at least one step;
-        `language_parameters` as `multiplied` counts them."""
+        `language_parameters` as `multiplied` counts them; without any, no token is computed and none is counted."""
         seconds = time.monotonic() - self.start
+        # a frozen layer needs no weight gradient: 2N forward + 2N backward, recomputation not counted
+        flops = 4 * language_parameters * self.tokens
+        of_tokens = {
+            "speed/tokens_per_second": self.tokens / seconds,
+            "speed/tflops": flops / seconds / 1e12,
+        }
         return {
             "loss/train": self.loss / self.steps,
             **{f"loss/{name}": value / self.steps for name, value in self.losses.items()},
+            **{f"measure/{name}": value / self.steps for name, value in self.measures.items()},
             "training/learning_rate": self.rate,
             "training/gradient_norm": self.norm,
             "speed/samples_per_second": self.samples / seconds,
-            "speed/tokens_per_second": self.tokens / seconds,
-            # a frozen layer needs no weight gradient: 2N forward + 2N backward, recomputation not counted
-            "speed/tflops": 4 * language_parameters * self.tokens / seconds / 1e12,
+            **(of_tokens if language_parameters else {}),
             "training/imbalance": self.imbalance / self.steps,
         }

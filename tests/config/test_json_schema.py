@@ -33,6 +33,8 @@ def _fits(schema: dict, part: dict, value) -> bool:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         return False
     if isinstance(value, dict):
+        if "properties" not in part:  # any names
+            return all(_fits(schema, part["additionalProperties"], inside) for inside in value.values())
         known = part["properties"]
         return (
             set(part.get("required", ())) <= value.keys() <= known.keys() and part["additionalProperties"] is False
@@ -76,6 +78,10 @@ def test_shipped_recipes_fit(schema, path):
         (_recipe(vision={"adapter_dropout": 1}), False),
         (_recipe(model={"dtype": "fp16"}), False),
         ({"seed": 1}, False),
+        (_recipe(stages={"text": {"data": {"train": "a"}, "training": {"epochs": 1}, "start_from": "runs/a"}}), True),
+        (_recipe(stages={"text": {"training": {"epochs": 0}}}), False),
+        (_recipe(stages={"text": {"training": {"log_every": 1}}}), False),
+        (_recipe(stages={"text": {"model": {"dtype": "fp32"}}}), False),
     ],
 )
 def test_it_tells_what_fits(schema, recipe, fits):
