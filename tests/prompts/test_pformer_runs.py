@@ -6,9 +6,10 @@ import pytest
 import yaml
 from launch import run_on_ranks
 from making import picture
+from safetensors import safe_open
 
 from data_prep.shards import Row, write_shards
-from dsmemvp.checkpoints.checkpoint import named_checkpoint
+from dsmemvp.checkpoints.choosing import newest_checkpoint
 from dsmemvp.cli.main import main
 
 MODULE = ["--module", "dsmemvp"]
@@ -70,10 +71,8 @@ def test_all_stages_on_two_ranks_stopped_in_each_and_answered(recipe, tmp_path, 
         run_on_ranks(MODULE, 2, "train", str(recipe), "name=stopped", f"training.stop_at_step={step}")
     assert _losses(tmp_path / "runs" / "stopped") == whole
 
-    trained = named_checkpoint(tmp_path / "runs" / "tiny").trained
-    from safetensors import safe_open
-
-    with safe_open(trained, "pt") as file:
+    last, _ = newest_checkpoint(tmp_path / "runs" / "tiny")
+    with safe_open(last.trained, "pt") as file:
         assert {name.split(".")[1] for name in file.keys()} == {"qformer", "projection"}  # noqa: SIM118, it is no dict
     assert main(["evaluate", str(recipe), "evaluation.captions=[false]"]) == 0
     assert "captions off" in capsys.readouterr().out

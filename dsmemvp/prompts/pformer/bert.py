@@ -32,6 +32,12 @@ class Noise:
         """Of some of the rows, or of some tokens."""
         return self if self.keys_BL is None else Noise(self.p, self.keys_BL[rows])
 
+    def copies(self, place: str, count: int) -> "Noise":
+        """Of so many copies of all rows, one below another."""
+        if self.keys_BL is None:
+            return self
+        return Noise(self.p, torch.cat([Dropout(self.keys_BL).at(place, i).keys for i in range(count)]))
+
     def beside(self, other: "Noise") -> "Noise":
         """Of rows that are longer by the other one's tokens."""
         if self.keys_BL is None or other.keys_BL is None:

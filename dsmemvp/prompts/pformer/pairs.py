@@ -6,7 +6,6 @@ features.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -91,12 +90,8 @@ def _matching(
     visual = torch.cat((pairs.visual_NPv, wrong_visual, pairs.visual_NPv))
     tokens = torch.cat((pairs.tokens_NL, pairs.tokens_NL, wrong_tokens))
     lengths = torch.cat((pairs.lengths_N, pairs.lengths_N, wrong_lengths))
-    noises = tuple(
-        torch.cat([noise.at("itm", i).keys_BL for i in range(3)]) if noise.keys_BL is not None else None
-        for noise in (pairs.query_noise, pairs.text_noise)
-    )
-    both: Any = tuple(Noise(pairs.query_noise.p, keys) for keys in noises)
-    queries = match(qformer, text, visual, tokens, _mask(lengths, tokens.shape[1]), both)
+    noises = pairs.query_noise.copies("itm", 3), pairs.text_noise.copies("itm", 3)
+    queries = match(qformer, text, visual, tokens, _mask(lengths, tokens.shape[1]), noises)
     logits = heads.matching(queries).float().mean(dim=1)
     labels = torch.arange(len(logits), device=logits.device) < len(keys_N)
     return F.cross_entropy(logits, labels.long(), reduction="sum")
