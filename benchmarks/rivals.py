@@ -1,6 +1,6 @@
 """Training steps of MemVP in this package beside its published code's structure and transformers' Llava + peft.
 
-    pip install 'dsmemvp[benchmarks]'
+    pip install 'dsmemvp[peft]'
     python benchmarks/rivals.py --vocabulary 2000      the head is under 5 % of all contenders' FLOPs
     python benchmarks/rivals.py --vocabulary 32000     LLaMA's vocabulary: 106 M parameters
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     if "llava" in given.rivals and importlib.util.find_spec("peft") is None:
-        raise SystemExit("peft is not installed: pip install 'dsmemvp[benchmarks]', or run with --rivals published")
+        raise SystemExit("peft is not installed: pip install 'dsmemvp[peft]', or run with --rivals published")
     compare(given)
 
 

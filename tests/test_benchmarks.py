@@ -110,7 +110,7 @@ def test_the_published_structure_computes_the_same_loss_and_gradients(monkeypatc
 
 
 def test_the_benchmark_beside_rivals_trains_the_same_samples_with_all(repository):
-    pytest.importorskip("peft", reason="pip install 'dsmemvp[benchmarks]'")
+    pytest.importorskip("peft", reason="pip install 'dsmemvp[peft]'")
     command = [sys.executable, str(repository / "benchmarks" / "rivals.py"), "--vocabulary", "100", "--width", "64"]
     command += ["--layers", "1", "--image", "28", "--slots", "4", "--batch", "4", "--steps", "1", "--rounds", "1"]
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
