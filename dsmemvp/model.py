@@ -68,8 +68,9 @@ class VisualLanguageModel(nn.Module):
         """`cached`: the batch's images are features that the tower has made before; it is not built."""
         super().__init__()
         self.vision = VisionTower(configs.vision, statistics, features) if sees_images and not cached else None
-        shape = configs.features(features or VisionFeatures())
-        self.cached = _Cached(shape, torch.get_default_dtype()) if sees_images and cached else None
+        self.cached: _Cached | None = None
+        if sees_images and cached:
+            self.cached = _Cached(configs.features(features or VisionFeatures()), torch.get_default_dtype())
         encodes = configs.language.model_type in ENCODERS
         self.language: Any = None
         """None in a stage without a language model."""
