@@ -58,7 +58,7 @@ class Bytes:
     blind: bool = False
     max_length: int = 512
 
-    def batch(self, tokenizer, entries) -> list[tuple[bytes, ...]]:
+    def batch(self, tokenizer, entries, epoch=0) -> list[tuple[bytes, ...]]:
         return [tuple(entry.members[ending] for ending in self.endings) for _, entry in entries]
 
 

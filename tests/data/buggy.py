@@ -15,7 +15,7 @@ class Buggy:
     reserved: tuple = ()
     max_length: int = 200
 
-    def batch(self, tokenizer, entries):
+    def batch(self, tokenizer, entries, epoch=0):
         return self.misspelt
 
 

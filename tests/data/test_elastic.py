@@ -23,7 +23,7 @@ class Numbers:
     reserved: tuple = ()
     max_length: int = 200
 
-    def batch(self, tokenizer, entries):
+    def batch(self, tokenizer, entries, epoch=0):
         info = get_worker_info()
         return [(place, entry.index) for place, entry in entries], info.id if info else -1
 
