@@ -105,7 +105,8 @@ class Monitor:
 
     def recorded(self, step: int) -> set[str]:
         """The names of the numbers that metrics.jsonl has of a step; none on other ranks than the first."""
-        return {name for row in self.written("metrics") if row["step"] == step for name in row if name not in ("step", "stage")}
+        rows = (row for row in self.written("metrics") if row["step"] == step)
+        return {name for row in rows for name in row if name not in ("step", "stage")}
 
     def count(self, name: str) -> int:
         """How many lines of NAME.jsonl there are so far; 0 on other ranks than the first."""
