@@ -56,11 +56,20 @@ def test_all_that_train_have_as_many_trials(read, demo_shards):
         ("contenders: [a, b]\n", "contenders is a mapping"),
         ("contenders:\n  a: {}\n  a: {}\n", "'a' is given twice"),
         ("contenders:\n  a: {tune: {method.hidden: [3]}}\n  b: {}\n", "the study itself does not tune it"),
+        ("contenders:\n  a: {recipe: 3}\n  b: {}\n", "line 3: recipe: give the path of a recipe, not '3'"),
+        (TWO + "tune: {method.name: [memvp, dvp]}\n", "method.name is not a contender's own"),
+        ("contenders:\n  -a: {}\n  b: {}\n", "'-a-seed-2' .*begins with a dot or a hyphen"),
     ],
 )
 def test_a_study_s_mistakes_are_told_in_one_line(read, text, said):
     with pytest.raises(UserError, match=said):
         read(text)
+
+
+def test_the_values_of_every_trial_are_checked_before_the_first_one(read, demo_shards):
+    for values, said in (("[0.1, fast]", "'fast'"), ("[0.1, -1]", "-1")):
+        with pytest.raises(UserError, match=f"learning_rate: .*{said}"):
+            read(TWO + f"tune: {{training.learning_rate: {values}}}\n", f"data.validation={demo_shards}")
 
 
 def test_recipes_are_a_study_as_they_are(recipe_path, tmp_path):
