@@ -230,6 +230,8 @@ def _check_runs(path: Path, contender: Contender, settings: Settings) -> None:
 def _check_same(path: Path, contenders: Sequence[Contender]) -> None:
     """Raises UserError if contenders differ in more than the method and its own keys."""
     first, *others = contenders
+    if first.recipe.training.stop_at_step:
+        raise UserError(f"{path}: training.stop_at_step: whole trainings are compared; leave it out, a study resumes")
     wanted = dict(_leaves(as_dict(first.recipe)))
     for other in others:
         found = dict(_leaves(as_dict(other.recipe)))
