@@ -104,7 +104,7 @@ def test_damaged_predictions_of_a_run_are_named_with_what_to_do(read, tmp_path, 
     run = tmp_path / "out" / "runs" / "memvp-seed-0"
     run.mkdir(parents=True)
     (run / "predictions.jsonl").write_text(content)
-    with pytest.raises(UserError, match="delete .*predictions.jsonl and .*evaluation.json, and start it again"):
+    with pytest.raises(UserError, match=r"delete .*predictions.jsonl and .*evaluation.json, and start it again"):
         collect(study)
 
 
