@@ -73,7 +73,10 @@ def content_of(manifests: Sequence[Manifest], recipe: Recipe) -> Content:
     for sample in _samples(manifests):
         picture = b""
         if sample.image is not None:
-            image = decoded(sample.image, sample.where, recipe.vision.max_pixels)
+            try:
+                image = decoded(sample.image, sample.where, recipe.vision.max_pixels)
+            except SampleError:
+                continue
             picture = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
             if picture not in content.pictures:
                 content.pictures[picture] = _difference_hash(image)

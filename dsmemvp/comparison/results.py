@@ -1,6 +1,5 @@
 """What the runs of a study have left: points of every test sample, learning curves, times."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from dsmemvp.comparison.running import evaluation_file, recipe_for, run_name, seeds_of
 from dsmemvp.comparison.study import Contender, Study
 from dsmemvp.errors import UserError
-from dsmemvp.evaluation.predictions import prediction_of
+from dsmemvp.evaluation.rescore import read_predictions
 from dsmemvp.evaluation.scores import points
 from dsmemvp.training.record import rows_of
 
@@ -39,17 +38,23 @@ def collect(study: Study) -> Results:
     seeing, blind, curves, speed = {}, {}, {}, {}
     for contender in study.contenders:
         seeds = seeds_of(study, contender)
-        seeing[contender.name] = np.stack([_points(contender, seed, False) for seed in seeds])
+        seeing[contender.name] = _stacked(study, [_points(contender, seed, False) for seed in seeds])
         if study.settings.blind:
-            blind[contender.name] = np.stack([_points(contender, seed, True) for seed in seeds])
+            blind[contender.name] = _stacked(study, [_points(contender, seed, True) for seed in seeds])
         if contender.trains:
             rows = [_metrics(contender, seed) for seed in seeds]
             curves[contender.name] = [[(r["step"], r["loss/train"]) for r in own if "loss/train" in r] for own in rows]
             speeds = [[r["speed/samples_per_second"] for r in own if "speed/samples_per_second" in r] for own in rows]
             speed[contender.name] = [float(np.median(own)) for own in speeds if own]
-    if len({own.shape[1] for own in seeing.values()}) > 1:
-        raise UserError(f"{study.path}: contenders were evaluated on different test samples; see data.on_bad_sample")
+    _stacked(study, [own[0] for own in (*seeing.values(), *blind.values())])
     return Results(seeing, blind, curves, speed)
+
+
+def _stacked(study: Study, points_N: list[np.ndarray]) -> np.ndarray:
+    """[S, N]"""
+    if len({len(own) for own in points_N}) > 1:
+        raise UserError(f"{study.path}: runs were evaluated on different test samples; see data.on_bad_sample")
+    return np.stack(points_N)
 
 
 def _points(contender: Contender, seed: int, blind: bool) -> np.ndarray:
@@ -58,8 +63,11 @@ def _points(contender: Contender, seed: int, blind: bool) -> np.ndarray:
     path = evaluation_file(recipe, blind, "predictions", "jsonl")
     if not path.exists():
         raise UserError(f"{path} does not exist: that run is not finished; start the study again")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    predictions = [prediction_of(row) for row in rows if row["evaluation"] == rows[0]["evaluation"]]
+    try:
+        predictions = next(iter(read_predictions(path).values()))
+    except UserError as error:
+        table = evaluation_file(recipe, blind)
+        raise UserError(f"{error}; for a study, delete {path} and {table}, and start it again") from None
     if any(p.kind in UNSCORED for p in predictions):
         raise UserError(f"{path}: captions and several classes have no score per sample, on which a comparison rests")
     return np.array([points(p) for p in sorted(predictions, key=lambda p: p.index)])

@@ -57,7 +57,7 @@ def write_study(study: Study, out: Path) -> None:
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         replace_file(path, text.encode())
-    elif path.read_text(encoding="utf-8") != text:
+    elif path.read_bytes() != text.encode():
         raise UserError(
             f"{path} is of other settings than {study.path} has now; give another --out, or the old settings"
         )
@@ -84,7 +84,8 @@ def tune(
 def _trained_loss(context: RunContext, ranks: Ranks) -> float:
     train(context, look_and_score)
     found, _ = agreed_checkpoint(context.folder, ranks)
-    assert found is not None and found.state.validation_loss is not None
+    if found is None or found.state.validation_loss is None:
+        raise UserError(f"tune: {context.folder} has no loss on data.validation at its end, by which it is judged")
     return found.state.validation_loss
 
 

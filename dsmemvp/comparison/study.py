@@ -26,7 +26,7 @@ from pydantic import Field
 from dsmemvp.config.conversion import Values, converted, nearest
 from dsmemvp.config.fields import CONFIG, Text
 from dsmemvp.config.methods import method_module
-from dsmemvp.config.reading import as_dict, flatten, read_recipe
+from dsmemvp.config.reading import as_dict, flatten, read_recipe, recipe_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.config.yaml_text import MOST, compose_yaml, plain_value, shown
 from dsmemvp.errors import UserError
@@ -108,6 +108,8 @@ def read_study(path: Path, out: Path, overrides: Sequence[str] = ()) -> Study:
     tuned = [Contender(c.name, c.recipe, _trials(path, c, tune, contenders[c.name]) if c.trains else ()) for c in made]
     if any(c.trials for c in tuned) and not made[0].recipe.data.validation:
         raise UserError(f"{path}: tune: the recipe needs data.validation, by whose loss a trial is judged")
+    for contender in tuned:
+        _check_runs(path, contender, settings)
     return Study(settings, tuple(tuned), path)
 
 
@@ -181,7 +183,9 @@ def _flat(path: Path, node: yaml.Node) -> Values:
 
 def _recipe(path: Path, name: str, base: str, own: Values, out: Path, overrides: Sequence[str]) -> Recipe:
     changes = [_override(key, value) for key, (value, _) in own.items() if key != "recipe" and not _is_tuned(key)]
-    file = own["recipe"][0] if "recipe" in own else base
+    file, where = own.get("recipe", (base, ""))
+    if not isinstance(file, str):
+        raise UserError(f"{where}: recipe: give the path of a recipe, not {shown(str(file))}")
     try:
         return read_recipe(file, [*changes, *overrides, f"output={json.dumps(str(out / 'runs'))}"])
     except UserError as error:
@@ -203,7 +207,7 @@ def _trials(path: Path, contender: Contender, tune: Values, own: Values) -> tupl
         values = own.get(f"tune.{key}", (common, where))[0]
         if not isinstance(common, list) or not isinstance(values, list) or len(values) != len(common):
             raise UserError(f"{where}: tune: {key} is a list of values, as long for every contender")
-        if key not in OWN and not key.startswith("method."):
+        if key not in OWN and (key == "method.name" or not key.startswith("method.")):
             raise UserError(f"{where}: tune: {key} is not a contender's own; tune a method's keys or {', '.join(OWN)}")
         grid.append([_override(key, value) for value in values])
     for key in own:
@@ -215,9 +219,19 @@ def _trials(path: Path, contender: Contender, tune: Values, own: Values) -> tupl
     return trials
 
 
+def _check_runs(path: Path, contender: Contender, settings: Settings) -> None:
+    """Raises UserError for a trial's values, or a run's name, that no recipe can have: before the hours of the first
+    one."""
+    values, longest = as_dict(contender.recipe), max(settings.seeds)
+    for trial in contender.trials or ((),):
+        recipe_of(values, f"{path}, contender {contender.name}", [*trial, f"name={contender.name}-seed-{longest}"])
+
+
 def _check_same(path: Path, contenders: Sequence[Contender]) -> None:
     """Raises UserError if contenders differ in more than the method and its own keys."""
     first, *others = contenders
+    if first.recipe.training.stop_at_step:
+        raise UserError(f"{path}: training.stop_at_step: whole trainings are compared; leave it out, a study resumes")
     wanted = dict(_leaves(as_dict(first.recipe)))
     for other in others:
         found = dict(_leaves(as_dict(other.recipe)))

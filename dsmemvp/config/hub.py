@@ -70,7 +70,12 @@ def _snapshot(repository: str, revision: str | None, key: str, name: str, online
     """The folder in the cache, named by its commit. Raises UserError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     tries = [True, False] if online and revision and COMMIT.fullmatch(revision) else [not online]
     for only_cached in tries:
@@ -79,6 +84,8 @@ def _snapshot(repository: str, revision: str | None, key: str, name: str, online
                 repository, revision=revision, allow_patterns=WANTED, local_files_only=only_cached
             )
             return Path(found)
+        except HFValidationError as error:
+            raise UserError(f"{key}: {name[:80]!r} cannot be a name on the hub: {error}") from None
         except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError) as error:
             if isinstance(error, HfHubHTTPError):
                 why = f"the hub refuses it ({str(error).splitlines()[0][:200]})"

@@ -14,6 +14,7 @@ P image tokens, v width of the tower.
 import hashlib
 import json
 import os
+import platform
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ def write_shard(
     path = rows_path(manifest, name, shard)
     path.parent.mkdir(exist_ok=True)
     digests, checksums = [], []
-    partial = path.with_name(f"partial-{path.name}")
+    # several runs may compute the same features at once, as the tasks of a study's array do
+    partial = path.with_name(f"partial-{platform.node()}-{os.getpid()}-{path.name}")
     try:
         with partial.open("wb") as file:
             for digest, row in rows:

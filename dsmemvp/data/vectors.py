@@ -99,6 +99,8 @@ def join_parts(path: Path, counts: Sequence[int], width: int, known: dict[str, A
 def check_vectors(path: Path, samples: int) -> None:
     """Raises UserError if the file is not as it was written."""
     about = read_json(path.with_suffix(".json"))
+    if not isinstance(about, dict) or not {"width", "sha256"} <= about.keys():
+        raise UserError(f"{path.with_suffix('.json')} does not say what {path.name} holds; delete both")
     try:
         vectors_NH = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, SyntaxError) as error:

@@ -60,6 +60,12 @@ def test_pictures_in_another_format_are_the_same_and_brighter_ones_nearly(study_
     assert remarks[1].startswith("1 picture of 2 in the test data") and "2 nearly so" in remarks[1]
 
 
+def test_a_damaged_picture_is_left_to_training_which_may_skip_it(study_path, tmp_path):
+    train = _rows("train", 0, 12)
+    train[1] = replace(train[1], image=train[1].image[:40])
+    assert check_study(_study(study_path, tmp_path, train, _rows("test", 0, 3)))[0].startswith("None of 3")
+
+
 def test_near_is_two_bits_of_64():
     assert near_duplicates([0b0, 0b1111], [0b11, 1 << 63]) == 2
     assert near_duplicates([0b111000], [0b0]) == 0

@@ -1,7 +1,10 @@
 """What a study file may say, and what ends it in one line before any training."""
 
+import json
+
 import pytest
 
+from dsmemvp.comparison.results import collect
 from dsmemvp.comparison.running import recipe_for, write_study
 from dsmemvp.comparison.study import is_study, read_study, study_of_recipes
 from dsmemvp.errors import UserError
@@ -56,11 +59,25 @@ def test_all_that_train_have_as_many_trials(read, demo_shards):
         ("contenders: [a, b]\n", "contenders is a mapping"),
         ("contenders:\n  a: {}\n  a: {}\n", "'a' is given twice"),
         ("contenders:\n  a: {tune: {method.hidden: [3]}}\n  b: {}\n", "the study itself does not tune it"),
+        ("contenders:\n  a: {recipe: 3}\n  b: {}\n", "line 3: recipe: give the path of a recipe, not '3'"),
+        (TWO + "tune: {method.name: [memvp, dvp]}\n", "method.name is not a contender's own"),
+        ("contenders:\n  -a: {}\n  b: {}\n", "'-a-seed-2' .*begins with a dot or a hyphen"),
     ],
 )
 def test_a_study_s_mistakes_are_told_in_one_line(read, text, said):
     with pytest.raises(UserError, match=said):
         read(text)
+
+
+def test_the_values_of_every_trial_are_checked_before_the_first_one(read, demo_shards):
+    for values, said in (("[0.1, fast]", "'fast'"), ("[0.1, -1]", "-1")):
+        with pytest.raises(UserError, match=f"learning_rate: .*{said}"):
+            read(TWO + f"tune: {{training.learning_rate: {values}}}\n", f"data.validation={demo_shards}")
+
+
+def test_a_study_that_would_stop_midway_is_refused(read):
+    with pytest.raises(UserError, match=r"training\.stop_at_step: whole trainings are compared"):
+        read(TWO, "training.stop_at_step=1")
 
 
 def test_recipes_are_a_study_as_they_are(recipe_path, tmp_path):
@@ -76,3 +93,28 @@ def test_a_folder_is_of_one_study(read, tmp_path):
     write_study(read(TWO), tmp_path / "out")
     with pytest.raises(UserError, match="is of other settings"):
         write_study(read(TWO + "seeds: [5]\n"), tmp_path / "out")
+    (tmp_path / "out" / "study.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="is of other settings"):
+        write_study(read(TWO), tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["", "{}\n", '{"evaluation": "cut'])
+def test_damaged_predictions_of_a_run_are_named_with_what_to_do(read, tmp_path, content):
+    study = read(TWO + "seeds: [0]\n")
+    run = tmp_path / "out" / "runs" / "memvp-seed-0"
+    run.mkdir(parents=True)
+    (run / "predictions.jsonl").write_text(content)
+    with pytest.raises(UserError, match=r"delete .*predictions.jsonl and .*evaluation.json, and start it again"):
+        collect(study)
+
+
+def test_runs_over_other_samples_are_not_compared(read, tmp_path):
+    study = read(TWO + "seeds: [0, 1]\n")
+    row = {"evaluation": "captions off", "id": "a", "kind": "choice", "text": "A", "predicted": "A", "answers": ["0"]}
+    for seed in (0, 1):
+        run = tmp_path / "out" / "runs" / f"memvp-seed-{seed}"
+        run.mkdir(parents=True)
+        rows = [json.dumps({**row, "index": i, "classes": []}) + "\n" for i in range(seed + 1)]
+        (run / "predictions.jsonl").write_text("".join(rows))
+    with pytest.raises(UserError, match="runs were evaluated on different test samples"):
+        collect(study)

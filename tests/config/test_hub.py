@@ -82,6 +82,7 @@ def test_a_run_records_the_commit_of_what_it_was_trained_on(cache, recipe_path, 
         ),
         ("hf://acme", {}, "'hf://acme' is not of the form hf://org/name or hf://org/name@REVISION"),
         ("hf://acme/a/b", {}, "'hf://acme/a/b' is not of the form"),
+        ("hf://acme/model.git", {}, "'hf://acme/model.git' cannot be a name on the hub: Repo_id cannot end by '.git'"),
     ],
 )
 def test_what_cannot_be_had_is_said_in_one_line(cache, recipe_path, tmp_path, name, environment, message):

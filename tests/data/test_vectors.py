@@ -53,4 +53,9 @@ def test_what_is_not_as_it_was_written_is_told(stored):
     with pytest.raises(UserError, match="holds no vectors"):
         check_vectors(path, 6)
     about = json.loads(path.with_suffix(".json").read_text())
+    path.write_bytes(content)
+    for damaged in ("null", "{}"):
+        path.with_suffix(".json").write_text(damaged)
+        with pytest.raises(UserError, match=r"does not say what .* holds; delete both"):
+            check_vectors(path, 6)
     assert (about["samples"], about["width"], about["follows_from"]) == (6, 5, {"data": "one"})
