@@ -73,7 +73,10 @@ def content_of(manifests: Sequence[Manifest], recipe: Recipe) -> Content:
     for sample in _samples(manifests):
         picture = b""
         if sample.image is not None:
-            image = decoded(sample.image, sample.where, recipe.vision.max_pixels)
+            try:
+                image = decoded(sample.image, sample.where, recipe.vision.max_pixels)
+            except SampleError:
+                continue
             picture = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
             if picture not in content.pictures:
                 content.pictures[picture] = _difference_hash(image)
@@ -144,7 +147,10 @@ def prompts_of(recipe: Recipe) -> list[tuple[str, list[int]]]:
     tokenizer, found = Tokenizer(recipe.model.tokenizer), []
     collator = replace(open_inputs(recipe).collator, answers=True)
     for sample in _samples([open_test_data(recipe)]):
-        text = collator.text(tokenizer, sample)
+        try:
+            text = collator.text(tokenizer, sample)
+        except SampleError:
+            continue
         found.append((sample.where, list(text.tokens[: text.prompt])))
         if len(found) == PROMPTS:
             break
