@@ -147,7 +147,10 @@ def prompts_of(recipe: Recipe) -> list[tuple[str, list[int]]]:
     tokenizer, found = Tokenizer(recipe.model.tokenizer), []
     collator = replace(open_inputs(recipe).collator, answers=True)
     for sample in _samples([open_test_data(recipe)]):
-        text = collator.text(tokenizer, sample)
+        try:
+            text = collator.text(tokenizer, sample)
+        except SampleError:
+            continue
         found.append((sample.where, list(text.tokens[: text.prompt])))
         if len(found) == PROMPTS:
             break

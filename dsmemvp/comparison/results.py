@@ -1,5 +1,6 @@
 """What the runs of a study have left: points of every test sample, learning curves, times."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,31 +35,35 @@ class Results:
 
 
 def collect(study: Study) -> Results:
-    """Raises UserError for a run that is not there yet."""
-    seeing, blind, curves, speed = {}, {}, {}, {}
+    """Raises UserError for a run that is not there yet, and for runs that were asked different samples."""
+    curves, speed = {}, {}
+    seeing: dict[str, list[dict[int, float]]] = {}
+    blind: dict[str, list[dict[int, float]]] = {}
     for contender in study.contenders:
         seeds = seeds_of(study, contender)
-        seeing[contender.name] = _stacked(study, [_points(contender, seed, False) for seed in seeds])
+        seeing[contender.name] = [_points(contender, seed, False) for seed in seeds]
         if study.settings.blind:
-            blind[contender.name] = _stacked(study, [_points(contender, seed, True) for seed in seeds])
+            blind[contender.name] = [_points(contender, seed, True) for seed in seeds]
         if contender.trains:
             rows = [_metrics(contender, seed) for seed in seeds]
             curves[contender.name] = [[(r["step"], r["loss/train"]) for r in own if "loss/train" in r] for own in rows]
             speeds = [[r["speed/samples_per_second"] for r in own if "speed/samples_per_second" in r] for own in rows]
             speed[contender.name] = [float(np.median(own)) for own in speeds if own]
-    _stacked(study, [own[0] for own in (*seeing.values(), *blind.values())])
-    return Results(seeing, blind, curves, speed)
+    samples = next(iter(seeing.values()))[0].keys()
+    # blind, a sample whose picture is damaged is asked, too, and stands beside nothing
+    others = [samples - own.keys() for runs in blind.values() for own in runs]
+    if any(others) or any(own.keys() != samples for runs in seeing.values() for own in runs):
+        raise UserError(f"{study.path}: contenders were evaluated on different test samples; see data.on_bad_sample")
+    return Results(_matrices(seeing, samples), _matrices(blind, samples), curves, speed)
 
 
-def _stacked(study: Study, points_N: list[np.ndarray]) -> np.ndarray:
-    """[S, N]"""
-    if len({len(own) for own in points_N}) > 1:
-        raise UserError(f"{study.path}: runs were evaluated on different test samples; see data.on_bad_sample")
-    return np.stack(points_N)
+def _matrices(runs: Mapping[str, list[dict[int, float]]], samples: Iterable[int]) -> dict[str, np.ndarray]:
+    order = sorted(samples)
+    return {name: np.array([[own[i] for i in order] for own in of_seeds]) for name, of_seeds in runs.items()}
 
 
-def _points(contender: Contender, seed: int, blind: bool) -> np.ndarray:
-    """[N], of the first of evaluation.captions, in the samples' order."""
+def _points(contender: Contender, seed: int, blind: bool) -> dict[int, float]:
+    """Of every sample by its running number, in the first of evaluation.captions."""
     recipe = recipe_for(contender, run_name(contender, seed), seed, ())
     path = evaluation_file(recipe, blind, "predictions", "jsonl")
     if not path.exists():
@@ -70,7 +75,7 @@ def _points(contender: Contender, seed: int, blind: bool) -> np.ndarray:
         raise UserError(f"{error}; for a study, delete {path} and {table}, and start it again") from None
     if any(p.kind in UNSCORED for p in predictions):
         raise UserError(f"{path}: captions and several classes have no score per sample, on which a comparison rests")
-    return np.array([points(p) for p in sorted(predictions, key=lambda p: p.index)])
+    return {p.index: points(p) for p in predictions}
 
 
 def _metrics(contender: Contender, seed: int) -> list[dict[str, Any]]:

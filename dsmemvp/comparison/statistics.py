@@ -105,7 +105,8 @@ def _estimate(points_SN: np.ndarray, by_seed: Seeds) -> Estimate:
     value = float(points.mean())
     error, freedom = _standard_error(points, by_seed)
     reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(value) / error, freedom)) if error > 0 else float(value == 0)
+    # a single answer says nothing of how much answers vary
+    p = float(2 * stats.t.sf(abs(value) / error, freedom)) if error > 0 else float(value == 0 or points.size == 1)
     low, high = np.percentile(_resampled(points), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     seeds = tuple(map(float, points.mean(1)))
     return Estimate(value, value - reach, value + reach, p, seeds, (float(low), float(high)))

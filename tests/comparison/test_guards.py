@@ -75,3 +75,12 @@ def test_near_is_two_bits_of_64():
 def test_content_is_counted_once(recipe_path, demo_shards):
     content = content_of([read_manifest(demo_shards)] * 2, read_recipe(recipe_path))
     assert len(content.samples) <= 48 and len(content.pictures) <= 24
+
+
+def test_samples_that_cannot_be_used_are_left_to_training_and_evaluation(study_path, tmp_path):
+    """A damaged picture, and a question over data.max_length."""
+    train, test = _rows("train", 0, 8), _rows("test", 0, 6)
+    test[1] = replace(test[1], image=test[1].image[:40])
+    test[2] = replace(test[2], fields={**test[2].fields, "question": "word " * 3000})
+    remarks = check_study(_study(study_path, tmp_path, train, test, "data.on_bad_sample=skip"))
+    assert remarks[0].startswith("None of 5 different test samples")

@@ -85,3 +85,8 @@ def test_one_run_of_an_untrained_model_stands_beside_every_seed():
 def test_contenders_without_any_mistake_are_no_error():
     (own,) = differences({"a": np.ones((2, 5)), "b": np.ones((2, 5))})
     assert own.estimate.p == 1 and not own.found
+
+
+def test_a_single_answer_tells_nothing_apart():
+    (own,) = differences({"a": np.ones((1, 1)), "b": np.zeros((1, 1))})
+    assert own.estimate.value == 100 and own.estimate.p == 1 and not own.found

@@ -25,9 +25,10 @@ OWN = {
     "dvp": {
         *("layer", "prompts", "placement", "query", "query_norm", "width", "heads", "dropout"),
         *("feature_layer", "class_token", "feature_norm", "adapter_ratio", "adapter_zero_init", "train_norms"),
+        *("classes", "loss"),
     },
     "mitp_encoders": {
-        *("classes", "loss", "prompt_len", "prompt_std", "points", "tau", "hub", "direction", "prompts"),
+        *("classes", "loss", "rank", "prompt_len", "prompt_std", "points", "tau", "hub", "direction", "prompts"),
     },
     "none": set(),
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from dvp_recording import Recording, walk
-from launch import run_on_ranks
+from launch import launch, run_on_ranks
 from making import picture
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -96,18 +96,18 @@ def recipe(recipe_path, language_model, tmp_path):
 
 
 @pytest.mark.ranks
-def test_it_learns_classes_on_two_ranks_and_is_scored_inspected_and_exported(recipe, tmp_path, capsys):
+def test_it_learns_classes_on_two_ranks_and_is_scored_inspected_and_exported(recipe, tmp_path):
     run_on_ranks(MODULE, 2, "train", str(recipe))
     run = tmp_path / "runs" / "tiny"
     run_on_ranks(MODULE, 2, "evaluate", str(recipe))
     (scores,) = json.loads((run / "evaluation-captions-off.json").read_text())["accuracy"].values()
     assert scores["Accuracy"] > 80 and scores.keys() == {"Accuracy", "F1-micro", "F1-macro"}
-    assert main(["inspect", "--run", str(run), "--sample", "1"]) == 0
-    assert "model: class " in capsys.readouterr().out and (run / "inspect" / "attention.png").is_file()
+    said = run_on_ranks(MODULE, 1, "inspect", "--run", str(run), "--sample", "1")
+    assert "model: class " in said and (run / "inspect" / "attention.png").is_file()
     (tmp_path / "a.png").write_bytes(picture())
     for command in ("inspect", "generate"):
-        assert main([command, "--run", str(run), "--image", str(tmp_path / "a.png"), "Which colour?"]) == 1
-        assert "dvp classifies" in capsys.readouterr().err
+        refused = launch(MODULE, 1, command, "--run", str(run), "--image", str(tmp_path / "a.png"), "Which colour?")
+        assert refused.returncode == 1 and "dvp classifies" in refused.stdout
     assert main(["export", "--run", str(run), "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "classify with a frozen LLaMA and a frozen CLIP vision tower" in card and "F1-macro" in card
