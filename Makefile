@@ -88,7 +88,7 @@ real: $(PARTS)/ready
 	  echo "heat map of test picture $$n: runs/real/inspect/$$n/heat-map.png"; done
 
 test: .venv/ready
-	python -m pytest -m "not cluster and not faults"
+	python -m pytest -m "not cluster and not faults" -n 2 --dist loadfile
 
 test-cluster: .venv/ready
 	python -m pytest -m "cluster or faults"
