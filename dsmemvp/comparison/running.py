@@ -7,6 +7,7 @@ that was cut off resumes from its checkpoint: a killed study goes on if the same
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def tune(
         progress.advance(1)
     if not losses:
         return ()
-    best = min(range(len(losses)), key=losses.__getitem__)
+    best = min(range(len(losses)), key=lambda i: (math.isnan(losses[i]), losses[i]))
     if ranks.first:
         log.info(f"{contender.name}: trial {best} has the lowest validation loss, {losses[best]:.4f}")
     ranks.together(lambda: _note_trials(out, contender, losses, best) if ranks.first else None)

@@ -205,8 +205,8 @@ def _trials(path: Path, contender: Contender, tune: Values, own: Values) -> tupl
     grid: list[list[str]] = []
     for key, (common, where) in tune.items():
         values = own.get(f"tune.{key}", (common, where))[0]
-        if not isinstance(common, list) or not isinstance(values, list) or len(values) != len(common):
-            raise UserError(f"{where}: tune: {key} is a list of values, as long for every contender")
+        if not common or not isinstance(common, list) or not isinstance(values, list) or len(values) != len(common):
+            raise UserError(f"{where}: tune: {key} is a list of values, at least one, as long for every contender")
         if key not in OWN and (key == "method.name" or not key.startswith("method.")):
             raise UserError(f"{where}: tune: {key} is not a contender's own; tune a method's keys or {', '.join(OWN)}")
         grid.append([_override(key, value) for value in values])

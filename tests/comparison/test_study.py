@@ -1,7 +1,5 @@
 """What a study file may say, and what ends it in one line before any training."""
 
-import json
-
 import pytest
 
 from dsmemvp.comparison.results import collect
@@ -52,6 +50,7 @@ def test_all_that_train_have_as_many_trials(read, demo_shards):
         (TWO + "tune: {training.learning_rate: [1.0e-3]}\n", "needs data.validation"),
         (TWO + "tune: {training.epochs: [1, 2]}\n", "training.epochs is not a contender's own"),
         (TWO + "tune: {training.learning_rate: 3}\n", "is a list of values"),
+        (TWO + "tune: {training.learning_rate: []}\n", "at least one"),
         ("contenders:\n  a: {training: {epochs: 3}}\n  b: {}\n", "a and b differ in training.epochs: 3 and"),
         ("contenders:\n  a: {method: {hiden: 3}}\n  b: {}\n", "contender a: .*hiden"),
         ("contenders:\n  a/b: {}\n  b: {}\n", "a name has letters"),
@@ -105,16 +104,4 @@ def test_damaged_predictions_of_a_run_are_named_with_what_to_do(read, tmp_path, 
     run.mkdir(parents=True)
     (run / "predictions.jsonl").write_text(content)
     with pytest.raises(UserError, match=r"delete .*predictions.jsonl and .*evaluation.json, and start it again"):
-        collect(study)
-
-
-def test_runs_over_other_samples_are_not_compared(read, tmp_path):
-    study = read(TWO + "seeds: [0, 1]\n")
-    row = {"evaluation": "captions off", "id": "a", "kind": "choice", "text": "A", "predicted": "A", "answers": ["0"]}
-    for seed in (0, 1):
-        run = tmp_path / "out" / "runs" / f"memvp-seed-{seed}"
-        run.mkdir(parents=True)
-        rows = [json.dumps({**row, "index": i, "classes": []}) + "\n" for i in range(seed + 1)]
-        (run / "predictions.jsonl").write_text("".join(rows))
-    with pytest.raises(UserError, match="runs were evaluated on different test samples"):
         collect(study)
