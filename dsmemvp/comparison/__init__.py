@@ -1,9 +1,10 @@
 """`dsmemvp compare STUDY`: several methods on one base, with the same data, prompt, order of samples and budget.
 
-study.py        a study file -> its contenders, trials and runs
-guards.py       no test sample in training, the same prompts for all contenders
-running.py      every trial and run, one after another; a killed study resumes
-statistics.py   intervals, paired differences, Holm's correction
-costs.py        trained parameters, FLOPs, bytes kept and sent
-report.py       report.json, report.md, figures, TensorBoard's table of hyperparameters
+- study.py: a study file -> its contenders, trials and runs
+- guards.py: no test sample in training, the same prompts for all contenders
+- running.py: every trial and run, one after another; a killed study resumes
+- results.py: what the runs have left, sample by sample
+- statistics.py: intervals, paired differences, Holm's correction
+- costs.py: trained parameters, FLOPs, bytes kept and sent
+- figures.py, report.py: pictures, report.json, report.md, TensorBoard's table of hyperparameters
 """

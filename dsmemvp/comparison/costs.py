@@ -3,13 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.comparison.guards import prompts_of
 from dsmemvp.comparison.study import Contender
+from dsmemvp.config.recipe import Recipe
+from dsmemvp.model import sizes_of
 from dsmemvp.planning.cluster import Cluster
 from dsmemvp.planning.plan import weigh
 from dsmemvp.planning.sharding import read_sharding
 from dsmemvp.planning.trace import SUPERVISED, trace
+from dsmemvp.prompts import build_method
 
 GPUS = 8
 """Of the cluster on which the bytes that a step sends are counted."""
@@ -38,22 +44,18 @@ def cost_of(contender: Contender) -> Cost:
     if not contender.trains:
         return Cost(0, tokens, 0.0, 0.0, 0.0)
     policy = "elementwise" if recipe.training.recompute == "auto" else recipe.training.recompute
-    found = trace(recipe, read_configs(recipe), tokens + SUPERVISED, policy)
+    configs = read_configs(recipe)
+    found = trace(recipe, configs, tokens + SUPERVISED, policy)
     cluster, sharding = Cluster(GPUS, GPUS), read_sharding(Path(recipe.training.deepspeed))
     micro = recipe.training.micro_batch
     sent = weigh(found, sharding, policy, cluster, recipe.training.micro_steps(GPUS)).traffic.sent_per_gpu()
-    reserved = reserved_places(contender)
+    reserved = reserved_places(recipe, configs)
     trained = sum(parameter.numel for parameter in found.parameters if parameter.trained)
     return Cost(trained, tokens + reserved, found.flops / micro, found.held / micro, sent)
 
 
-def reserved_places(contender: Contender) -> int:
+def reserved_places(recipe: Recipe, configs: Configs) -> int:
     """In the sequence of a sample with an image."""
-    import torch
-
-    from dsmemvp.model import sizes_of
-    from dsmemvp.prompts import build_method
-
     with torch.device("meta"):
-        method = build_method(contender.recipe.method, sizes_of(read_configs(contender.recipe)))
+        method = build_method(recipe.method, sizes_of(configs))
     return sum(places.count for places in method.reserved())

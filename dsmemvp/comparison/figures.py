@@ -1,5 +1,6 @@
 """Three figures of a study, as PNG; none without matplotlib, which the extra `compare` brings."""
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,17 @@ from typing import Any
 import numpy as np
 
 from dsmemvp.comparison.costs import Cost
-from dsmemvp.comparison.results import Results
-from dsmemvp.comparison.statistics import estimates
+from dsmemvp.comparison.statistics import Estimate
 from dsmemvp.log import log
 
+Estimates = dict[str, Estimate]
+Curves = dict[str, list[list[tuple[int, float]]]]
 
-def draw(results: Results, costs: dict[str, Cost], out: Path) -> list[tuple[str, str]]:
-    """(file's name, what it shows) of each."""
+
+def draw(
+    seeing: Estimates, blind: Estimates, costs: dict[str, Cost], curves: Curves, out: Path
+) -> list[tuple[str, str]]:
+    """(file's name, what it shows) of each; all by the contender's name, `curves` as in results.py."""
     if find_spec("matplotlib") is None:
         log.info("no figures: matplotlib is not installed; pip install 'dsmemvp[compare]'")
         return []
@@ -21,32 +26,31 @@ def draw(results: Results, costs: dict[str, Cost], out: Path) -> list[tuple[str,
 
     made = []
     for name, about, paint in (
-        ("scores.png", "Scores with 95 % intervals", _scores),
-        ("cost.png", "Score against the FLOPs of a training step", _cost),
-        ("curves.png", "Training loss, mean and range over seeds", _curves),
+        ("scores.png", "Scores with 95 % intervals", partial(_scores, seeing=seeing, blind=blind)),
+        ("cost.png", "Score against the FLOPs of a training step", partial(_cost, seeing=seeing, costs=costs)),
+        ("curves.png", "Training loss, mean and range over seeds", partial(_curves, curves=curves)),
     ):
         figure = Figure(figsize=(7, 4), layout="constrained")
-        paint(figure.subplots(), results, costs)
+        paint(figure.subplots())
         figure.savefig(out / name, dpi=120, metadata={"Software": None})
         made.append((name, about))
     return made
 
 
-def _scores(axes: Any, results: Results, costs: dict[str, Cost]) -> None:
-    for shift, (label, points) in enumerate((("with images", results.seeing), ("blind", results.blind))):
-        if points:
-            found = estimates(points)
+def _scores(axes: Any, seeing: Estimates, blind: Estimates) -> None:
+    for shift, (label, found) in enumerate((("with images", seeing), ("blind", blind))):
+        if found:
             values = [own.value for own in found.values()]
             reach = [[own.value - own.low for own in found.values()], [own.high - own.value for own in found.values()]]
             axes.errorbar(values, np.arange(len(found)) + 0.15 * shift, xerr=reach, fmt="o", capsize=3, label=label)
-    axes.set_yticks(range(len(results.seeing)), list(results.seeing))
+    axes.set_yticks(range(len(seeing)), list(seeing))
     axes.invert_yaxis()
     axes.set_xlabel("score, %")
     axes.legend()
 
 
-def _cost(axes: Any, results: Results, costs: dict[str, Cost]) -> None:
-    for name, own in estimates(results.seeing).items():
+def _cost(axes: Any, seeing: Estimates, costs: dict[str, Cost]) -> None:
+    for name, own in seeing.items():
         flops = costs[name].flops / 1e9
         axes.errorbar([flops], [own.value], yerr=[[own.value - own.low], [own.high - own.value]], fmt="o", capsize=3)
         axes.annotate(name, (flops, own.value), xytext=(5, 5), textcoords="offset points")
@@ -54,10 +58,10 @@ def _cost(axes: Any, results: Results, costs: dict[str, Cost]) -> None:
     axes.set_ylabel("score, %")
 
 
-def _curves(axes: Any, results: Results, costs: dict[str, Cost]) -> None:
-    for name, curves in results.curves.items():
-        steps = [step for step, _ in curves[0]]
-        losses = np.array([[loss for _, loss in curve] for curve in curves])
+def _curves(axes: Any, curves: Curves) -> None:
+    for name, own in curves.items():
+        steps = [step for step, _ in own[0]]
+        losses = np.array([[loss for _, loss in curve] for curve in own])
         (line,) = axes.plot(steps, losses.mean(0), label=name)
         axes.fill_between(steps, losses.min(0), losses.max(0), alpha=0.2, color=line.get_color())
     axes.set_xlabel("step")

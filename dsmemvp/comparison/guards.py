@@ -50,14 +50,12 @@ def check_study(study: Study) -> list[str]:
     """Remarks for the report. Raises UserError for a leak, unless the study has it reported, and for other prompts."""
     recipe = study.contenders[0].recipe
     _check_prompts(study)
-    known = [open_training_data(recipe).manifests, [m for m in (open_validation_data(recipe),) if m]]
-    trained, tested = (
-        content_of([m for group in known for m in group], recipe),
-        content_of([open_test_data(recipe)], recipe),
-    )
+    validation = open_validation_data(recipe)
+    known = [*open_training_data(recipe).manifests, *([validation] if validation else [])]
+    trained, tested = content_of(known, recipe), content_of([open_test_data(recipe)], recipe)
     remarks = list(_leaks(study, trained, tested))
     same = len(trained.pictures.keys() & tested.pictures.keys())
-    near = near_duplicates(list(tested.pictures.values()), list(trained.pictures.values())) if tested.pictures else 0
+    near = near_duplicates(list(tested.pictures.values()), list(trained.pictures.values()))
     remarks.append(
         f"{counted(same, 'picture')} of {len(tested.pictures)} in the test data also in the data of training and tuning"
         f" (by pixels), {near} nearly so (difference hash within {NEAR} of 64 bits)"

@@ -5,7 +5,7 @@ report.json is the same byte for byte however often the study was interrupted, b
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,37 @@ from dsmemvp.training.event_file import EventFile
 
 def write_report(study: Study, out: Path, remarks: Sequence[str]) -> str:
     """Returns report.md's text. Raises UserError or OSError."""
-    results = collect(study)
-    costs = {contender.name: cost_of(contender) for contender in study.contenders}
-    content = as_json(study, results, costs, _tuned(out), remarks)
+    found = _find(study, out)
+    content = as_json(study, found, remarks)
     replace_file(out / "report.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    text = as_markdown(study, results, costs, _tuned(out), remarks) + _figures(study, results, costs, out)
+    names = draw(found.seeing, found.blind, found.costs, found.results.curves, out)
+    text = as_markdown(study, found, remarks) + "".join(f"\n![{about}]({name})\n" for name, about in names)
     replace_file(out / "report.md", text.encode())
     for contender in study.contenders:
-        _show(contender, results, _tuned(out), out)
+        _show(contender, found, out)
     return text
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Of every contender by its name."""
+
+    results: Results
+    costs: dict[str, Cost]
+    tuned: dict[str, Any]
+    """Its trials and the chosen one."""
+    seeing: dict[str, Estimate]
+    blind: dict[str, Estimate]
+    differences: list[Difference]
+    gains: list[Difference]
+    """Of each with images less itself without."""
+
+
+def _find(study: Study, out: Path) -> _Found:
+    results = collect(study)
+    costs = {contender.name: cost_of(contender) for contender in study.contenders}
+    seeing, blind = estimates(results.seeing), estimates(results.blind)
+    return _Found(results, costs, _tuned(out), seeing, blind, differences(results.seeing), _gains(results))
 
 
 def _tuned(out: Path) -> dict[str, Any]:
@@ -40,51 +62,47 @@ def _tuned(out: Path) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("tuned/*.json"))}
 
 
-def as_json(
-    study: Study, results: Results, costs: dict[str, Cost], tuned: dict[str, Any], remarks: Sequence[str]
-) -> dict[str, Any]:
-    blind = {name: asdict(own) for name, own in estimates(results.blind).items()} if results.blind else {}
+def as_json(study: Study, found: _Found, remarks: Sequence[str]) -> dict[str, Any]:
     return {
         "study": study.name,
         "seeds": study.settings.seeds,
-        "samples": results.samples,
+        "samples": found.results.samples,
         "remarks": list(remarks),
-        "tuned": tuned,
-        "scores": {name: asdict(own) for name, own in estimates(results.seeing).items()},
-        "blind": blind,
-        "differences": [asdict(own) | {"found": own.found} for own in differences(results.seeing)],
-        "seeing_less_blind": [asdict(own) | {"found": own.found} for own in _gains(results)],
-        "costs": {name: asdict(cost) for name, cost in costs.items()},
-        "curves": results.curves,
-        "times": {"samples_per_second": results.samples_per_second},
+        "tuned": found.tuned,
+        "scores": {name: asdict(own) for name, own in found.seeing.items()},
+        "blind": {name: asdict(own) for name, own in found.blind.items()},
+        "differences": [asdict(own) | {"found": own.found} for own in found.differences],
+        "seeing_less_blind": [asdict(own) | {"found": own.found} for own in found.gains],
+        "costs": {name: asdict(cost) for name, cost in found.costs.items()},
+        "curves": found.results.curves,
+        "times": {"samples_per_second": found.results.samples_per_second},
     }
 
 
 def _gains(results: Results) -> list[Difference]:
     """Of every contender with images less itself without."""
-    pairs = [differences({name: own, f"{name}, blind": results.blind[name]}) for name, own in results.seeing.items()]
-    return [pair for (pair,) in pairs] if results.blind else []
+    pairs = [differences({name: results.seeing[name], f"{name}, blind": own}) for name, own in results.blind.items()]
+    return [pair for (pair,) in pairs]
 
 
-def as_markdown(
-    study: Study, results: Results, costs: dict[str, Cost], tuned: dict[str, Any], remarks: Sequence[str]
-) -> str:
+def as_markdown(study: Study, found: _Found, remarks: Sequence[str]) -> str:
     seeds = ", ".join(map(str, study.settings.seeds))
     trials = max(len(contender.trials) for contender in study.contenders)
     lines = [
         f"# {study.name}",
         "",
         f"{counted(len(study.contenders), 'contender')}, {counted(len(study.settings.seeds), 'seed')} ({seeds}),"
-        f" {counted(results.samples, 'test sample')}; {counted(trials, 'trial')} for each trained one. Scores are in"
+        f" {counted(found.results.samples, 'test sample')};"
+        f" {counted(trials, 'trial')} for each trained one. Scores are in"
         " per cent, with 95 % intervals over test samples and seeds.",
         "",
-        *_scores(results, costs, tuned),
+        *_scores(found),
         "",
         "## Differences",
         "",
-        *(_said(own) for own in differences(results.seeing)),
+        *(_said(own) for own in found.differences),
         "",
-        *([f"- {_gain(own)}" for own in _gains(results)] or ["Not evaluated blind."]),
+        *([f"- {_gain(own)}" for own in found.gains] or ["Not evaluated blind."]),
         "",
         "p after Holm's correction over all pairs; h is Cohen's effect size. Seeing and blind are compared one by one.",
         "",
@@ -95,8 +113,8 @@ def as_markdown(
     return "\n".join(lines) + "\n"
 
 
-def _scores(results: Results, costs: dict[str, Cost], tuned: dict[str, Any]) -> list[str]:
-    seeing, blind = estimates(results.seeing), estimates(results.blind) if results.blind else {}
+def _scores(found: _Found) -> list[str]:
+    seeing, blind, costs, tuned = found.seeing, found.blind, found.costs, found.tuned
     names = list(seeing)
     columns = [
         ["contender", *names],
@@ -133,20 +151,15 @@ def _gain(own: Difference) -> str:
     return f"{own.first} with images less blind: {numbers}" + "; no difference found" * (not own.found)
 
 
-def _figures(study: Study, results: Results, costs: dict[str, Cost], out: Path) -> str:
-    names = draw(results, costs, out)
-    return "".join(f"\n![{about}]({name})\n" for name, about in names)
-
-
-def _show(contender: Contender, results: Results, tuned: dict[str, Any], out: Path) -> None:
+def _show(contender: Contender, found: _Found, out: Path) -> None:
     """A row of TensorBoard's HParams table."""
     own = contender.recipe
     settings: dict[str, Any] = {"method": own.method.name, "learning_rate": own.training.learning_rate}
-    if contender.name in tuned:
-        settings["chosen"] = _chosen(tuned[contender.name])
-    scores = {"score/test": 100 * float(results.seeing[contender.name].mean())}
-    if results.blind:
-        scores["score/blind"] = 100 * float(results.blind[contender.name].mean())
+    if contender.name in found.tuned:
+        settings["chosen"] = _chosen(found.tuned[contender.name])
+    scores = {"score/test": found.seeing[contender.name].value}
+    if found.blind:
+        scores["score/blind"] = found.blind[contender.name].value
     folder = out / "hparams" / contender.name
     for file in folder.glob("events.*"):  # of a report before this one
         file.unlink()

@@ -48,8 +48,12 @@ def runs_of(study: Study, contender: Contender) -> int:
 def is_finished(study: Study) -> bool:
     """Whether every run has its scores, and the report can be written."""
     recipes = [recipe_for(c, run_name(c, seed), seed, ()) for c in study.contenders for seed in seeds_of(study, c)]
-    blind = (False, True) if study.settings.blind else (False,)
-    return all(evaluation_file(recipe, each).exists() for recipe in recipes for each in blind)
+    return all(evaluation_file(recipe, blind).exists() for recipe in recipes for blind in evaluations_of(study))
+
+
+def evaluations_of(study: Study) -> tuple[bool, ...]:
+    """Of every run: whether it is blind."""
+    return (False, True) if study.settings.blind else (False,)
 
 
 def write_study(study: Study, out: Path) -> None:
@@ -104,7 +108,7 @@ def run(
     """Train with a seed, then evaluate with and without images."""
     recipe = recipe_for(contender, run_name(contender, seed), seed, chosen)
     context = context_of(recipe)
-    todo = [b for b in (False, True)[: 1 + study.settings.blind] if not _is_there(ranks, evaluation_file(recipe, b))]
+    todo = [blind for blind in evaluations_of(study) if not _is_there(ranks, evaluation_file(recipe, blind))]
     if not todo:
         if ranks.first:
             log.info(f"{recipe.name}: trained and evaluated already")

@@ -273,9 +273,8 @@ def build_engine(
         fused=ranks.device.type == "cuda",
     )
     whole = set(model.whole_blocks()) if partitioned(settings) else set()
-    for block in (
-        model.language.layers if model.language is not None else ()
-    ):  # what an earlier stage has frozen may train in this one
+    # in every stage: what an earlier one has frozen may train in this one
+    for block in model.language.layers if model.language is not None else ():
         set_z3_leaf_module(block, block in whole)
     zero = settings["zero_optimization"]
     if zero.get(PREFETCH) == "auto":
