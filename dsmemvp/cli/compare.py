@@ -34,7 +34,7 @@ def _compare(given: argparse.Namespace) -> None:
         return
     with listening() as stop, ended_with_launcher(stop):
         from dsmemvp.cli.runs import join
-        from dsmemvp.comparison.guards import check_study
+        from dsmemvp.comparison.guards import Checked, check_study
         from dsmemvp.comparison.report import write_report
         from dsmemvp.comparison.running import is_finished, run_study
         from dsmemvp.distributed.ranks import leave_ranks
@@ -45,12 +45,13 @@ def _compare(given: argparse.Namespace) -> None:
             raise UserError(f"--task: there are contenders 0 to {len(study.contenders) - 1}, not {given.task}")
         ranks, watched = join(study.contenders[0].recipe, stop)
         with watched as heartbeat:
-            remarks = ranks.together(lambda: check_study(study) if ranks.first else [])
+            nothing, task = Checked([], 0.0), given.task or 0
+            checked = ranks.together(lambda: check_study(study, given.out, task) if ranks.first else nothing)
             if not given.report:
                 contexts = partial(RunContext, ranks=ranks, stop=stop, heartbeat=heartbeat)
                 run_study(study, given.out, ranks, contexts, given.task)
             last = given.task is None or is_finished(study)
-            text = ranks.together(lambda: write_report(study, given.out, remarks) if ranks.first and last else "")
+            text = ranks.together(lambda: write_report(study, given.out, checked) if ranks.first and last else "")
         if ranks.first:
             print(text, end="", flush=True)
         leave_ranks()

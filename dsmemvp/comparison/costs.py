@@ -7,7 +7,6 @@ import torch
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.weights import read_configs
-from dsmemvp.comparison.guards import prompts_of
 from dsmemvp.comparison.study import Contender
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.model import sizes_of
@@ -36,11 +35,9 @@ class Cost:
     """Bytes that each of 8 GPUs sends per step."""
 
 
-def cost_of(contender: Contender) -> Cost:
-    """Of samples as long as the test data's prompts are on average."""
-    recipe = contender.recipe
-    prompts = prompts_of(recipe)
-    tokens = round(sum(len(own) for _, own in prompts) / max(len(prompts), 1))
+def cost_of(contender: Contender, prompt_tokens: float) -> Cost:
+    """Of samples with prompts of this length, the places that the method reserves not counted."""
+    recipe, tokens = contender.recipe, round(prompt_tokens)
     if not contender.trains:
         return Cost(0, tokens, 0.0, 0.0, 0.0)
     policy = "elementwise" if recipe.training.recompute == "auto" else recipe.training.recompute

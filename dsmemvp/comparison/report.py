@@ -14,6 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 from dsmemvp.atomic_files import replace_file
 from dsmemvp.comparison.costs import Cost, cost_of
 from dsmemvp.comparison.figures import draw
+from dsmemvp.comparison.guards import Checked
 from dsmemvp.comparison.results import Results, collect
 from dsmemvp.comparison.statistics import Difference, Estimate, differences, estimates
 from dsmemvp.comparison.study import Contender, Study
@@ -22,9 +23,9 @@ from dsmemvp.markdown import table
 from dsmemvp.training.event_file import EventFile
 
 
-def write_report(study: Study, out: Path, remarks: Sequence[str]) -> str:
+def write_report(study: Study, out: Path, checked: Checked) -> str:
     """Returns report.md's text. Raises UserError or OSError."""
-    found = _find(study, out)
+    found, remarks = _find(study, out, checked.prompt_tokens), checked.remarks
     content = as_json(study, found, remarks)
     replace_file(out / "report.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     names = draw(found.seeing, found.blind, found.costs, found.results.curves, out)
@@ -50,9 +51,9 @@ class _Found:
     """Of each with images less itself without."""
 
 
-def _find(study: Study, out: Path) -> _Found:
+def _find(study: Study, out: Path, prompt_tokens: float) -> _Found:
     results = collect(study)
-    costs = {contender.name: cost_of(contender) for contender in study.contenders}
+    costs = {contender.name: cost_of(contender, prompt_tokens) for contender in study.contenders}
     seeing, blind = estimates(results.seeing), estimates(results.blind)
     return _Found(results, costs, _tuned(out), seeing, blind, differences(results.seeing), _gains(results))
 
