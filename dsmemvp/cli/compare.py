@@ -34,6 +34,7 @@ def _compare(given: argparse.Namespace) -> None:
         return
     with listening() as stop, ended_with_launcher(stop):
         from dsmemvp.cli.runs import join
+        from dsmemvp.comparison.budget import with_budget
         from dsmemvp.comparison.guards import Checked, check_study
         from dsmemvp.comparison.report import write_report
         from dsmemvp.comparison.running import is_finished, run_study
@@ -45,6 +46,7 @@ def _compare(given: argparse.Namespace) -> None:
             raise UserError(f"--task: there are contenders 0 to {len(study.contenders) - 1}, not {given.task}")
         ranks, watched = join(study.contenders[0].recipe, stop)
         with watched as heartbeat:
+            study = ranks.together(lambda: with_budget(study))
             nothing, task = Checked([], 0.0), given.task or 0
             checked = ranks.together(lambda: check_study(study, given.out, task) if ranks.first else nothing)
             if not given.report:

@@ -6,6 +6,7 @@
       memvp: {}
       dvp: {method: {name: dvp}}
     tune: {training.learning_rate: [1.0e-3, 3.0e-3, 1.0e-2]}
+    budget: {steps: 200}                   # of every training; without, the recipe's epochs
     seeds: [0, 1, 2]
 
 Every contender is tuned with the same number of trials, each a whole training with `tune_seed` that is judged by the
@@ -15,7 +16,7 @@ loss on data.validation; then it is trained with each of `seeds` and evaluated o
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ import yaml
 from pydantic import Field
 
 from dsmemvp.config.conversion import Values, converted, nearest
-from dsmemvp.config.fields import CONFIG, Text
+from dsmemvp.config.fields import CONFIG, FROM_TEXT, Steps, Text
 from dsmemvp.config.methods import method_module
 from dsmemvp.config.reading import as_dict, flatten, read_recipe, recipe_of
 from dsmemvp.config.recipe import Recipe
@@ -45,6 +46,19 @@ MOST_TRIALS = 100
 
 
 @pydantic.dataclasses.dataclass(config=CONFIG)
+class Budget:
+    """Of every training of a study, trials included; the one of these that is not 0, or the recipe's epochs."""
+
+    epochs: Annotated[float, Field(ge=0, le=10**5), FROM_TEXT] = 0.0
+    steps: Steps = 0
+    samples: Annotated[int, Field(ge=0, le=10**15)] = 0
+
+    @property
+    def is_given(self) -> bool:
+        return any(vars(self).values())
+
+
+@pydantic.dataclasses.dataclass(config=CONFIG)
 class Settings:
     """The keys of a study file, beside `contenders` and `tune`."""
 
@@ -60,6 +74,7 @@ class Settings:
     """Also evaluate every run without its images."""
     leaks: Literal["refuse", "report"] = "refuse"
     """What test samples that stand in the training, validation or search data do: end the study, or be reported."""
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass(frozen=True)
@@ -87,13 +102,16 @@ class Study:
     def as_dict(self) -> dict[str, Any]:
         """All that results depend on, to be written down before there are any."""
         rows = {c.name: {"recipe": as_dict(c.recipe), "trials": list(map(list, c.trials))} for c in self.contenders}
-        return {"name": self.name, **vars(self.settings), "contenders": rows}
+        return {"name": self.name, **asdict(self.settings), "contenders": rows}
 
 
 def read_study(path: Path, out: Path, overrides: Sequence[str] = ()) -> Study:
     """Raises OSError or UserError. `overrides` are of all contenders' recipes."""
     values, contenders, tune = _read(path)
-    settings: Settings = converted(Settings, "", values)
+    budget = converted(Budget, "budget.", {key: given for key, given in values.items() if key.startswith("budget.")})
+    settings: Settings = converted(Settings, "", values, budget=budget)
+    if sum(map(bool, vars(budget).values())) > 1:
+        raise UserError(f"{path}: budget: give one of {', '.join(vars(budget))}")
     if not settings.recipe:
         raise UserError(f"{path}: recipe: name the recipe that all contenders change")
     if not contenders:
@@ -144,7 +162,7 @@ def _read(path: Path) -> tuple[Values, dict[str, Values], Values]:
     values: Values = {}
     contenders: dict[str, Values] = {}
     tune: Values = {}
-    known = [f.name for f in fields(Settings)]
+    known = [f.name for f in fields(Settings) if f.name != "budget"]
     for key, at, node in _pairs(path, root, "a study"):
         if key == "contenders":
             for name, where, body in _pairs(path, node, "contenders"):
@@ -157,12 +175,22 @@ def _read(path: Path) -> tuple[Values, dict[str, Values], Values]:
                 contenders[name] = _flat(path, body)
         elif key == "tune":
             tune = _flat(path, node)
+        elif key == "budget":
+            values |= _budget(path, node)
         elif key not in known:
-            close = nearest(key, [*known, "contenders", "tune"])
+            close = nearest(key, [*known, "budget", "contenders", "tune"])
             raise UserError(f"{at}: unknown key {shown(key)}" + f"; did you mean {close!r}?" * bool(close))
         else:
             values[key] = (plain_value(node), at)
     return values, contenders, tune
+
+
+def _budget(path: Path, node: yaml.Node) -> Values:
+    known = [f.name for f in fields(Budget)]
+    for key, at, _ in _pairs(path, node, "budget"):
+        if key not in known:
+            raise UserError(f"{at}: unknown key {shown(f'budget.{key}')}; known of a budget: {', '.join(known)}")
+    return {f"budget.{key}": given for key, given in _flat(path, node).items()}
 
 
 def _pairs(path: Path, node: yaml.Node | None, what: str) -> Iterator[tuple[str, str, yaml.Node]]:

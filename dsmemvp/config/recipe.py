@@ -11,7 +11,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dsmemvp.config.fields import CONFIG, FROM_TEXT, Factor, Fraction, Samples, Seconds, Steps, Text, Texts, Tokens
+from dsmemvp.config.fields import (
+    CONFIG,
+    FROM_TEXT,
+    Epochs,
+    Factor,
+    Fraction,
+    Samples,
+    Seconds,
+    Steps,
+    Text,
+    Texts,
+    Tokens,
+)
 from dsmemvp.config.methods import method_settings
 from dsmemvp.counting import counted
 from dsmemvp.errors import UserError
@@ -76,7 +88,8 @@ class Data:
     passes: list[Annotated[float, Field(gt=0, le=10**6), FROM_TEXT]] = field(default_factory=list)
     """How often each folder of `train` is gone through in one epoch; none given: once each."""
     validation: Text = ""
-    """Folder of shards whose loss is measured beside every checkpoint of `checkpoint_epochs`; none if empty."""
+    """Folder of shards whose loss is measured beside every checkpoint of `checkpoint_epochs` and the last one; none if
+    empty."""
     test: Text = ""
     """Folder of shards to evaluate on."""
     search: Text = ""
@@ -111,8 +124,8 @@ class Data:
 
 @dataclass(config=CONFIG)
 class Training:
-    epochs: Annotated[int, Field(ge=1, le=10**5)] = 20
-    """Passes over the training set."""
+    epochs: Epochs = 20.0
+    """Passes over the training set; also a part of one, such as 0.25, rounded to whole steps."""
     warmup_epochs: Annotated[float, Field(ge=0, le=10**5), FROM_TEXT] = 2.0
     """The learning rate rises linearly from zero over these, step by step, then falls as `schedule` says."""
     schedule: Literal["cosine", "linear", "steps"] = "cosine"
@@ -156,7 +169,7 @@ class Training:
     log_every: Annotated[int, Field(ge=1, le=10**9)] = 10
     """Steps between two lines in the log and points in TensorBoard."""
     checkpoint_epochs: Annotated[int, Field(ge=1, le=10**5)] = 1
-    """Epochs between checkpoints; the last epoch always ends with one."""
+    """Epochs between checkpoints; the run always ends with one."""
     checkpoint_steps: Steps = 0
     """Steps between further checkpoints within an epoch; 0 for none."""
     keep_last: Steps = 3
@@ -198,8 +211,8 @@ class Search:
     """What `dsmemvp search` does. Every step trains with a random value of the setting, then scores some values on
     data.search and makes the better ones more likely."""
 
-    epochs: Annotated[int, Field(ge=1, le=10**5)] = 2
-    """Passes over the training set."""
+    epochs: Epochs = 2.0
+    """Passes over the training set, or a part of one."""
     learning_rate: Annotated[float, Field(gt=0, le=1000), FROM_TEXT] = 1e-4
     """The same in all steps. All else is trained as `training` says."""
     rule: Literal["corrected", "published"] = "corrected"

@@ -23,12 +23,13 @@ def study(recipe_path, demo_shards, tmp_path):
         "contenders": CONTENDERS,
         "tune": {"training.learning_rate": [1e-3, 1e-2]},
         "seeds": [0, 1],
+        "budget": {"steps": 4},
         "leaks": "report",
     }
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    settings = [f"data.validation={demo_shards}", "training.epochs=1", "training.log_every=1", "method.dropout=0.1"]
-    return [str(path), *(part for setting in settings[:3] for part in ("--set", setting))]
+    settings = [f"data.validation={demo_shards}", "training.log_every=1"]
+    return [str(path), *(part for setting in settings for part in ("--set", setting))]
 
 
 def _compare(study, out: Path, ranks: int = 1, until: str = "", by: int = signal.SIGKILL) -> list[int]:
@@ -72,6 +73,7 @@ def test_a_study_that_was_killed_and_asked_to_end_says_what_one_says_that_was_no
     for name, own in report["tuned"].items():
         losses = [trial["validation_loss"] for trial in own["trials"]]
         assert len(losses) == 2 and own["chosen"] == losses.index(min(losses)), name
+    assert [[step for step, _ in curve] for curve in report["curves"]["memvp"]] == [[1, 2, 3, 4]] * 2
     assert any("48 test samples" in remark or "also in the data of training" in remark for remark in report["remarks"])
     assert (whole / "report.md").read_text().startswith("# study") and list(whole.glob("hparams/*/events.*"))
 
