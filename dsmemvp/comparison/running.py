@@ -9,6 +9,7 @@ that was cut off resumes from its checkpoint: a killed study goes on if the same
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from dsmemvp.atomic_files import replace_file
@@ -72,10 +73,12 @@ def tune(
     study: Study, contender: Contender, out: Path, ranks: Ranks, context_of: ContextOf, progress: Progress
 ) -> tuple[str, ...]:
     """The overrides of the trial with the lowest loss on data.validation at its end; none if there are no trials."""
-    losses = []
+    losses: list[float] = []
     for i, overrides in enumerate(contender.trials):
         recipe = recipe_for(contender, f"{contender.name}-trial-{i}", study.settings.tune_seed, overrides)
-        losses.append(_trained_loss(context_of(recipe), ranks))
+        context = context_of(recipe)
+        ranks.together(lambda folder=context.folder: _lend_token_counts(folder) if ranks.first else None)
+        losses.append(_trained_loss(context, ranks))
         progress.advance(1)
     if not losses:
         return ()
@@ -114,9 +117,18 @@ def run(
             log.info(f"{recipe.name}: trained and evaluated already")
         return
     if contender.trains:
+        ranks.together(lambda: _lend_token_counts(context.folder) if ranks.first else None)
         train(context, look_and_score)
     for blind in todo:
         evaluate(context, blind)
+
+
+def _lend_token_counts(run: Path) -> None:
+    """Those of the study's other runs, whose data are the same: to count takes longer than a short training."""
+    run.mkdir(parents=True, exist_ok=True)
+    for file in run.parent.glob("*/token_counts-*.npy"):
+        with suppress(FileExistsError):
+            (run / file.name).hardlink_to(file)
 
 
 def _is_there(ranks: Ranks, path: Path) -> bool:

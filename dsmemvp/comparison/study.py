@@ -1,7 +1,8 @@
 """A study file -> what is compared and every training that it takes.
 
     name: easy_vqa
-    recipe: recipes/easy_vqa.yaml          # base, data, prompt and budget of all
+    recipe: recipes/easy_vqa.yaml          # base, data and prompt of all
+    set: {data.validation: data/val}       # keys of the recipe that are other for all
     contenders:                            # a name -> keys of the recipe that differ
       memvp: {}
       dvp: {method: {name: dvp}}
@@ -107,7 +108,7 @@ class Study:
 
 def read_study(path: Path, out: Path, overrides: Sequence[str] = ()) -> Study:
     """Raises OSError or UserError. `overrides` are of all contenders' recipes."""
-    values, contenders, tune = _read(path)
+    values, common, contenders, tune = _read(path)
     budget = converted(Budget, "budget.", {key: given for key, given in values.items() if key.startswith("budget.")})
     settings: Settings = converted(Settings, "", values, budget=budget)
     if sum(map(bool, vars(budget).values())) > 1:
@@ -119,7 +120,7 @@ def read_study(path: Path, out: Path, overrides: Sequence[str] = ()) -> Study:
     if len(set(settings.seeds)) < len(settings.seeds) or not settings.seeds or settings.tune_seed in settings.seeds:
         raise UserError(f"{path}: seeds: need different numbers, none of them tune_seed = {settings.tune_seed}")
     made = [
-        Contender(name, _recipe(path, name, settings.recipe, own, out, overrides), ())
+        Contender(name, _recipe(path, name, settings.recipe, common | own, out, overrides), ())
         for name, own in contenders.items()
     ]
     _check_same(path, made)
@@ -151,8 +152,9 @@ def is_study(path: Path) -> bool:
     return isinstance(root, yaml.MappingNode) and any(key.value == "contenders" for key, _ in root.value)
 
 
-def _read(path: Path) -> tuple[Values, dict[str, Values], Values]:
-    """The file's own keys; of every contender the recipe's keys that it changes; what is tuned."""
+def _read(path: Path) -> tuple[Values, Values, dict[str, Values], Values]:
+    """The file's own keys; the recipe's keys that are changed for all contenders; of every contender those that it
+    changes; what is tuned."""
     if not path.is_file() or path.stat().st_size > MOST:
         raise UserError(f"study {path} does not exist, is not a file, or has more than {MOST:,} bytes")
     try:
@@ -161,6 +163,7 @@ def _read(path: Path) -> tuple[Values, dict[str, Values], Values]:
         raise UserError(f"study {path}: {error}") from None
     values: Values = {}
     contenders: dict[str, Values] = {}
+    common: Values = {}
     tune: Values = {}
     known = [f.name for f in fields(Settings) if f.name != "budget"]
     for key, at, node in _pairs(path, root, "a study"):
@@ -175,14 +178,16 @@ def _read(path: Path) -> tuple[Values, dict[str, Values], Values]:
                 contenders[name] = _flat(path, body)
         elif key == "tune":
             tune = _flat(path, node)
+        elif key == "set":
+            common = _flat(path, node)
         elif key == "budget":
             values |= _budget(path, node)
         elif key not in known:
-            close = nearest(key, [*known, "budget", "contenders", "tune"])
+            close = nearest(key, [*known, "budget", "contenders", "set", "tune"])
             raise UserError(f"{at}: unknown key {shown(key)}" + f"; did you mean {close!r}?" * bool(close))
         else:
             values[key] = (plain_value(node), at)
-    return values, contenders, tune
+    return values, common, contenders, tune
 
 
 def _budget(path: Path, node: yaml.Node) -> Values:

@@ -30,6 +30,14 @@ def test_contenders_change_the_recipe_and_nothing_else(read, tmp_path):
     assert (made.name, made.seed, made.training.learning_rate) == ("small-seed-2", 2, 0.5)
 
 
+def test_set_is_for_all_and_a_contender_s_own_comes_after_it(read):
+    text = "set: {training: {epochs: 5, micro_batch: 4}, seed: 3}\n"
+    text += "contenders:\n  a: {training: {micro_batch: 8}}\n  b: {}\n"
+    a, b = (contender.recipe for contender in read(text).contenders)
+    assert (a.training.epochs, b.training.epochs, a.seed, b.seed) == (5, 5, 3, 3)
+    assert (a.training.micro_batch, b.training.micro_batch) == (8, 4)
+
+
 def test_all_that_train_have_as_many_trials(read, demo_shards):
     text = "contenders:\n  a: {tune: {training.learning_rate: [0.3, 0.4]}}\n  b: {}\n  none: {method: {name: none}}\n"
     text += "tune:\n  training.learning_rate: [0.1, 0.2]\n  method.hidden: [4, 8]\n"
@@ -51,7 +59,7 @@ def test_all_that_train_have_as_many_trials(read, demo_shards):
         (TWO + "tune: {training.epochs: [1, 2]}\n", "training.epochs is not a contender's own"),
         (TWO + "tune: {training.learning_rate: 3}\n", "is a list of values"),
         (TWO + "tune: {training.learning_rate: []}\n", "at least one"),
-        ("contenders:\n  a: {training: {epochs: 3}}\n  b: {}\n", "a and b differ in training.epochs: 3 and"),
+        ("contenders:\n  a: {training: {epochs: 3}}\n  b: {}\n", "a and b differ in training.epochs: 3.0 and"),
         ("contenders:\n  a: {method: {hiden: 3}}\n  b: {}\n", "contender a: .*hiden"),
         ("contenders:\n  a/b: {}\n  b: {}\n", "a name has letters"),
         ("contenders:\n  a: 3\n  b: {}\n", "line 3: give a mapping of a recipe's keys"),
