@@ -16,7 +16,7 @@ from dsmemvp.comparison.costs import Cost, cost_of
 from dsmemvp.comparison.figures import draw
 from dsmemvp.comparison.guards import Checked
 from dsmemvp.comparison.results import Results, collect
-from dsmemvp.comparison.statistics import Difference, Estimate, differences, estimates
+from dsmemvp.comparison.statistics import Difference, Estimate, differences, estimates, same_runs
 from dsmemvp.comparison.study import Contender, Study
 from dsmemvp.counting import counted
 from dsmemvp.markdown import table
@@ -82,8 +82,7 @@ def as_json(study: Study, found: _Found, remarks: Sequence[str]) -> dict[str, An
 
 def _gains(results: Results) -> list[Difference]:
     """Of every contender with images less itself without."""
-    pairs = [differences({name: results.seeing[name], f"{name}, blind": own}) for name, own in results.blind.items()]
-    return [pair for (pair,) in pairs]
+    return [same_runs(name, f"{name}, blind", results.seeing[name], own) for name, own in results.blind.items()]
 
 
 def as_markdown(study: Study, found: _Found, remarks: Sequence[str]) -> str:

@@ -95,6 +95,14 @@ def test_recipes_are_a_study_as_they_are(recipe_path, tmp_path):
     assert not is_study(recipe_path) and not is_study(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize("name", ["easy_vqa"])
+def test_the_studies_of_this_repository_can_be_read(name, repository, monkeypatch, tmp_path):
+    monkeypatch.chdir(repository)
+    study = read_study(repository / "studies" / f"{name}.yaml", tmp_path)
+    assert len(study.contenders) >= 4 and len(study.settings.seeds) == 3
+    assert len({len(c.trials) for c in study.contenders if c.trains}) == 1
+
+
 def test_a_folder_is_of_one_study(read, tmp_path):
     write_study(read(TWO), tmp_path / "out")
     write_study(read(TWO), tmp_path / "out")
