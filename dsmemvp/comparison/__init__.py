@@ -1,7 +1,9 @@
 """`dsmemvp compare STUDY`: several methods on one base, with the same data, prompt, order of samples and budget.
 
 - study.py: a study file -> its contenders, trials and runs
-- guards.py: no test sample in training, the same prompts for all contenders
+- content.py, guards.py: no test sample in training, the same prompts for all contenders
+- budget.py: the length of every training
+- probe.py, plan.py: how long a study takes, as measured
 - running.py: every trial and run, one after another; a killed study resumes
 - results.py: what the runs have left, sample by sample
 - statistics.py: intervals, paired differences, Holm's correction

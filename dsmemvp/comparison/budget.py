@@ -1,34 +1,45 @@
 """A study's budget -> the length of every contender's training.
 
 Steps and samples are the same number for all, whatever the data's length: training.epochs becomes a part of an epoch,
-or several, that is exactly so many steps. The recipe's warm-up and `step_epochs` keep their share of the training.
+or several, that is exactly so many steps. Seconds are those of one machine: as many steps as a contender makes in them
+by its probe. The recipe's warm-up and `step_epochs` keep their share of the training. Of a method that trains in
+several stages the budget is that of the last one, which learns what all learn; what the others take is reported.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
+from dsmemvp.backbones.weights import Base
 from dsmemvp.comparison.study import Budget, Contender, Study
 from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
-from dsmemvp.data.datasets import open_training_data
 from dsmemvp.errors import UserError
+from dsmemvp.model import stages_of
+from dsmemvp.training.stages import Span, spans_of
 
 
-def with_budget(study: Study) -> Study:
-    """Reads the manifests of the data. Raises UserError or OSError."""
+def with_budget(study: Study, seconds_per_step: Mapping[str, float] | None = None) -> Study:
+    """Reads the manifests of the data. `seconds_per_step` by the contender's name; without, a budget in seconds is left
+    as it is. Raises UserError or OSError."""
     budget = study.settings.budget
-    if not budget.is_given:
+    if not budget.is_given or (budget.seconds and seconds_per_step is None):
         return study
-    return replace(study, contenders=tuple(_within(contender, budget) for contender in study.contenders))
+    made = []
+    for contender in study.contenders:
+        seconds = (seconds_per_step or {}).get(contender.name, 0.0)
+        made.append(_within(contender, budget, seconds) if contender.trains else contender)
+    return replace(study, contenders=tuple(made))
 
 
-def steps_of(recipe: Recipe) -> int:
-    """Of a training."""
-    return max(1, round(recipe.training.epochs * open_training_data(recipe).order.steps))
+def spans(recipe: Recipe) -> list[Span]:
+    """The stages of a training."""
+    base = Base(recipe)
+    return spans_of(stages_of(recipe, base.configs), recipe, base)
 
 
-def _within(contender: Contender, budget: Budget) -> Contender:
+def _within(contender: Contender, budget: Budget, seconds_per_step: float) -> Contender:
     recipe, batch = contender.recipe, contender.recipe.training.global_batch
     if budget.samples % batch:
         raise UserError(
@@ -36,8 +47,16 @@ def _within(contender: Contender, budget: Budget) -> Contender:
             f" {counted(batch, 'sample')} (training.global_batch); take {max(budget.samples // batch, 1) * batch}"
         )
     steps = budget.steps or budget.samples // batch
-    epochs = budget.epochs or steps / open_training_data(recipe).order.steps
-    return replace(contender, recipe=stretched(recipe, epochs))
+    if budget.seconds:
+        steps = max(1, int(budget.seconds / seconds_per_step))
+    *before, last = spans(recipe)
+    for span in before:
+        if "epochs" not in recipe.stages.get(span.name, {}).get("training", {}):
+            raise UserError(
+                f"contender {contender.name}: give stages.{span.name}.training.epochs; the study's budget is that of"
+                f" the last stage, {last.name}"
+            )
+    return replace(contender, recipe=stretched(recipe, budget.epochs or steps / last.per_epoch))
 
 
 def stretched(recipe: Recipe, epochs: float) -> Recipe:

@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dsmemvp.comparison.budget import spans
 from dsmemvp.comparison.content import NEAR, Content, content_of, near_duplicates
-from dsmemvp.comparison.study import Contender, Study
+from dsmemvp.comparison.study import OWN, Contender, Study
+from dsmemvp.config.recipe import START
 from dsmemvp.counting import counted
-from dsmemvp.data.datasets import open_test_data, open_training_data, open_validation_data
+from dsmemvp.data.datasets import open_test_data, open_validation_data
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
 from dsmemvp.data.stream import read_each
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.errors import UserError
 from dsmemvp.inputs import open_inputs
+from dsmemvp.training.stages import Span
 
 LISTED = 10
 PROMPTS = 200
@@ -38,7 +41,10 @@ def check_study(study: Study, out: Path, task: int = 0) -> Checked:
     recipe = study.contenders[0].recipe
     test, validation = open_test_data(recipe), open_validation_data(recipe)
     tokens = _check_prompts(study, test)
-    known = [*open_training_data(recipe).manifests, *([validation] if validation else [])]
+    of_stages = {c.name: spans(c.recipe) for c in study.contenders if c.trains}
+    stages = [remark for name, own in of_stages.items() for remark in _check_stages(study, name, own)]
+    trained_on = [manifest for own in of_stages.values() for span in own for manifest in span.data.manifests]
+    known = _different([*trained_on, *([validation] if validation else [])])
     begin = task / len(study.contenders)
     trained, tested = (
         content_of(manifests, recipe.vision.max_pixels, out / "content", begin) for manifests in (known, [test])
@@ -53,7 +59,33 @@ def check_study(study: Study, out: Path, task: int = 0) -> Checked:
     if (trained.captions or tested.captions) and recipe.evaluation.captions != [recipe.data.captions]:
         shown = " and ".join("on" if on else "off" for on in recipe.evaluation.captions)
         remarks.append(f"Captions: {'on' if recipe.data.captions else 'off'} in training, {shown} in the test")
-    return Checked(remarks, tokens)
+    return Checked(remarks + stages, tokens)
+
+
+def _different(manifests: list[Manifest]) -> list[Manifest]:
+    return list({manifest.fingerprint: manifest for manifest in manifests}.values())
+
+
+def _check_stages(study: Study, name: str, stages: list[Span]) -> Iterator[str]:
+    """Says what a contender is trained on before the last stage. Raises UserError if that one, which learns what all
+    contenders learn, has other data or another schedule than they."""
+    *before, last = stages
+    recipe = next(c.recipe for c in study.contenders if c.name == name)
+    given = recipe.stages.get(last.name, {})
+    for group, values in given.items():
+        for key in values if isinstance(values, dict) else ():
+            if f"{group}.{key}" not in OWN:
+                raise UserError(
+                    f"contender {name}: stages.{last.name}.{group}.{key}: the last stage learns what all contenders"
+                    " learn; give a key of it for all, or leave it out"
+                )
+    if START in given:
+        yield f"{name} begins with {given[START]}, whose training is counted nowhere here"
+    elif before:
+        said = (
+            f"{span.name} ({(span.last - span.first) * span.recipe.training.global_batch} samples)" for span in before
+        )
+        yield f"{name} is trained before, in stages of its own: {', '.join(said)}"
 
 
 def _leaks(study: Study, trained: Content, tested: Content) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dsmemvp.comparison.budget import spans
 from dsmemvp.comparison.running import evaluation_file, recipe_for, run_name, seeds_of
 from dsmemvp.comparison.study import Contender, Study
 from dsmemvp.errors import UserError
@@ -45,7 +46,8 @@ def collect(study: Study) -> Results:
         if study.settings.blind:
             blind[contender.name] = [_points(contender, seed, True) for seed in seeds]
         if contender.trains:
-            rows = [_metrics(contender, seed) for seed in seeds]
+            first = spans(contender.recipe)[-1].first  # stages before are no part of what all learn
+            rows = [_metrics(contender, seed, first) for seed in seeds]
             curves[contender.name] = [[(r["step"], r["loss/train"]) for r in own if "loss/train" in r] for own in rows]
             speeds = [[r["speed/samples_per_second"] for r in own if "speed/samples_per_second" in r] for own in rows]
             speed[contender.name] = [float(np.median(own)) for own in speeds if own]
@@ -78,5 +80,7 @@ def _points(contender: Contender, seed: int, blind: bool) -> dict[int, float]:
     return {p.index: points(p) for p in predictions}
 
 
-def _metrics(contender: Contender, seed: int) -> list[dict[str, Any]]:
-    return list(rows_of(Path(contender.recipe.output) / run_name(contender, seed) / "metrics.jsonl"))
+def _metrics(contender: Contender, seed: int, first: int) -> list[dict[str, Any]]:
+    """Rows behind step `first`, from which they count on."""
+    rows = rows_of(Path(contender.recipe.output) / run_name(contender, seed) / "metrics.jsonl")
+    return [row | {"step": row["step"] - first} for row in rows if row["step"] > first]

@@ -164,7 +164,7 @@ def _estimate(points_SN: np.ndarray, parts: Sequence[Part]) -> Estimate:
     p, reach = float(value == 0 or points_SN.size == 1), 0.0
     if error > 0:
         p = float(p_values(np.array(value), parts))
-        most = error * len(parts) * stats.t.ppf((1 + LEVEL) / 2, min(part.freedom for part in parts))
+        most = 2 * error * len(parts) * stats.t.ppf((1 + LEVEL) / 2, min(part.freedom for part in parts))
         reach = optimize.brentq(
             lambda x: float(p_values(np.array(x), parts)) - (1 - LEVEL), 0.0, most, xtol=1e-12 * most
         )

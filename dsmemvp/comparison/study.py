@@ -53,6 +53,7 @@ class Budget:
     epochs: Annotated[float, Field(ge=0, le=10**5), FROM_TEXT] = 0.0
     steps: Steps = 0
     samples: Annotated[int, Field(ge=0, le=10**15)] = 0
+    seconds: Annotated[float, Field(ge=0, le=10**7), FROM_TEXT] = 0.0
 
     @property
     def is_given(self) -> bool:
@@ -269,7 +270,7 @@ def _check_same(path: Path, contenders: Sequence[Contender]) -> None:
     for other in others:
         found = dict(_leaves(as_dict(other.recipe)))
         for key in sorted(wanted.keys() | found.keys()):
-            if key.startswith("method.") or key in (*OWN, "name"):
+            if key.startswith(("method.", "stages.")) or key in (*OWN, "name"):  # stages: guards.py
                 continue
             if wanted.get(key) != found.get(key):
                 raise UserError(
