@@ -37,7 +37,7 @@ def _compare(given: argparse.Namespace) -> None:
         from dsmemvp.cli.runs import join
         from dsmemvp.comparison.budget import with_budget
         from dsmemvp.comparison.guards import Checked, check_study
-        from dsmemvp.comparison.plan import planned
+        from dsmemvp.comparison.plan import check_measured, planned
         from dsmemvp.comparison.report import write_report
         from dsmemvp.comparison.running import is_finished, run_study
         from dsmemvp.distributed.ranks import leave_ranks
@@ -46,6 +46,8 @@ def _compare(given: argparse.Namespace) -> None:
         study = _study(given)
         if given.task is not None and not 0 <= given.task < len(study.contenders):
             raise UserError(f"--task: there are contenders 0 to {len(study.contenders) - 1}, not {given.task}")
+        if study.settings.budget.seconds and given.task is not None:
+            check_measured(study, given.out)
         ranks, watched = join(study.contenders[0].recipe, stop)
         with watched as heartbeat:
             contexts = partial(RunContext, ranks=ranks, stop=stop, heartbeat=heartbeat)

@@ -13,7 +13,7 @@ from dsmemvp.comparison.content import NEAR, Content, content_of, near_duplicate
 from dsmemvp.comparison.study import OWN, Contender, Study
 from dsmemvp.config.recipe import START
 from dsmemvp.counting import counted
-from dsmemvp.data.datasets import open_test_data, open_validation_data
+from dsmemvp.data.datasets import open_search_data, open_test_data, open_validation_data
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
 from dsmemvp.data.stream import read_each
@@ -44,7 +44,9 @@ def check_study(study: Study, out: Path, task: int = 0) -> Checked:
     of_stages = {c.name: spans(c.recipe) for c in study.contenders if c.trains}
     stages = [remark for name, own in of_stages.items() for remark in _check_stages(study, name, own)]
     trained_on = [manifest for own in of_stages.values() for span in own for manifest in span.data.manifests]
-    known = _different([*trained_on, *([validation] if validation else [])])
+    tuned_on = [validation] if validation else []
+    searched = [open_search_data(c.recipe, [*trained_on, *tuned_on, test])[0] for c in study.contenders if c.searched]
+    known = _different([*trained_on, *tuned_on, *searched])
     begin = task / len(study.contenders)
     trained, tested = (
         content_of(manifests, recipe.vision.max_pixels, out / "content", begin) for manifests in (known, [test])

@@ -33,8 +33,6 @@ def planned(study: Study, out: Path, ranks: Ranks, context_of: ContextOf, task: 
     """Measures the contenders, or the one of a task, and says what is to come. -> the study with a budget in seconds
     made one in steps. Raises what `train` raises."""
     in_seconds = bool(study.settings.budget.seconds)
-    if in_seconds and task is not None:  # all tasks must have the same numbers
-        ranks.together(lambda: check_measured(study, out) if ranks.first else None)
     own = study.contenders if in_seconds or task is None else study.contenders[task : task + 1]
     paces = {contender.name: pace_of(study, contender, out, ranks, context_of) for contender in own}
     if in_seconds:
@@ -46,7 +44,7 @@ def planned(study: Study, out: Path, ranks: Ranks, context_of: ContextOf, task: 
 
 
 def check_measured(study: Study, out: Path) -> None:
-    """Raises UserError if a contender was not measured, whose steps are to follow from it."""
+    """For tasks of an array, which must all have the same numbers. Raises UserError if a contender was not measured."""
     known = known_paces(study, out)
     for contender in study.contenders:
         if contender.name not in known:
@@ -68,8 +66,16 @@ def plan_of(study: Study, contender: Contender, pace: Pace) -> Plan:
     # a sample of data.validation is taken to cost as much as a question
     validating = validations * validation.samples * pace.answer if validation else 0.0
     training = pace.start + (last.last - last.first) * pace.step + validating
+    searching = _of_search(contender, last.per_epoch, pace) if contender.searched else 0.0
     runs = len(contender.trials) + seeds
-    return Plan(len(contender.trials), seeds, evaluations, last.last, runs * training + asking)
+    return Plan(len(contender.trials), seeds, evaluations, last.last, searching + runs * training + asking)
+
+
+def _of_search(contender: Contender, per_epoch: int, pace: Pace) -> float:
+    """Every step also scores some values, each taken to cost as much as the answers; at most, as draws may be alike."""
+    recipe = contender.recipe
+    scored = recipe.search.draws * (recipe.search.batch or recipe.training.global_batch // 2)
+    return pace.start + recipe.search.epochs * per_epoch * (pace.step + scored * pace.answer)
 
 
 def lines(plans: Mapping[str, Plan], paces: Mapping[str, Pace]) -> list[str]:

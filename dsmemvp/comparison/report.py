@@ -5,7 +5,7 @@ report.json is the same byte for byte however often the study was interrupted, b
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dsmemvp.comparison.guards import Checked
 from dsmemvp.comparison.results import Results, collect
 from dsmemvp.comparison.statistics import Difference, Estimate, differences, estimates, same_runs
 from dsmemvp.comparison.study import Contender, Study
+from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.counting import counted
 from dsmemvp.markdown import table
 from dsmemvp.training.event_file import EventFile
@@ -53,9 +54,16 @@ class _Found:
 
 def _find(study: Study, out: Path, prompt_tokens: float) -> _Found:
     results = collect(study)
-    costs = {contender.name: cost_of(contender, prompt_tokens) for contender in study.contenders}
+    tuned = _tuned(out)
+    costs = {c.name: cost_of(_as_found(c, tuned.get(c.name)), prompt_tokens) for c in study.contenders}
     seeing, blind = estimates(results.seeing), estimates(results.blind)
-    return _Found(results, costs, _tuned(out), seeing, blind, differences(results.seeing), _gains(results))
+    return _Found(results, costs, tuned, seeing, blind, differences(results.seeing), _gains(results))
+
+
+def _as_found(contender: Contender, tuned: dict[str, Any] | None) -> Contender:
+    """With the value that its search has found."""
+    searched = tuned["searched"] if tuned else []
+    return replace(contender, recipe=recipe_of(as_dict(contender.recipe), contender.name, searched))
 
 
 def _tuned(out: Path) -> dict[str, Any]:
@@ -135,7 +143,10 @@ def _interval(own: Estimate) -> str:
 
 
 def _chosen(tuned: dict[str, Any] | None) -> str:
-    return " ".join(tuned["trials"][tuned["chosen"]]["settings"]) if tuned else "-"
+    if not tuned:
+        return "-"
+    chosen = tuned["trials"][tuned["chosen"]]["settings"] if tuned["trials"] else []
+    return " ".join([*tuned["searched"], *chosen])
 
 
 def _said(own: Difference) -> str:

@@ -25,6 +25,7 @@ from dsmemvp.progress import Progress
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.loop import train
+from dsmemvp.training.search import search, searching
 
 ContextOf = Callable[[Recipe], RunContext]
 
@@ -42,8 +43,8 @@ def run_study(study: Study, out: Path, ranks: Ranks, context_of: ContextOf, task
 
 
 def runs_of(study: Study, contender: Contender) -> int:
-    """Trials and trainings."""
-    return len(contender.trials) + len(seeds_of(study, contender))
+    """A search, trials and trainings."""
+    return bool(contender.searched) + len(contender.trials) + len(seeds_of(study, contender))
 
 
 def is_finished(study: Study) -> bool:
@@ -72,21 +73,42 @@ def write_study(study: Study, out: Path) -> None:
 def tune(
     study: Study, contender: Contender, out: Path, ranks: Ranks, context_of: ContextOf, progress: Progress
 ) -> tuple[str, ...]:
-    """The overrides of the trial with the lowest loss on data.validation at its end; none if there are no trials."""
+    """What a search has found, and the overrides of the trial with the lowest loss on data.validation at its end; none
+    if there are no trials."""
+    found = search_for(study, contender, ranks, context_of, progress)
     losses: list[float] = []
-    for i, overrides in enumerate(contender.trials):
+    for i, trial in enumerate(contender.trials):
+        overrides = (*found, *trial)
         recipe = recipe_for(contender, f"{contender.name}-trial-{i}", study.settings.tune_seed, overrides)
         context = context_of(recipe)
         ranks.together(lambda folder=context.folder: _lend_token_counts(folder) if ranks.first else None)
         losses.append(_trained_loss(context, ranks))
         progress.advance(1)
-    if not losses:
+    if not losses and not found:
         return ()
+    if not losses:
+        ranks.together(lambda: _note_trials(out, contender, found, [], -1) if ranks.first else None)
+        return found
     best = min(range(len(losses)), key=lambda i: (math.isnan(losses[i]), losses[i]))
     if ranks.first:
         log.info(f"{contender.name}: trial {best} has the lowest validation loss, {losses[best]:.4f}")
-    ranks.together(lambda: _note_trials(out, contender, losses, best) if ranks.first else None)
-    return contender.trials[best]
+    ranks.together(lambda: _note_trials(out, contender, found, losses, best) if ranks.first else None)
+    return (*found, *contender.trials[best])
+
+
+def search_for(
+    study: Study, contender: Contender, ranks: Ranks, context_of: ContextOf, progress: Progress
+) -> tuple[str, ...]:
+    """The override of the key that is searched for; none without one."""
+    if not contender.searched:
+        return ()
+    recipe = recipe_for(contender, contender.name, study.settings.tune_seed, ())
+    context = context_of(searching(recipe))
+    ranks.together(lambda: _lend_token_counts(context.folder) if ranks.first else None)
+    found = search(context, recipe)
+    assert found is not None
+    progress.advance(1)
+    return (f"{contender.searched}={found}",)
 
 
 def _trained_loss(context: RunContext, ranks: Ranks) -> float:
@@ -97,9 +119,9 @@ def _trained_loss(context: RunContext, ranks: Ranks) -> float:
     return found.state.validation_loss
 
 
-def _note_trials(out: Path, contender: Contender, losses: list[float], best: int) -> None:
-    rows = [{"settings": list(t), "validation_loss": x} for t, x in zip(contender.trials, losses, strict=True)]
-    content = {"trials": rows, "chosen": best}
+def _note_trials(out: Path, contender: Contender, found: tuple[str, ...], losses: list[float], best: int) -> None:
+    rows = [{"settings": list(t), "validation_loss": x} for t, x in zip(contender.trials, losses, strict=False)]
+    content = {"searched": list(found), "trials": rows, "chosen": best}
     folder = out / "tuned"
     folder.mkdir(exist_ok=True)
     replace_file(folder / f"{contender.name}.json", (json.dumps(content, indent=1) + "\n").encode())

@@ -6,6 +6,7 @@
     contenders:                            # a name -> keys of the recipe that differ
       memvp: {}
       dvp: {method: {name: dvp}}
+      found: {method: {name: dvp, layer: search}}    # the layer that a search on data.search finds
     tune: {training.learning_rate: [1.0e-3, 3.0e-3, 1.0e-2]}
     budget: {steps: 200}                   # of every training; without, the recipe's epochs
     seeds: [0, 1, 2]
@@ -17,7 +18,7 @@ loss on data.validation; then it is trained with each of `seeds` and evaluated o
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,7 @@ from dsmemvp.config.reading import as_dict, flatten, read_recipe, recipe_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.config.yaml_text import MOST, compose_yaml, plain_value, shown
 from dsmemvp.errors import UserError
+from dsmemvp.training.search_check import check_search
 
 OWN: tuple[str, ...] = (
     "training.learning_rate",
@@ -44,6 +46,8 @@ OWN += ("vision.adapter_dim", "vision.adapter_scale", "vision.adapter_dropout")
 """Keys in which contenders may differ beside `method`: all others are the study's, or it would compare more than the
 method."""
 MOST_TRIALS = 100
+SEARCH = "search"
+"""In the place of the value of a method's key that a search is to find."""
 
 
 @pydantic.dataclasses.dataclass(config=CONFIG)
@@ -85,6 +89,8 @@ class Contender:
     recipe: Recipe
     trials: tuple[tuple[str, ...], ...]
     """Overrides of every trial; none if nothing is tuned or it trains nothing."""
+    searched: str = ""
+    """The key that a search finds the value of before the first trial, such as method.layer, which is 0 in `recipe`."""
 
     @property
     def trains(self) -> bool:
@@ -103,7 +109,10 @@ class Study:
 
     def as_dict(self) -> dict[str, Any]:
         """All that results depend on, to be written down before there are any."""
-        rows = {c.name: {"recipe": as_dict(c.recipe), "trials": list(map(list, c.trials))} for c in self.contenders}
+        rows = {
+            c.name: {"recipe": as_dict(c.recipe), "trials": list(map(list, c.trials)), "searched": c.searched}
+            for c in self.contenders
+        }
         return {"name": self.name, **asdict(self.settings), "contenders": rows}
 
 
@@ -120,12 +129,13 @@ def read_study(path: Path, out: Path, overrides: Sequence[str] = ()) -> Study:
         raise UserError(f"{path}: contenders: name at least two, each with the keys in which it differs")
     if len(set(settings.seeds)) < len(settings.seeds) or not settings.seeds or settings.tune_seed in settings.seeds:
         raise UserError(f"{path}: seeds: need different numbers, none of them tune_seed = {settings.tune_seed}")
-    made = [
-        Contender(name, _recipe(path, name, settings.recipe, common | own, out, overrides), ())
-        for name, own in contenders.items()
-    ]
+    made = []
+    for name, own in contenders.items():
+        searched, changes = _searched(common | own)
+        contender = Contender(name, _recipe(path, name, settings.recipe, changes, out, overrides), (), searched)
+        made.append(_to_search(path, contender) if searched else contender)
     _check_same(path, made)
-    tuned = [Contender(c.name, c.recipe, _trials(path, c, tune, contenders[c.name]) if c.trains else ()) for c in made]
+    tuned = [replace(c, trials=_trials(path, c, tune, contenders[c.name])) if c.trains else c for c in made]
     if any(c.trials for c in tuned) and not made[0].recipe.data.validation:
         raise UserError(f"{path}: tune: the recipe needs data.validation, by whose loss a trial is judged")
     for contender in tuned:
@@ -224,6 +234,27 @@ def _recipe(path: Path, name: str, base: str, own: Values, out: Path, overrides:
         return read_recipe(file, [*changes, *overrides, f"output={json.dumps(str(out / 'runs'))}"])
     except UserError as error:
         raise UserError(f"{path}, contender {name}: {error}") from None
+
+
+def _searched(changes: Values) -> tuple[str, Values]:
+    """The key of a method whose value is SEARCH, and the other changes."""
+    key = next((key for key, (value, _) in changes.items() if key.startswith("method.") and value == SEARCH), "")
+    return key, {other: given for other, given in changes.items() if other != key}
+
+
+def _to_search(path: Path, contender: Contender) -> Contender:
+    """With 0, which every range has, until the search has found a value. Raises UserError for a key that no search
+    finds, or without data to score on."""
+    try:
+        check_search(contender.recipe)
+    except UserError as error:
+        raise UserError(f"{path}, contender {contender.name}: {error}") from None
+    known = f"method.{method_module(contender.recipe.method.name).Method.searched}"
+    if contender.searched != known:
+        raise UserError(
+            f"{path}, contender {contender.name}: {contender.searched}: a search finds {known}, and nothing else"
+        )
+    return replace(contender, recipe=recipe_of(as_dict(contender.recipe), str(path), [f"{known}=0"]))
 
 
 def _is_tuned(key: str) -> bool:

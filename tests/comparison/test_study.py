@@ -30,6 +30,21 @@ def test_contenders_change_the_recipe_and_nothing_else(read, tmp_path):
     assert (made.name, made.seed, made.training.learning_rate) == ("small-seed-2", 2, 0.5)
 
 
+def test_a_setting_that_is_searched_for_is_no_value_of_the_recipe(read, demo_shards):
+    dvp = "{method: {name: dvp, layer: search, width: 8, heads: 2}}"
+    study = read(f"contenders:\n  a: {dvp}\n  b: {{}}\n", f"data.search={demo_shards}")
+    a, b = study.contenders
+    assert (a.searched, a.recipe.method.layer, b.searched) == ("method.layer", 0, "")
+    assert study.as_dict()["contenders"]["a"]["searched"] == "method.layer"
+    for method, data, said in (
+        (dvp, "", "contender a: data.search: give the folder"),
+        ("{method: {slots: search}}", "x", "memvp has no setting to search for"),
+        (dvp.replace("layer: search", "prompts: search"), "x", "method.prompts: a search finds method.layer"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(f"contenders:\n  a: {method}\n  b: {{}}\n", f"data.search={data}")
+
+
 def test_set_is_for_all_and_a_contender_s_own_comes_after_it(read):
     text = "set: {training: {epochs: 5, micro_batch: 4}, seed: 3}\n"
     text += "contenders:\n  a: {training: {micro_batch: 8}}\n  b: {}\n"
