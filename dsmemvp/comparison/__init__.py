@@ -7,6 +7,7 @@
 - running.py: every trial and run, one after another; a killed study resumes
 - results.py: what the runs have left, sample by sample
 - statistics.py: intervals, paired differences, Holm's correction
-- costs.py: trained parameters, FLOPs, bytes kept and sent
+- calibration.py: whether answers are right as often as the model is sure
+- costs.py: trained parameters, FLOPs of a step and of an answer, bytes kept and sent
 - figures.py, report.py: pictures, report.json, report.md, TensorBoard's table of hyperparameters
 """

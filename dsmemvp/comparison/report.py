@@ -12,15 +12,18 @@ from typing import Any
 from torch.utils.tensorboard.summary import hparams
 
 from dsmemvp.atomic_files import replace_file
+from dsmemvp.comparison.calibration import Calibration, calibration
 from dsmemvp.comparison.costs import Cost, cost_of
 from dsmemvp.comparison.figures import draw
 from dsmemvp.comparison.guards import Checked
+from dsmemvp.comparison.probe import Pace, known_paces
 from dsmemvp.comparison.results import Results, collect
 from dsmemvp.comparison.statistics import Difference, Estimate, differences, estimates, same_runs
 from dsmemvp.comparison.study import Contender, Study
 from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.counting import counted
 from dsmemvp.markdown import table
+from dsmemvp.planning.trace import SUPERVISED
 from dsmemvp.training.event_file import EventFile
 
 
@@ -29,7 +32,7 @@ def write_report(study: Study, out: Path, checked: Checked) -> str:
     found, remarks = _find(study, out, checked.prompt_tokens), checked.remarks
     content = as_json(study, found, remarks)
     replace_file(out / "report.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    names = draw(found.seeing, found.blind, found.costs, found.results.curves, out)
+    names = draw(found.seeing, found.blind, found.costs, found.results.curves, found.calibrations, out)
     text = as_markdown(study, found, remarks) + "".join(f"\n![{about}]({name})\n" for name, about in names)
     replace_file(out / "report.md", text.encode())
     for contender in study.contenders:
@@ -50,6 +53,10 @@ class _Found:
     differences: list[Difference]
     gains: list[Difference]
     """Of each with images less itself without."""
+    calibrations: dict[str, Calibration]
+    """Of those whose answers have a probability."""
+    paces: dict[str, Pace]
+    """Of those that were measured."""
 
 
 def _find(study: Study, out: Path, prompt_tokens: float) -> _Found:
@@ -57,7 +64,9 @@ def _find(study: Study, out: Path, prompt_tokens: float) -> _Found:
     tuned = _tuned(out)
     costs = {c.name: cost_of(_as_found(c, tuned.get(c.name)), prompt_tokens) for c in study.contenders}
     seeing, blind = estimates(results.seeing), estimates(results.blind)
-    return _Found(results, costs, tuned, seeing, blind, differences(results.seeing), _gains(results))
+    calibrations = {name: calibration(own, results.seeing[name]) for name, own in results.confidence.items()}
+    told = differences(results.seeing), _gains(results)
+    return _Found(results, costs, tuned, seeing, blind, *told, calibrations, known_paces(study, out))
 
 
 def _as_found(contender: Contender, tuned: dict[str, Any] | None) -> Contender:
@@ -83,8 +92,12 @@ def as_json(study: Study, found: _Found, remarks: Sequence[str]) -> dict[str, An
         "differences": [asdict(own) | {"found": own.found} for own in found.differences],
         "seeing_less_blind": [asdict(own) | {"found": own.found} for own in found.gains],
         "costs": {name: asdict(cost) for name, cost in found.costs.items()},
+        "calibration": {name: asdict(own) for name, own in found.calibrations.items()},
         "curves": found.results.curves,
-        "times": {"samples_per_second": found.results.samples_per_second},
+        "times": {
+            "samples_per_second": found.results.samples_per_second,
+            "probe": {name: asdict(pace) for name, pace in found.paces.items()},
+        },
     }
 
 
@@ -114,6 +127,10 @@ def as_markdown(study: Study, found: _Found, remarks: Sequence[str]) -> str:
         "",
         "p after Holm's correction over all pairs; h is Cohen's effect size. Seeing and blind are compared one by one.",
         "",
+        "## Calibration and answers",
+        "",
+        *_answers(found),
+        "",
         "## Data",
         "",
         *(f"- {remark}" for remark in remarks),
@@ -136,6 +153,27 @@ def _scores(found: _Found) -> list[str]:
         ["chosen", *(_chosen(tuned.get(name)) for name in names)],
     ]
     return table(columns, left=1)
+
+
+def _answers(found: _Found) -> list[str]:
+    """What an answer costs, and whether the model knows how sure it may be."""
+    names = list(found.seeing)
+    paces, calibrations = found.paces, found.calibrations
+    columns = [
+        ["contender", *names],
+        ["GFLOP/answer", *(f"{found.costs[name].answer / 1e9:.3g}" for name in names)],
+        ["s/answer", *(f"{paces[name].answer:.3g}" if name in paces else "-" for name in names)],
+        ["calibration error", *(f"{calibrations[name].error:.2f}" if name in calibrations else "-" for name in names)],
+    ]
+    said = [*table(columns, left=1), "", f"FLOPs of a prompt with an image and {SUPERVISED} tokens behind it; seconds"]
+    said[-1] += " as measured before the study, all ranks together."
+    if len(calibrations) < len(names):
+        said += [
+            "",
+            "- : answers are written, and no probability of them is kept; that needs questions with choices and",
+        ]
+        said[-1] += " evaluation.protocol=likelihood."
+    return said
 
 
 def _interval(own: Estimate) -> str:

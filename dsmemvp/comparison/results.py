@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dsmemvp.comparison.budget import spans
+from dsmemvp.comparison.calibration import confidences
 from dsmemvp.comparison.running import evaluation_file, recipe_for, run_name, seeds_of
 from dsmemvp.comparison.study import Contender, Study
 from dsmemvp.errors import UserError
@@ -29,6 +30,8 @@ class Results:
     """Contender -> for each seed (step, training loss)."""
     samples_per_second: dict[str, list[float]]
     """Of every seed, the median over its log; the only figures that depend on the machine."""
+    confidence: dict[str, np.ndarray]
+    """Contender -> of the chosen answer with images [S, N], 0 to 1; of those that all have one."""
 
     @property
     def samples(self) -> int:
@@ -56,7 +59,9 @@ def collect(study: Study) -> Results:
     others = [samples - own.keys() for runs in blind.values() for own in runs]
     if any(others) or any(own.keys() != samples for runs in seeing.values() for own in runs):
         raise UserError(f"{study.path}: contenders were evaluated on different test samples; see data.on_bad_sample")
-    return Results(_matrices(seeing, samples), _matrices(blind, samples), curves, speed)
+    sure = {c.name: [_confidences(c, seed) for seed in seeds_of(study, c)] for c in study.contenders}
+    sure = {name: own for name, own in sure.items() if all(of_seed.keys() >= samples for of_seed in own)}
+    return Results(_matrices(seeing, samples), _matrices(blind, samples), curves, speed, _matrices(sure, samples))
 
 
 def _matrices(runs: Mapping[str, list[dict[int, float]]], samples: Iterable[int]) -> dict[str, np.ndarray]:
@@ -78,6 +83,11 @@ def _points(contender: Contender, seed: int, blind: bool) -> dict[int, float]:
     if any(p.kind in UNSCORED for p in predictions):
         raise UserError(f"{path}: captions and several classes have no score per sample, on which a comparison rests")
     return {p.index: points(p) for p in predictions}
+
+
+def _confidences(contender: Contender, seed: int) -> dict[int, float]:
+    path = evaluation_file(recipe_for(contender, run_name(contender, seed), seed, ()), False, "predictions", "jsonl")
+    return confidences(path, next(iter(read_predictions(path))))
 
 
 def _metrics(contender: Contender, seed: int, first: int) -> list[dict[str, Any]]:
