@@ -37,7 +37,7 @@ def _compare(given: argparse.Namespace) -> None:
         from dsmemvp.cli.runs import join
         from dsmemvp.comparison.budget import with_budget
         from dsmemvp.comparison.guards import Checked, check_study
-        from dsmemvp.comparison.plan import check_measured, planned
+        from dsmemvp.comparison.plan import check_measured, planned, with_known_budget
         from dsmemvp.comparison.report import write_report
         from dsmemvp.comparison.running import is_finished, run_study
         from dsmemvp.distributed.ranks import leave_ranks
@@ -54,7 +54,9 @@ def _compare(given: argparse.Namespace) -> None:
             study = ranks.together(lambda: with_budget(study))
             nothing, task = Checked([], 0.0), given.task or 0
             checked = ranks.together(lambda: check_study(study, given.out, task) if ranks.first else nothing)
-            if not given.report:
+            if given.report:
+                study = ranks.together(lambda: with_known_budget(study, given.out))
+            else:
                 study = planned(study, given.out, ranks, contexts, given.task)
             if not given.report and not given.plan:
                 run_study(study, given.out, ranks, contexts, given.task)

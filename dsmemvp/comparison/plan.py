@@ -43,6 +43,14 @@ def planned(study: Study, out: Path, ranks: Ranks, context_of: ContextOf, task: 
     return study
 
 
+def with_known_budget(study: Study, out: Path) -> Study:
+    """As `planned` gives it, of what was measured before. Raises UserError if that is not all."""
+    if not study.settings.budget.seconds:
+        return study
+    check_measured(study, out)
+    return with_budget(study, {name: pace.step for name, pace in known_paces(study, out).items()})
+
+
 def check_measured(study: Study, out: Path) -> None:
     """For tasks of an array, which must all have the same numbers. Raises UserError if a contender was not measured."""
     known = known_paces(study, out)

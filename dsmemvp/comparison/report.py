@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.tensorboard.summary import hparams
 
 from dsmemvp.atomic_files import replace_file
+from dsmemvp.comparison.budget import spans
 from dsmemvp.comparison.calibration import Calibration, calibration
 from dsmemvp.comparison.costs import Cost, cost_of
 from dsmemvp.comparison.figures import draw
@@ -57,6 +58,8 @@ class _Found:
     """Of those whose answers have a probability."""
     paces: dict[str, Pace]
     """Of those that were measured."""
+    steps: dict[str, int]
+    """Of each trained one's training, its last stage."""
 
 
 def _find(study: Study, out: Path, prompt_tokens: float) -> _Found:
@@ -66,7 +69,9 @@ def _find(study: Study, out: Path, prompt_tokens: float) -> _Found:
     seeing, blind = estimates(results.seeing), estimates(results.blind)
     calibrations = {name: calibration(own, results.seeing[name]) for name, own in results.confidence.items()}
     told = differences(results.seeing), _gains(results)
-    return _Found(results, costs, tuned, seeing, blind, *told, calibrations, known_paces(study, out))
+    last = {c.name: spans(c.recipe)[-1] for c in study.contenders if c.trains}
+    steps = {name: span.last - span.first for name, span in last.items()}
+    return _Found(results, costs, tuned, seeing, blind, *told, calibrations, known_paces(study, out), steps)
 
 
 def _as_found(contender: Contender, tuned: dict[str, Any] | None) -> Contender:
@@ -87,6 +92,7 @@ def as_json(study: Study, found: _Found, remarks: Sequence[str]) -> dict[str, An
         "samples": found.results.samples,
         "remarks": list(remarks),
         "tuned": found.tuned,
+        "steps": found.steps,
         "scores": {name: asdict(own) for name, own in found.seeing.items()},
         "blind": {name: asdict(own) for name, own in found.blind.items()},
         "differences": [asdict(own) | {"found": own.found} for own in found.differences],
@@ -145,6 +151,7 @@ def _scores(found: _Found) -> list[str]:
         ["contender", *names],
         ["score", *(_interval(seeing[name]) for name in names)],
         *([["blind", *(_interval(blind[name]) for name in names)]] if blind else []),
+        ["steps", *(str(found.steps.get(name, 0)) for name in names)],
         ["trained", *(f"{costs[name].trained:,}" for name in names)],
         ["tokens", *(f"{costs[name].decoder_tokens:.0f}" for name in names)],
         ["GFLOP/sample", *(f"{costs[name].flops / 1e9:.3g}" for name in names)],

@@ -116,7 +116,7 @@ def _lowest(scores: torch.Tensor) -> torch.Tensor:
     number = scores.shape[-1] // TENTH
     if not number:
         return torch.zeros_like(scores, dtype=torch.bool)
-    return scores <= scores.kthvalue(number, dim=-1, keepdim=True).values
+    return scores <= scores.topk(number, dim=-1, largest=False).values.amax(-1, keepdim=True)
 
 
 def _active(scores: torch.Tensor, keys: torch.Tensor | None, p: float) -> torch.Tensor:
