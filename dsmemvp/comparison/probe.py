@@ -16,7 +16,7 @@ import torch
 
 from dsmemvp.atomic_files import replace_file
 from dsmemvp.comparison.budget import spans, stretched
-from dsmemvp.comparison.running import ContextOf
+from dsmemvp.comparison.running import ContextOf, lend_token_counts
 from dsmemvp.comparison.study import Contender, Study
 from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.config.recipe import Recipe
@@ -88,7 +88,7 @@ def _read(file: Path, about: str = "") -> str:
 
 def _measure(study: Study, contender: Contender, out: Path, ranks: Ranks, context_of: ContextOf) -> Pace:
     context = context_of(_short(study, contender, out))
-    ranks.together(lambda: shutil.rmtree(context.folder, ignore_errors=True) if ranks.first else None)
+    ranks.together(lambda: _begin_anew(context.folder) if ranks.first else None)
     step = start = 0.0
     if contender.trains:
         began = time.monotonic()
@@ -97,6 +97,11 @@ def _measure(study: Study, contender: Contender, out: Path, ranks: Ranks, contex
         if ranks.first:
             step, start = _of_training(contender, context, whole)
     return Pace(step, start, *_asked(context))
+
+
+def _begin_anew(run: Path) -> None:
+    shutil.rmtree(run, ignore_errors=True)
+    lend_token_counts(run)
 
 
 def _short(study: Study, contender: Contender, out: Path) -> Recipe:

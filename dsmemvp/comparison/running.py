@@ -9,7 +9,6 @@ that was cut off resumes from its checkpoint: a killed study goes on if the same
 import json
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from dsmemvp.atomic_files import replace_file
@@ -81,13 +80,12 @@ def tune(
         overrides = (*found, *trial)
         recipe = recipe_for(contender, f"{contender.name}-trial-{i}", study.settings.tune_seed, overrides)
         context = context_of(recipe)
-        ranks.together(lambda folder=context.folder: _lend_token_counts(folder) if ranks.first else None)
+        ranks.together(lambda folder=context.folder: lend_token_counts(folder) if ranks.first else None)
         losses.append(_trained_loss(context, ranks))
         progress.advance(1)
-    if not losses and not found:
-        return ()
     if not losses:
-        ranks.together(lambda: _note_trials(out, contender, found, [], -1) if ranks.first else None)
+        if found:
+            ranks.together(lambda: _note_trials(out, contender, found, [], -1) if ranks.first else None)
         return found
     best = min(range(len(losses)), key=lambda i: (math.isnan(losses[i]), losses[i]))
     if ranks.first:
@@ -104,7 +102,7 @@ def search_for(
         return ()
     recipe = recipe_for(contender, contender.name, study.settings.tune_seed, ())
     context = context_of(searching(recipe))
-    ranks.together(lambda: _lend_token_counts(context.folder) if ranks.first else None)
+    ranks.together(lambda: lend_token_counts(context.folder) if ranks.first else None)
     found = search(context, recipe)
     assert found is not None
     progress.advance(1)
@@ -120,7 +118,7 @@ def _trained_loss(context: RunContext, ranks: Ranks) -> float:
 
 
 def _note_trials(out: Path, contender: Contender, found: tuple[str, ...], losses: list[float], best: int) -> None:
-    rows = [{"settings": list(t), "validation_loss": x} for t, x in zip(contender.trials, losses, strict=False)]
+    rows = [{"settings": list(t), "validation_loss": x} for t, x in zip(contender.trials, losses, strict=True)]
     content = {"searched": list(found), "trials": rows, "chosen": best}
     folder = out / "tuned"
     folder.mkdir(exist_ok=True)
@@ -139,18 +137,18 @@ def run(
             log.info(f"{recipe.name}: trained and evaluated already")
         return
     if contender.trains:
-        ranks.together(lambda: _lend_token_counts(context.folder) if ranks.first else None)
+        ranks.together(lambda: lend_token_counts(context.folder) if ranks.first else None)
         train(context, look_and_score)
     for blind in todo:
         evaluate(context, blind)
 
 
-def _lend_token_counts(run: Path) -> None:
+def lend_token_counts(run: Path) -> None:
     """Those of the study's other runs, whose data are the same: to count takes longer than a short training."""
     run.mkdir(parents=True, exist_ok=True)
-    for file in run.parent.glob("*/token_counts-*.npy"):
-        with suppress(FileExistsError):
-            (run / file.name).hardlink_to(file)
+    for file in sorted(run.parent.parent.glob("*/*/token_counts-*.npy")):
+        if not (run / file.name).exists():
+            replace_file(run / file.name, file.read_bytes())
 
 
 def _is_there(ranks: Ranks, path: Path) -> bool:

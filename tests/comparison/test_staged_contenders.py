@@ -1,7 +1,10 @@
 """A contender that is trained in stages: the last one is what all learn, those before it are its own."""
 
+import json
+
 import pytest
 import yaml
+from faulty import Ranks
 from making import picture
 
 from data_prep.shards import Row, write_shards
@@ -42,6 +45,19 @@ def test_the_budget_is_the_last_stage_s_and_what_comes_before_is_said(read, tmp_
     checked = check_study(study, tmp_path / "out")
     assert checked.remarks[-1] == "pformer is trained before, in stages of its own: align (48 samples)"
     assert "of 24 in the test data" in checked.remarks[1]
+
+
+@pytest.mark.ranks
+def test_it_is_trained_in_its_stages_and_stands_beside_the_others(read, tmp_path):
+    read({}, budget={"steps": 3}, seeds=[0], blind=False)
+    command = ["compare", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
+    with Ranks(command, tmp_path / "logs", ranks=1) as started:
+        ended = started.ended()
+    assert ended.codes == [0], ended.text
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["scores"]) == ["memvp", "pformer"] and report["steps"] == {"memvp": 3, "pformer": 3}
+    assert all([step for step, _ in curve] == [1, 2, 3] for (curve,) in report["curves"].values())
+    assert "pformer is trained before, in stages of its own: align (48 samples)" in report["remarks"]
 
 
 def test_the_last_stage_learns_what_all_learn(read, tmp_path):
