@@ -39,7 +39,7 @@ def main(out: str) -> None:
 
 def losses_of(ranks: Ranks, sharding: str, method: str = "memvp") -> dict[str, list[float]]:
     made = recipe(method)
-    made.model.dtype, made.vision.adapter_dropout = "fp32", 0.2
+    made.model.dtype, made.method.output_scale, made.vision.adapter_dropout = "fp32", 1.0, 0.2
     if method == "memvp":
         made.method.dropout = 0.2
     made.training.deepspeed = str(DS_CONFIGS / f"{sharding}.json")
