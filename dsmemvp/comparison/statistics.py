@@ -10,12 +10,9 @@ is done again: the test samples that were drawn, and the seed. The variance of a
 the first term once, of the differences, and the second one for each of the two contenders that has several seeds: one
 may vary much more than the other.
 
-Few seeds say little of their variance, and if it looks small by chance that must not make a difference sure. So p is
-the probability of so large a value if the mean is 0 and every variance is as uncertain as its degrees of freedom f
-leave it, estimate x f / chi2_f (the test of Behrens and Fisher; Tsui and Weerahandi, "Generalized p-values in
-significance testing of hypotheses", 1989); with one term it is Student's t. Satterthwaite's approximation lends the
-seeds the many degrees of freedom of the samples, and claims too much. With one seed each all speaks of the test samples
-alone.
+Intervals and p-values come from Student's t. Its degrees of freedom are those of Welch's test of the seeds' means
+(Satterthwaite, 1946): samples widen the interval, and their large number lends the few seeds nothing. If it did, seeds
+that look alike by chance would make a difference sure. With one seed each all speaks of the test samples alone.
 
 The percentile bootstrap over samples and seeds stands beside it; seeds are spread around their mean by
 sqrt(S / (S - 1)), without which S of them vary too little (Davison and Hinkley, "Bootstrap Methods and their
@@ -24,12 +21,11 @@ Application", 1997, section 3.8).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import stats
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -132,42 +128,26 @@ def _parts(mean_N: np.ndarray, seeded: Sequence[np.ndarray]) -> list[Part]:
 
 def p_values(values: np.ndarray, parts: Sequence[Part]) -> np.ndarray:
     """Two-sided, of the means being 0, [...]; not defined for a mean whose variances are all 0."""
-    varying = [part for part in parts if np.any(part.variance > 0)]
-    if len(varying) == 1:
-        return 2 * stats.t.sf(np.abs(values) / np.sqrt(varying[0].variance), varying[0].freedom)
-    # the integral over each variance, one dimension after another
-    variance, weight = np.zeros((*np.shape(values), *[1] * len(varying))), np.ones([1] * len(varying))
-    for dimension, part in enumerate(varying):
-        factors, weights = _uncertainty(part.freedom)
-        shape = [len(factors) if i == dimension else 1 for i in range(len(varying))]
-        variance = variance + np.reshape(part.variance, (*np.shape(values), *[1] * len(varying))) * factors.reshape(
-            shape
-        )
-        weight = weight * weights.reshape(shape)
-    reach = np.abs(values).reshape(*np.shape(values), *[1] * len(varying)) / np.sqrt(2 * variance)
-    return (weight * special.erfc(reach)).sum(tuple(range(-len(varying), 0)))
+    return 2 * stats.t.sf(np.abs(values) / np.sqrt(sum(part.variance for part in parts)), freedom_of(parts))
 
 
-@cache
-def _uncertainty(freedom: int) -> tuple[np.ndarray, np.ndarray]:
-    """f / chi2_f at Gauss-Legendre's nodes, and their weights. Nodes are dense where chi2 is small, whose variances
-    make small p-values: those above 1e-6 have an error below 0.05 %."""
-    places, weights = np.polynomial.legendre.leggauss(32 if freedom < 30 else 16)
-    root, weights = (places + 1) / 2, weights / 2
-    return freedom / stats.chi2.ppf(root**4, freedom), weights * 4 * root**3
+def freedom_of(parts: Sequence[Part]) -> np.ndarray:
+    """Degrees of freedom, [...], of the seeds' part alone, if seeds are a source of chance."""
+    samples, *seeds = parts
+    if not seeds:
+        return np.asarray(samples.freedom)
+    total = np.asarray(sum(part.variance for part in seeds))
+    squares = np.asarray(sum(part.variance**2 / part.freedom for part in seeds))
+    equal = np.full_like(total, sum(part.freedom for part in seeds))  # no seed differs from another
+    return np.divide(total**2, squares, out=equal, where=squares > 0)
 
 
 def _estimate(points_SN: np.ndarray, parts: Sequence[Part]) -> Estimate:
     """In per cent."""
     value, error = float(points_SN.mean()), float(np.sqrt(sum(part.variance for part in parts)))
     # a single answer says nothing of how much answers vary
-    p, reach = float(value == 0 or points_SN.size == 1), 0.0
-    if error > 0:
-        p = float(p_values(np.array(value), parts))
-        most = 2 * error * len(parts) * stats.t.ppf((1 + LEVEL) / 2, min(part.freedom for part in parts))
-        reach = optimize.brentq(
-            lambda x: float(p_values(np.array(x), parts)) - (1 - LEVEL), 0.0, most, xtol=1e-12 * most
-        )
+    p = float(p_values(np.array(value), parts)) if error > 0 else float(value == 0 or points_SN.size == 1)
+    reach = error * float(stats.t.ppf((1 + LEVEL) / 2, freedom_of(parts)))
     low, high = np.percentile(_resampled(points_SN), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     seeds = tuple(map(float, points_SN.mean(1)))
     return Estimate(value, value - reach, value + reach, p, seeds, (float(low), float(high)))
