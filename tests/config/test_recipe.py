@@ -181,10 +181,10 @@ def test_an_error_in_a_recipe_names_key_and_line(read, text, parts):
     [
         ("training.epochs", "write key=value"),
         ("training.epoch=3", "did you mean 'training.epochs'?"),
-        ("training.epochs=x", "training.epochs: must be a whole number"),
+        ("training.epochs=x", "training.epochs: must be a number"),
         ("training=3", "training is a group"),
         ("evaluation.captions=[", "not YAML"),
-        ("training.epochs=0", "training.epochs: must be at least 1 and at most 100,000, is 0"),
+        ("training.epochs=0", "training.epochs: must be above 0 and at most 100,000, is 0"),
     ],
 )
 def test_an_error_in_an_override_names_the_override(read, override, part):
