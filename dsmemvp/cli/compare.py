@@ -68,7 +68,8 @@ def _compare(given: argparse.Namespace) -> None:
 
 
 def _study(given: argparse.Namespace) -> Any:
-    from dsmemvp.comparison.study import is_study, read_study, study_of_recipes
+    from dsmemvp.comparison.study import read_study, study_of_recipes
+    from dsmemvp.comparison.study_file import is_study
 
     if len(given.files) == 1:
         if not is_study(given.files[0]):

@@ -1,6 +1,6 @@
 """`dsmemvp compare STUDY`: several methods on one base, with the same data, prompt, order of samples and budget.
 
-- study.py: a study file -> its contenders, trials and runs
+- study_file.py, study.py: a study file -> its contenders, trials and runs
 - content.py, guards.py: no test sample in training, the same prompts for all contenders
 - budget.py: the length of every training
 - probe.py, plan.py: how long a study takes, as measured

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dsmemvp.backbones.weights import Base
-from dsmemvp.comparison.study import Budget, Contender, Study
+from dsmemvp.comparison.study import Contender, Study
+from dsmemvp.comparison.study_file import Budget
 from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted

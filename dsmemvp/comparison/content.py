@@ -48,15 +48,18 @@ class Content:
 def content_of(manifests: Sequence[Manifest], max_pixels: int, kept: Path, begin: float = 0.0) -> Content:
     """`kept` is the folder of what was computed before. `begin`: the part of the shards, 0 to 1, that is left to others
     who compute at the same time; what is then still missing is computed at the end. Raises OSError."""
-    shards = [(manifest, shard) for manifest in manifests for shard in range(len(manifest.shards))]
-    files = [kept / _name(manifest, shard, max_pixels) for manifest, shard in shards]
+    files = [
+        (manifest, shard, kept / _name(manifest, shard, max_pixels))
+        for manifest in manifests
+        for shard in range(len(manifest.shards))
+    ]
     kept.mkdir(parents=True, exist_ok=True)
-    first = int(begin * len(shards))
-    for i in [*range(first, len(shards)), *range(first)]:
-        if _read(files[i]) is None:
-            replace_file(files[i], json.dumps(_hashed(*shards[i], max_pixels)).encode())
+    first = int(begin * len(files))
+    for manifest, shard, file in files[first:] + files[:first]:
+        if _read(file) is None:
+            replace_file(file, json.dumps(_hashed(manifest, shard, max_pixels)).encode())
     content = Content()
-    for (manifest, shard), file in zip(shards, files, strict=True):
+    for manifest, shard, file in files:
         own = _read(file)
         if own is None:
             raise OSError(f"{file} was written just now and cannot be read")

@@ -80,7 +80,7 @@ def tune(
         overrides = (*found, *trial)
         recipe = recipe_for(contender, f"{contender.name}-trial-{i}", study.settings.tune_seed, overrides)
         context = context_of(recipe)
-        ranks.together(lambda folder=context.folder: lend_token_counts(folder) if ranks.first else None)
+        _lend(context, ranks)
         losses.append(_trained_loss(context, ranks))
         progress.advance(1)
     if not losses:
@@ -102,7 +102,7 @@ def search_for(
         return ()
     recipe = recipe_for(contender, contender.name, study.settings.tune_seed, ())
     context = context_of(searching(recipe))
-    ranks.together(lambda: lend_token_counts(context.folder) if ranks.first else None)
+    _lend(context, ranks)
     found = search(context, recipe)
     assert found is not None
     progress.advance(1)
@@ -137,10 +137,14 @@ def run(
             log.info(f"{recipe.name}: trained and evaluated already")
         return
     if contender.trains:
-        ranks.together(lambda: lend_token_counts(context.folder) if ranks.first else None)
+        _lend(context, ranks)
         train(context, look_and_score)
     for blind in todo:
         evaluate(context, blind)
+
+
+def _lend(context: RunContext, ranks: Ranks) -> None:
+    ranks.together(lambda: lend_token_counts(context.folder) if ranks.first else None)
 
 
 def lend_token_counts(run: Path) -> None:

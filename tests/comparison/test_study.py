@@ -4,7 +4,8 @@ import pytest
 
 from dsmemvp.comparison.results import collect
 from dsmemvp.comparison.running import recipe_for, write_study
-from dsmemvp.comparison.study import is_study, read_study, study_of_recipes
+from dsmemvp.comparison.study import read_study, study_of_recipes
+from dsmemvp.comparison.study_file import is_study
 from dsmemvp.errors import UserError
 
 TWO = "contenders:\n  memvp: {}\n  none: {method: {name: none}}\n"
