@@ -10,9 +10,11 @@ is done again: the test samples that were drawn, and the seed. The variance of a
 the first term once, of the differences, and the second one for each of the two contenders that has several seeds: one
 may vary much more than the other.
 
-Intervals and p-values come from Student's t. Its degrees of freedom are those of Welch's test of the seeds' means
-(Satterthwaite, 1946): samples widen the interval, and their large number lends the few seeds nothing. If it did, seeds
-that look alike by chance would make a difference sure. With one seed each all speaks of the test samples alone.
+Half of an interval is the root of the summed squares of two: Student's t with the samples' degrees of freedom times the
+root of the first term, and t with those of Welch's test of the seeds' means (Satterthwaite, 1946) times the root of the
+rest (Howe, "Approximate confidence limits on the mean of X + Y", 1974). p is the level whose interval just reaches 0.
+One t for the whole would lend few seeds the many degrees of freedom of the samples, so that seeds that look alike by
+chance make a difference sure, or the other way round. With one seed each all speaks of the test samples alone.
 
 The percentile bootstrap over samples and seeds stands beside it; seeds are spread around their mean by
 sqrt(S / (S - 1)), without which S of them vary too little (Davison and Hinkley, "Bootstrap Methods and their
@@ -128,14 +130,26 @@ def _parts(mean_N: np.ndarray, seeded: Sequence[np.ndarray]) -> list[Part]:
 
 def p_values(values: np.ndarray, parts: Sequence[Part]) -> np.ndarray:
     """Two-sided, of the means being 0, [...]; not defined for a mean whose variances are all 0."""
-    return 2 * stats.t.sf(np.abs(values) / np.sqrt(sum(part.variance for part in parts)), freedom_of(parts))
+    low, high = np.full(np.shape(values), -300.0), np.zeros(np.shape(values))  # powers of ten
+    for _ in range(64):
+        middle = (low + high) / 2
+        beyond = reach(10**middle, parts) > np.abs(values)
+        low, high = np.where(beyond, middle, low), np.where(beyond, high, middle)
+    return 10**high
 
 
-def freedom_of(parts: Sequence[Part]) -> np.ndarray:
-    """Degrees of freedom, [...], of the seeds' part alone, if seeds are a source of chance."""
+def reach(level: np.ndarray | float, parts: Sequence[Part]) -> np.ndarray:
+    """Half of the interval that leaves out `level`, [...]."""
     samples, *seeds = parts
-    if not seeds:
-        return np.asarray(samples.freedom)
+    square = stats.t.isf(np.asarray(level) / 2, samples.freedom) ** 2 * samples.variance
+    if seeds:
+        total = np.asarray(sum(part.variance for part in seeds))
+        square = square + stats.t.isf(np.asarray(level) / 2, _welch(seeds)) ** 2 * total
+    return np.sqrt(square)
+
+
+def _welch(seeds: Sequence[Part]) -> np.ndarray:
+    """Degrees of freedom of a sum of variances, [...]."""
     total = np.asarray(sum(part.variance for part in seeds))
     squares = np.asarray(sum(part.variance**2 / part.freedom for part in seeds))
     equal = np.full_like(total, sum(part.freedom for part in seeds))  # no seed differs from another
@@ -144,13 +158,12 @@ def freedom_of(parts: Sequence[Part]) -> np.ndarray:
 
 def _estimate(points_SN: np.ndarray, parts: Sequence[Part]) -> Estimate:
     """In per cent."""
-    value, error = float(points_SN.mean()), float(np.sqrt(sum(part.variance for part in parts)))
+    value, half = float(points_SN.mean()), float(reach(1 - LEVEL, parts))
     # a single answer says nothing of how much answers vary
-    p = float(p_values(np.array(value), parts)) if error > 0 else float(value == 0 or points_SN.size == 1)
-    reach = error * float(stats.t.ppf((1 + LEVEL) / 2, freedom_of(parts)))
+    p = float(p_values(np.array(value), parts)) if half > 0 else float(value == 0 or points_SN.size == 1)
     low, high = np.percentile(_resampled(points_SN), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     seeds = tuple(map(float, points_SN.mean(1)))
-    return Estimate(value, value - reach, value + reach, p, seeds, (float(low), float(high)))
+    return Estimate(value, value - half, value + half, p, seeds, (float(low), float(high)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

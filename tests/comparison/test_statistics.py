@@ -55,6 +55,13 @@ def test_the_seeds_of_a_single_contender_decide_as_in_student_s_test():
     )
 
 
+def test_where_seeds_do_not_differ_samples_alone_decide_as_in_the_paired_t_test():
+    rng = np.random.default_rng(3)
+    a, b = 1.0 * (rng.random(200) < 0.7), 1.0 * (rng.random(200) < 0.6)
+    (found,) = differences({"a": np.tile(a, (3, 1)), "b": np.tile(b, (3, 1))})
+    assert found.estimate.p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+
+
 def test_the_variance_is_that_of_two_crossed_factors():
     """The mean squares of statsmodels' two-way analysis without replication give the same components."""
     rng = np.random.default_rng(5)
