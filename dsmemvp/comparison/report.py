@@ -172,14 +172,18 @@ def _answers(found: _Found) -> list[str]:
         ["s/answer", *(f"{paces[name].answer:.3g}" if name in paces else "-" for name in names)],
         ["calibration error", *(f"{calibrations[name].error:.2f}" if name in calibrations else "-" for name in names)],
     ]
-    said = [*table(columns, left=1), "", f"FLOPs of a prompt with an image and {SUPERVISED} tokens behind it; seconds"]
-    said[-1] += " as measured before the study, all ranks together."
+    said = [
+        *table(columns, left=1),
+        "",
+        f"FLOPs of a prompt with an image and {SUPERVISED} tokens behind it; seconds as measured before the study, all"
+        " ranks together.",
+    ]
     if len(calibrations) < len(names):
         said += [
             "",
-            "- : answers are written, and no probability of them is kept; that needs questions with choices and",
+            "No calibration error (-): answers are written, and no probability of them is kept. It needs questions with"
+            " choices and evaluation.protocol=likelihood.",
         ]
-        said[-1] += " evaluation.protocol=likelihood."
     return said
 
 
