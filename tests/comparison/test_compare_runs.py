@@ -96,7 +96,11 @@ def test_the_layer_that_a_search_finds_is_what_all_runs_of_a_contender_have(reci
     dvp = {"name": "dvp", "layer": "search", "width": 8, "heads": 2, "dropout": 0.0}
     content = {
         "recipe": str(recipe_path),
-        "set": {"data.search": str(tmp_path / "search"), "search": {"epochs": 0.5, "draws": 2}},
+        "set": {
+            "data.search": str(tmp_path / "search"),
+            "search": {"epochs": 0.5, "draws": 2},
+            "evaluation": {"protocol": "likelihood", "captions": [False]},
+        },
         "contenders": {"dvp": {"method": dvp}, "none": {"method": {"name": "none"}}},
         "seeds": [3],
         "budget": {"seconds": 0.01},
@@ -113,7 +117,7 @@ def test_the_layer_that_a_search_finds_is_what_all_runs_of_a_contender_have(reci
         return ended.text
 
     assert "dvp was not measured yet" in said("--task", "0", code=1)
-    assert "1 training and 4 evaluations, about" in said("--plan") and not (tmp_path / "out" / "runs").exists()
+    assert "1 training and 2 evaluations, about" in said("--plan") and not (tmp_path / "out" / "runs").exists()
     whole = said()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     (found,) = report["tuned"]["dvp"]["searched"]
@@ -122,3 +126,7 @@ def test_the_layer_that_a_search_finds_is_what_all_runs_of_a_contender_have(reci
     assert found == f"method.layer={run['method']['layer']}"
     # as many steps as the probe says for the seconds: one, since none is as short
     assert [[step for step, _ in curve] for curve in report["curves"]["dvp"]] == [[1]]
+    # choices by likelihood, so that every answer has a probability
+    for name, own in report["calibration"].items():
+        assert sum(count for _, _, count in own["bins"]) == 48, name
+    assert list(report["calibration"]) == ["dvp", "none"] and (tmp_path / "out" / "reliability.png").exists()
