@@ -71,10 +71,10 @@ class Trace:
     """Most bytes alive at any moment, gradients of the trained tensors included."""
     flops: int
     """Of matrix products and attention, recomputed ones included."""
-    forward_flops: int
-    """Of these what the forward takes."""
     item: int
     """Bytes of an element in the compute type."""
+    forward_flops: int = 0
+    """Of `flops` what the forward takes."""
     beside: int = 0
     """Bytes of what stands whole on every GPU beside the model: a stage's teacher and its copy of the vocabulary."""
     operations: Counter[Operation] = field(default_factory=Counter)
