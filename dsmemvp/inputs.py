@@ -38,7 +38,7 @@ def open_inputs(recipe: Recipe, base: Base | None = None, stage: str = "") -> In
     base = base or Base(recipe)
     configs = base.configs
     with torch.device("meta"):
-        method = build_method(recipe.method, sizes_of(configs))
+        method = build_method(recipe.method, sizes_of(configs, recipe.method))
     own = named_stage(method, stage)
     method.begin_stage(own)
     collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)

@@ -26,7 +26,7 @@ from dsmemvp.backbones.recompute import Policy, run_again
 from dsmemvp.backbones.text_encoder import ENCODERS, TextEncoder
 from dsmemvp.backbones.vision import VisionTower
 from dsmemvp.backbones.vision_families import built_blocks
-from dsmemvp.config.methods import VisionFeatures
+from dsmemvp.config.methods import MethodSettings, VisionFeatures
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
@@ -263,10 +263,10 @@ def loss_sum(logits_SV: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits_SV, targets, reduction="sum")
 
 
-def sizes_of(configs: Configs) -> Sizes:
-    vision, language = configs.vision, configs.language
-    blocks = built_blocks(vision), language.num_hidden_layers
-    return Sizes(configs.image_tokens, vision.hidden_size, language.hidden_size, *blocks)
+def sizes_of(configs: Configs, settings: MethodSettings) -> Sizes:
+    tokens, width = configs.features(settings.vision_features())
+    language = configs.language
+    return Sizes(tokens, width, language.hidden_size, built_blocks(configs.vision), language.num_hidden_layers)
 
 
 def build_frozen(recipe: Recipe, configs: Configs, stage: Stage | None = None) -> VisualLanguageModel:
@@ -310,7 +310,7 @@ def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs,
     stage. None: the whole method, and the last stage has begun."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model.method = build_method(recipe.method, sizes_of(configs))
+        model.method = build_method(recipe.method, sizes_of(configs, recipe.method))
         model.method.begin_stage(stage or model.method.stages()[-1])
         model.teacher = take_apart(model.method, stage) if stage else None
         if model.vision is not None:
@@ -345,7 +345,7 @@ def take_apart(method: VisualPrompt, stage: Stage) -> Teacher | None:
 def stages_of(recipe: Recipe, configs: Configs) -> tuple[Stage, ...]:
     """The method's, one after another."""
     with torch.device("meta"):
-        return tuple(build_method(recipe.method, sizes_of(configs)).stages())
+        return tuple(build_method(recipe.method, sizes_of(configs, recipe.method)).stages())
 
 
 def trainable_shapes(recipe: Recipe, configs: Configs, stage: Stage | None = None) -> dict[str, tuple[int, ...]]:

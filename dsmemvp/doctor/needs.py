@@ -65,7 +65,7 @@ def _weights(recipe: Recipe, into: list[Configs]) -> str:
 
 def _method(recipe: Recipe, configs: Configs, into: list[VisualPrompt]) -> str:
     with torch.device("meta"):
-        into.append(build_method(recipe.method, sizes_of(configs)))
+        into.append(build_method(recipe.method, sizes_of(configs, recipe.method)))
     return f"{recipe.method.name} fits the two models"
 
 

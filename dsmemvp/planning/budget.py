@@ -137,7 +137,7 @@ def activation_budget(recipe: Recipe, configs: Configs, budget: int, stage: Stag
     """Traces eighteen micro-steps of a decoder of three layers, or twenty if layers train something: some seconds at
     13B."""
     item = NAMED[recipe.model.dtype].itemsize
-    sizes = sizes_of(configs)
+    sizes = sizes_of(configs, recipe.method)
     with torch.device("meta"):
         first = build_method(recipe.method, sizes).first_block()
 

@@ -100,7 +100,7 @@ def _of_stage(recipe: Recipe, configs: Configs, clusters: Sequence[Cluster], tok
         return trace(replace(recipe, training=training), configs, tokens, policy, stage=stage)
 
     with torch.device("meta"):
-        method = build_method(recipe.method, sizes_of(configs))
+        method = build_method(recipe.method, sizes_of(configs, recipe.method))
     method.begin_stage(stage)
     places = tokens + sum(reserved.count for reserved in method.reserved())
     budgeted = recipe.training.recompute == "auto" and stage.decoder

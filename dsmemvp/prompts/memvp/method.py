@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dsmemvp.config.fields import CONFIG, Factor, Fraction, Width
-from dsmemvp.config.methods import MethodSettings
+from dsmemvp.config.methods import MethodSettings, VisionFeatures
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
@@ -40,6 +40,11 @@ class Settings(MethodSettings):
     """Factor on the output of the memory branch (s)."""
     dropout: Fraction = 0.1
     """Dropout on the slot activations."""
+    class_token: bool = False
+    """Whether tokens before the patches, such as the class token, are among the image tokens."""
+
+    def vision_features(self) -> VisionFeatures:
+        return VisionFeatures(class_token=self.class_token)
 
 
 class Method(VisualPrompt):
