@@ -72,7 +72,7 @@ class Vision:
 class Data:
     train: Texts = field(default_factory=list)
     """Folders of WebDataset shards with a dataset.json manifest, to train on; a single one may stand without brackets.
-    Also a URL, or `pipe:` and a command with {name} in it for the file name."""
+    Also a URL (https, s3, gs, hf), or `pipe:` and a command with {name} in it for the file name."""
     passes: list[Annotated[float, Field(gt=0, le=10**6), FROM_TEXT]] = field(default_factory=list)
     """How often each folder of `train` is gone through in one epoch; none given: once each."""
     validation: Text = ""
