@@ -11,7 +11,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dsmemvp.config.fields import CONFIG, FROM_TEXT, Factor, Fraction, Samples, Seconds, Steps, Text, Texts, Tokens
+from dsmemvp.config.fields import (
+    CONFIG,
+    FROM_TEXT,
+    Factor,
+    Fraction,
+    Loggers,
+    Samples,
+    Seconds,
+    Steps,
+    Text,
+    Texts,
+    Tokens,
+)
 from dsmemvp.config.methods import method_settings
 from dsmemvp.counting import counted
 from dsmemvp.errors import UserError
@@ -154,7 +166,9 @@ class Training:
     deepspeed: Text = "ds_configs/zero3.json"
     """DeepSpeed configuration; `auto` in it is filled from this recipe."""
     log_every: Annotated[int, Field(ge=1, le=10**9)] = 10
-    """Steps between two lines in the log and points in TensorBoard."""
+    """Steps between two lines in the log and points in the loggers."""
+    loggers: Loggers = field(default_factory=lambda: ["tensorboard"])
+    """Where numbers and recipe go beside the run's metrics.jsonl; `wandb` and `mlflow` need their packages."""
     checkpoint_epochs: Annotated[int, Field(ge=1, le=10**5)] = 1
     """Epochs between checkpoints; the last epoch always ends with one."""
     checkpoint_steps: Steps = 0
