@@ -56,6 +56,9 @@ class Model:
     """How the frozen linear layers of the language model's blocks are stored and multiplied: `int8` halves and `nf4`
     quarters their memory and traffic, computing in `dtype`; `fp8` halves it and multiplies in float8, on GPUs that
     can."""
+    nf4_scales: Literal["fitted", "largest"] = "fitted"
+    """How `nf4` scales a block of 64 weights: so that it loses least of them, or, as QLoRA and bitsandbytes have it, by
+    the largest one."""
 
 
 @dataclass(config=CONFIG)
