@@ -97,6 +97,15 @@ def test_fitted_scales_of_nf4_lose_nearly_as_little_as_can_be(dtype):
     assert (scales < 0).any() and (scales > 0).any()
 
 
+@pytest.mark.parametrize("together", [1, 7, 64])
+def test_a_unit_is_stored_alike_in_any_company(together):
+    """Ranks cut weights at different places."""
+    units, layout = _weight().view(-1, 64), Layout("nf4", (ROWS, COLUMNS), fitted=True)
+    parts = [quantize(layout, part, torch.bfloat16) for part in units.split(together)]
+    for found, whole in zip(zip(*parts, strict=True), quantize(layout, units, torch.bfloat16), strict=True):
+        assert torch.equal(torch.cat(found), whole)
+
+
 def test_bytes_that_are_stored():
     sizes = {form: sum(t.nbytes for t in _stored(form, _weight(), torch.bfloat16)[:2]) for form in ("int8", "nf4")}
     assert sizes == {
