@@ -35,6 +35,8 @@ FITS = (1.0, -1.0, 0.9, -0.9, 0.8, -0.8)
 """Scales of nf4 that are tried for a unit, as parts of its largest element; QLoRA has the first alone. Of both signs,
 since there are more levels above zero than below; below 1, since most elements are small and gain what the largest
 one loses."""
+GRID = 2048
+"""Steps between -1 and 1."""
 FP8_FROM = (8, 9)
 """Compute capability of the first GPUs with float8 products (Ada; then Hopper, Blackwell)."""
 
@@ -92,11 +94,16 @@ def quantize(layout: Layout, values_US: torch.Tensor, dtype: torch.dtype) -> tup
 
 def _fitted(values_US: torch.Tensor) -> torch.Tensor:
     """Scales of nf4, [U]: that of FITS which loses least, then the best one for its codes, by least squares."""
-    levels, largest_U = torch.tensor(LEVELS, device=values_US.device), values_US.abs().amax(1)
+    largest_U = values_US.abs().amax(1)
     least_U, chosen_US = torch.full_like(largest_U, torch.inf), torch.empty_like(values_US)
+    # the nearest levels at points of a grid: twenty times as fast as a search, and nearly as good
+    grid = torch.linspace(-1, 1, GRID + 1, device=values_US.device)
+    near = torch.tensor(LEVELS, device=values_US.device)[_nearest(grid[None], torch.ones_like(grid[:1]))[0]]
     for part in FITS:
-        taken_US = levels[_nearest(values_US, part * largest_U)]
-        lost_U = (taken_US * (part * largest_U)[:, None] - values_US).square_().sum(1)
+        scales_U = part * largest_U
+        places_US = _relative(values_US, scales_U).clamp_(-1, 1).add_(1).mul_(GRID / 2).round_().int()
+        taken_US = near.index_select(0, places_US.view(-1)).view_as(values_US)
+        lost_U = (taken_US * scales_U[:, None] - values_US).square_().sum(1)
         better_U = lost_U < least_U
         least_U = torch.where(better_U, lost_U, least_U)
         chosen_US = torch.where(better_U[:, None], taken_US, chosen_US)
