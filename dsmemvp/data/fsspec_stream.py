@@ -97,7 +97,7 @@ def _filesystem(scheme: str, process: int) -> Any:
 
 def _failure(error: Exception, timeout: float) -> TransferError:
     if isinstance(error, FileNotFoundError):
-        return TransferError("no such file", UserError, again=False)
+        return TransferError("no such file, or no rights to see it", UserError, again=False)
     if isinstance(error, TimeoutError):
         return TransferError(f"no answer within {timeout:g} s", TimeoutError)
     name = type(error).__name__

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dsmemvp.atomic_files import replace_file
+from dsmemvp.data.location import masked
 from dsmemvp.errors import UserError
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
@@ -58,6 +59,15 @@ def open_loggers(names: Sequence[str], folder: Path, say: Callable[[str], None])
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("WANDB_SILENT", "true")
     return [InBackground(name, lambda make=made[name]: make(folder), say) for name in names if name in made]
+
+
+def without_secrets(value: Any) -> Any:
+    """A recipe's value without the passwords and signatures in its texts: servers show it to others."""
+    if isinstance(value, dict):
+        return {key: without_secrets(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(inner) for inner in value]
+    return masked(value) if isinstance(value, str) else value
 
 
 class InBackground:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dsmemvp.atomic_files import replace_file
 from dsmemvp.log import log
 from dsmemvp.training.event_file import EventFile
-from dsmemvp.training.loggers import open_loggers
+from dsmemvp.training.loggers import open_loggers, without_secrets
 from dsmemvp.training.record import count_rows, rows_of, wind_back
 
 RECORDS = ("metrics", "skipped", "order")
@@ -92,7 +92,7 @@ class Monitor:
             self._board.add_text("recipe", indent(text, "    "), step)  # Markdown's mark of what is not to be set
             self._flush_board()
         for logger in self._loggers:
-            logger.call("recipe", values)
+            logger.call("recipe", without_secrets(values))
 
     def show_image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """In the loggers; [height, width, 3] uint8."""

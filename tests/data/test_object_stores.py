@@ -139,13 +139,19 @@ def test_a_worker_reads_after_its_parent_has(store, there, cache):
 def test_a_missing_file_is_asked_for_once_and_is_the_user_s(store, there, cache, location):
     (there / TAR).unlink()
     error = fails(location, cache)
-    assert str(error) == f"{location}: {TAR} cannot be fetched (no such file)" and exit_code(error) == USER_ERROR
+    assert (
+        str(error) == f"{location}: {TAR} cannot be fetched (no such file, or no rights to see it)"
+        and exit_code(error) == USER_ERROR
+    )
 
 
 @pytest.mark.parametrize("location", ["s3://elsewhere", "gs://elsewhere", "hf://datasets/me/elsewhere/there"])
 def test_a_bucket_that_is_not_there(store, cache, location):
     error = fails(location, cache)
-    assert f"{FILE} cannot be fetched (no such file)" in str(error) and exit_code(error) == USER_ERROR
+    assert (
+        f"{FILE} cannot be fetched (no such file, or no rights to see it)" in str(error)
+        and exit_code(error) == USER_ERROR
+    )
 
 
 @pytest.mark.parametrize("location", ["s3://there", "gs://there"])

@@ -102,14 +102,15 @@ def test_images_and_stages_and_a_recipe_that_has_changed(tmp_path):
     for epochs in (3, 4):
         monitor = Monitor(folder, active=True, steps=4, start=0, loggers=["wandb", "mlflow"])
         monitor.stage = "text"
-        monitor.show_recipe({"name": "run", "training": {"epochs": epochs}}, "", 0)
+        data = {"train": ["https://me:sEcret@host/x?sig=sEcret"]}
+        monitor.show_recipe({"name": "run", "training": {"epochs": epochs}, "data": data}, "", 0)
         monitor.record(1, {"loss/train": float(epochs)}, "step 1")
         monitor.show_image("search/pi", np.zeros((4, 4, 3), dtype=np.uint8), 1)
         monitor.close()
     (found,) = mlflow_runs(tmp_path / "mlruns")
-    assert found.data.params == {"name": "run", "training.epochs": "3"} and found.data.metrics == {
-        "loss/text/train": 4.0
-    }
+    shown = {"name": "run", "training.epochs": "3", "data.train": "['https://***@host/x?***']"}
+    assert found.data.params == shown and found.data.metrics == {"loss/text/train": 4.0}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"sEcret" in path.read_bytes()]
     assert list(tmp_path.glob("mlruns/*/*/artifacts/search/pi/00000001.png"))
     assert [row["loss/text/train"] for row in wandb_history(folder) if "loss/text/train" in row] == ["3", "4"]
     assert list(folder.glob("wandb/offline-run-*/files/media/images/**/*.png"))
