@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,7 +59,7 @@ def open_loggers(names: Sequence[str], folder: Path, say: Callable[[str], None])
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # neither of them is to tell its makers
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("WANDB_SILENT", "true")
-    return [InBackground(name, lambda make=made[name]: make(folder), say) for name in names if name in made]
+    return [InBackground(name, partial(made[name], folder), say) for name in names if name in made]
 
 
 def without_secrets(value: Any) -> Any:
