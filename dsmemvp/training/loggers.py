@@ -47,7 +47,8 @@ class Logger(Protocol):
 def check_loggers(names: Sequence[str]) -> None:
     """Raises UserError for one whose package is missing."""
     for name in names:
-        if name in PACKAGES and importlib.util.find_spec(name) is None:
+        found = importlib.util.find_spec(name) if name in PACKAGES else None
+        if name in PACKAGES and (found is None or found.origin is None):  # none, or a mere folder of that name here
             raise UserError(
                 f"training.loggers: {name} needs the package {PACKAGES[name]}; pip install 'dsmemvp[{name}]'"
             )

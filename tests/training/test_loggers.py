@@ -1,6 +1,7 @@
 """Weights & Biases and MLflow, offline: they have what metrics.jsonl has, a run that resumes goes on in the same one,
 only the first rank writes, and nothing that goes wrong in them ends training."""
 
+import importlib.machinery
 import importlib.util
 import time
 from pathlib import Path
@@ -118,9 +119,11 @@ def test_images_and_stages_and_a_recipe_that_has_changed(tmp_path):
 
 @pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("mlflow", "mlflow-skinny")])
 def test_a_missing_package_is_one_line_before_anything_is_loaded(monkeypatch, name, package):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None)
-    with pytest.raises(UserError, match=rf"^training.loggers: {name} needs the package {package}; pip install "):
-        check_loggers(["tensorboard", name])
+    # none at all; or the folder ./wandb, which wandb itself writes
+    for found in (None, importlib.machinery.ModuleSpec(name, None)):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda asked, found=found: found)
+        with pytest.raises(UserError, match=rf"^training.loggers: {name} needs the package {package}; pip install "):
+            check_loggers(["tensorboard", name])
     check_loggers(["tensorboard"])
 
 
