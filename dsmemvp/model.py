@@ -285,7 +285,8 @@ def build_frozen(recipe: Recipe, configs: Configs, stage: Stage | None = None) -
     model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics, features, cached, decoder)
     model.requires_grad_(False)
     if decoder and recipe.model.quantize != "none":
-        quantize_linears(model.language.layers, recipe.model.quantize)
+        fitted = recipe.model.quantize == "nf4" and recipe.model.nf4_scales == "fitted"
+        quantize_linears(model.language.layers, recipe.model.quantize, fitted)
     for norm in model.language.norms() if decoder and recipe.method.trains_norms() else ():
         norm.weight.requires_grad_(True)
     return model

@@ -74,7 +74,7 @@ def _train(
     teach(trainer, prepared.origin, ranks)
     context.end_if_asked("before the first step")
     context.stop.plan = "saving after this micro-step, then ending"
-    monitor = Monitor(context.folder, ranks.first, prepared.steps, first)
+    monitor = Monitor(context.folder, ranks.first, prepared.steps, first, training.loggers)
     keep = training.keep_last, training.keep_best, training.best_by
     ends = [each.last for each in prepared.spans[:-1]]
     manager = CheckpointManager(context.folder, ranks, monitor, *keep, guard, ends)
@@ -109,7 +109,7 @@ def _introduce(context: RunContext, prepared: Prepared, trainer: Trainer, monito
         monitor.say(complaint)
     if ranks.first:
         write_json(context.folder / "recipe.json", as_dict(recipe))
-        monitor.show_text("recipe", as_yaml(recipe), first)
+        monitor.show_recipe(as_dict(recipe), as_yaml(recipe), first)
     trained = sum(math.prod(shape) for shape in trainer.shapes().values())
     order, epochs = prepared.span.data.order, prepared.span.recipe.training.epochs
     epoch = f"{counted(order.samples, 'sample')} and {counted(order.steps, 'step')} per epoch"

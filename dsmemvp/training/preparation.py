@@ -21,6 +21,7 @@ from dsmemvp.fault_tolerance.restart_limit import count_start
 from dsmemvp.model import stages_of
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
+from dsmemvp.training.loggers import check_loggers
 from dsmemvp.training.stages import Span, identity_of, span_after, span_before, spans_of
 
 
@@ -57,6 +58,7 @@ def prepare(context: RunContext, only: str = "") -> Prepared:
     """Opens data and checks the checkpoint against them, the recipe and the base. `only`: the one stage to train.
     Raises UserError or OSError."""
     recipe, ranks = context.recipe, context.ranks
+    check_loggers(recipe.training.loggers)
     base = Base(recipe)
     spans = spans_of(stages_of(recipe, base.configs), recipe, base)
     manifests = {id(m): m for span in spans for m in (*span.data.manifests, span.validation) if m}
