@@ -7,11 +7,13 @@
                   "answer_type": "CLOSED", "phrase_type": "freeform", ...}]
     images        VQA_RAD_Image_Folder/synpic54610.jpg
 
---split is train or test (default: the name of --out): test are the questions whose phrase_type begins with "test", 451
-of 2,248. Answers are put in lower case, in which they are compared: the set has Yes beside yes. Most test pictures are
-also in train; that is how the set is made.
+--split is train, validation or test (default: the name of --out): test are the questions whose phrase_type begins with
+"test", 451 of 2,248. The set has no validation split: --held-out 0.1 takes all questions about a tenth of the pictures
+out of train for it, the same ones every time. Answers are put in lower case, in which they are compared: the set has
+Yes beside yes. Most test pictures are also in train; that is how the set is made.
 """
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,29 +25,45 @@ from data_prep.plan import Planned, key_of
 from data_prep.progress import say
 from dsmemvp.data.sample import SampleError
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 
 
 def main() -> int:
     parser = converter_parser(__doc__)
     parser.add_argument("--questions", type=Path, required=True, help="file of all questions")
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=0.0,
+        help="share of train's pictures that are validation's instead (default: 0)",
+    )
     given = parser.parse_args()
     split = given.split or given.out.name
     if split not in SPLITS:
-        say("vqa_rad", f"error: --split: must be train or test, not {split!r}", error=True)
+        say("vqa_rad", f"error: --split: must be {', '.join(SPLITS)}, not {split!r}", error=True)
         return 1
-    return convert("vqa_rad", given, given.images, [given.questions], plan_rows(given.questions, split))
+    if not 0 <= given.held_out < 1 or (split == "validation" and not given.held_out):
+        say("vqa_rad", f"error: --held-out: give a share for validation, below 1, not {given.held_out}", error=True)
+        return 1
+    return convert("vqa_rad", given, given.images, [given.questions], plan_rows(given.questions, split, given.held_out))
 
 
-def plan_rows(path: Path, split: str) -> Iterator[Planned | SampleError]:
+def plan_rows(path: Path, split: str, held_out: float = 0.0) -> Iterator[Planned | SampleError]:
     for number, question in enumerate(load_json(path, list), 1):
         where = f"{path}, question {number}"
         try:
-            if part(question, "phrase_type", str, where).startswith("test") == (split == "test"):
+            if _split_of(question, where, held_out) == split:
                 yield _row(question, where)
         except SampleError as error:
             yield error
+
+
+def _split_of(question: Any, where: str, held_out: float) -> str:
+    if part(question, "phrase_type", str, where).startswith("test"):
+        return "test"
+    digest = hashlib.sha256(part(question, "image_name", str, where).encode()).digest()
+    return "validation" if int.from_bytes(digest[:4], "big") < held_out * 2**32 else "train"
 
 
 def _row(question: Any, where: str) -> Planned:

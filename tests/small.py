@@ -14,6 +14,15 @@ from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
 VOCABULARY, RESOLUTION, EOS = 60, 16, 2
 SETTINGS = {
     "memvp": {"hidden": 8, "slots": 7, "visual_scale": 1.0, "output_scale": 1.0},
+    "separable": {
+        "name": "memvp",
+        "hidden": 8,
+        "slots": 21,
+        "visual_scale": 1.0,
+        "output_scale": 0.05,
+        "scores": "separable",
+        "dropout": 0.0,
+    },
     "input_space": {"hidden": 8},
     "dvp": {"layer": 1, "width": 8, "heads": 2, "adapter_ratio": 8, "train_norms": True, "query_norm": True},
     "none": {},
@@ -34,7 +43,8 @@ def configs(**language) -> Configs:
 
 def recipe(method: str) -> Recipe:
     made = Recipe(name="x")
-    made.method = method_settings(method, **SETTINGS[method])
+    own = dict(SETTINGS[method])
+    made.method = method_settings(own.pop("name", method), **own)
     made.vision.adapter_dim = 4
     return made
 

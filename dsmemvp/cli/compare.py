@@ -21,6 +21,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--set", action="append", default=[], metavar="key=value", help="a setting of all contenders")
     what = command.add_mutually_exclusive_group()
+    what.add_argument("--plan", action="store_true", help="check and measure, say how long it takes, and train nothing")
     what.add_argument("--report", action="store_true", help="write the report of finished runs again")
     what.add_argument("--submit", action="store_true", help="as a Slurm array, a task for each contender")
     what.add_argument("--task", type=int, metavar="N", help="contender N alone, from 0, as a task of a Slurm array")
@@ -34,7 +35,9 @@ def _compare(given: argparse.Namespace) -> None:
         return
     with listening() as stop, ended_with_launcher(stop):
         from dsmemvp.cli.runs import join
-        from dsmemvp.comparison.guards import check_study
+        from dsmemvp.comparison.budget import with_budget
+        from dsmemvp.comparison.guards import Checked, check_study
+        from dsmemvp.comparison.plan import check_measured, planned, with_known_budget
         from dsmemvp.comparison.report import write_report
         from dsmemvp.comparison.running import is_finished, run_study
         from dsmemvp.distributed.ranks import leave_ranks
@@ -43,21 +46,30 @@ def _compare(given: argparse.Namespace) -> None:
         study = _study(given)
         if given.task is not None and not 0 <= given.task < len(study.contenders):
             raise UserError(f"--task: there are contenders 0 to {len(study.contenders) - 1}, not {given.task}")
+        if study.settings.budget.seconds and given.task is not None:
+            check_measured(study, given.out)
         ranks, watched = join(study.contenders[0].recipe, stop)
         with watched as heartbeat:
-            remarks = ranks.together(lambda: check_study(study) if ranks.first else [])
-            if not given.report:
-                contexts = partial(RunContext, ranks=ranks, stop=stop, heartbeat=heartbeat)
+            contexts = partial(RunContext, ranks=ranks, stop=stop, heartbeat=heartbeat)
+            study = ranks.together(lambda: with_budget(study))
+            nothing, task = Checked([], 0.0), given.task or 0
+            checked = ranks.together(lambda: check_study(study, given.out, task) if ranks.first else nothing)
+            if given.report:
+                study = ranks.together(lambda: with_known_budget(study, given.out))
+            else:
+                study = planned(study, given.out, ranks, contexts, given.task)
+            if not given.report and not given.plan:
                 run_study(study, given.out, ranks, contexts, given.task)
-            last = given.task is None or is_finished(study)
-            text = ranks.together(lambda: write_report(study, given.out, remarks) if ranks.first and last else "")
+            last = not given.plan and (given.task is None or is_finished(study))
+            text = ranks.together(lambda: write_report(study, given.out, checked) if ranks.first and last else "")
         if ranks.first:
             print(text, end="", flush=True)
         leave_ranks()
 
 
 def _study(given: argparse.Namespace) -> Any:
-    from dsmemvp.comparison.study import is_study, read_study, study_of_recipes
+    from dsmemvp.comparison.study import read_study, study_of_recipes
+    from dsmemvp.comparison.study_file import is_study
 
     if len(given.files) == 1:
         if not is_study(given.files[0]):
@@ -72,6 +84,10 @@ def _submit(given: argparse.Namespace) -> None:
     from dsmemvp.submit import sbatch_text, submit
 
     study, asked = _study(given), asked_of_slurm(given)
+    if study.settings.budget.seconds:
+        from dsmemvp.comparison.plan import check_measured
+
+        check_measured(study, given.out)
     asked.more.append(f"--array=0-{len(study.contenders) - 1}")
     arguments = [*map(str, given.files), "--out", str(given.out), "--seeds", str(given.seeds)]
     arguments += [part for setting in given.set for part in ("--set", setting)]

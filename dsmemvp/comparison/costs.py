@@ -7,7 +7,6 @@ import torch
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.weights import read_configs
-from dsmemvp.comparison.guards import prompts_of
 from dsmemvp.comparison.study import Contender
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.model import sizes_of
@@ -34,24 +33,26 @@ class Cost:
     """Bytes between forward and backward, per sample with an image."""
     sent: float
     """Bytes that each of 8 GPUs sends per step."""
+    answer: float
+    """FLOPs of a question with an image and an answer of SUPERVISED tokens, every token computed once, as with a
+    key/value cache."""
 
 
-def cost_of(contender: Contender) -> Cost:
-    """Of samples as long as the test data's prompts are on average."""
-    recipe = contender.recipe
-    prompts = prompts_of(recipe)
-    tokens = round(sum(len(own) for _, own in prompts) / max(len(prompts), 1))
-    if not contender.trains:
-        return Cost(0, tokens, 0.0, 0.0, 0.0)
+def cost_of(contender: Contender, prompt_tokens: float) -> Cost:
+    """Of samples with prompts of this length, the places that the method reserves not counted."""
+    recipe, tokens = contender.recipe, round(prompt_tokens)
     policy = "elementwise" if recipe.training.recompute == "auto" else recipe.training.recompute
     configs = read_configs(recipe)
     found = trace(recipe, configs, tokens + SUPERVISED, policy)
     cluster, sharding = Cluster(GPUS, GPUS), read_sharding(Path(recipe.training.deepspeed))
     micro = recipe.training.micro_batch
+    answer = found.forward_flops / micro
+    if not contender.trains:
+        return Cost(0, tokens, 0.0, 0.0, 0.0, answer)
     sent = weigh(found, sharding, policy, cluster, recipe.training.micro_steps(GPUS)).traffic.sent_per_gpu()
     reserved = reserved_places(recipe, configs)
     trained = sum(parameter.numel for parameter in found.parameters if parameter.trained)
-    return Cost(trained, tokens + reserved, found.flops / micro, found.held / micro, sent)
+    return Cost(trained, tokens + reserved, found.flops / micro, found.held / micro, sent, answer)
 
 
 def reserved_places(recipe: Recipe, configs: Configs) -> int:

@@ -1,4 +1,4 @@
-"""Three figures of a study, as PNG; none without matplotlib, which the extra `compare` brings."""
+"""Figures of a study, as PNG; none without matplotlib, which the extra `compare` brings."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dsmemvp.comparison.calibration import Calibration
 from dsmemvp.comparison.costs import Cost
 from dsmemvp.comparison.statistics import Estimate
 from dsmemvp.log import log
@@ -16,7 +17,12 @@ Curves = dict[str, list[list[tuple[int, float]]]]
 
 
 def draw(
-    seeing: Estimates, blind: Estimates, costs: dict[str, Cost], curves: Curves, out: Path
+    seeing: Estimates,
+    blind: Estimates,
+    costs: dict[str, Cost],
+    curves: Curves,
+    calibrations: dict[str, Calibration],
+    out: Path,
 ) -> list[tuple[str, str]]:
     """(file's name, what it shows) of each; all by the contender's name, `curves` as in results.py."""
     if find_spec("matplotlib") is None:
@@ -25,11 +31,15 @@ def draw(
     from matplotlib.figure import Figure
 
     made = []
-    for name, about, paint in (
+    pictures = [
         ("scores.png", "Scores with 95 % intervals", partial(_scores, seeing=seeing, blind=blind)),
         ("cost.png", "Score against the FLOPs of a training step", partial(_cost, seeing=seeing, costs=costs)),
         ("curves.png", "Training loss, mean and range over seeds", partial(_curves, curves=curves)),
-    ):
+    ]
+    if calibrations:
+        about = "How often answers are right, by how sure the model is"
+        pictures.append(("reliability.png", about, partial(_reliability, calibrations=calibrations)))
+    for name, about, paint in pictures:
         figure = Figure(figsize=(7, 4), layout="constrained")
         paint(figure.subplots())
         figure.savefig(out / name, dpi=120, metadata={"Software": None})
@@ -66,4 +76,14 @@ def _curves(axes: Any, curves: Curves) -> None:
         axes.fill_between(steps, losses.min(0), losses.max(0), alpha=0.2, color=line.get_color())
     axes.set_xlabel("step")
     axes.set_ylabel("training loss")
+    axes.legend()
+
+
+def _reliability(axes: Any, calibrations: dict[str, Calibration]) -> None:
+    axes.plot([0, 100], [0, 100], color="grey", linestyle=":", label="as often as it is sure")
+    for name, own in calibrations.items():
+        sure, right, _ = zip(*own.bins, strict=True)
+        axes.plot(sure, right, marker="o", label=f"{name}, error {own.error:.1f}")
+    axes.set_xlabel("confidence, %")
+    axes.set_ylabel("right, %")
     axes.legend()

@@ -1,58 +1,56 @@
 """What has to hold before a study is worth its hours: no test sample in training, the same prompts for all contenders.
 
-A test sample leaks if one with the same picture and the same question and choices, or, without a picture, with the same
-question, choices and context, is trained or tuned on. Pictures are the same if their decoded pixels are; pictures that
-are nearly the same are counted and reported: their difference hashes (64 bits: whether each pixel of a 9 x 8 copy in
-grey is darker than its neighbour) differ in at most NEAR bits.
+A test sample leaks if the same one (content.py) is trained or tuned on.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from dsmemvp.comparison.study import Study
-from dsmemvp.config.recipe import Recipe
+from dsmemvp.comparison.budget import spans
+from dsmemvp.comparison.content import NEAR, Content, content_of, near_duplicates
+from dsmemvp.comparison.study import OWN, Contender, Study
+from dsmemvp.config.recipe import START
 from dsmemvp.counting import counted
-from dsmemvp.data.datasets import open_test_data, open_training_data, open_validation_data
-from dsmemvp.data.images import decoded
+from dsmemvp.data.datasets import open_search_data, open_test_data, open_validation_data
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
-from dsmemvp.data.stream import read_all
+from dsmemvp.data.stream import read_each
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.errors import UserError
 from dsmemvp.inputs import open_inputs
+from dsmemvp.training.stages import Span
 
-NEAR = 2
 LISTED = 10
-ROWS = 4096
-"""Pictures whose hashes are compared at a time."""
 PROMPTS = 200
 """Test samples whose prompts are compared between contenders."""
-BITS = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 
-@dataclass
-class Content:
-    """Of one split, hashes."""
-
-    samples: dict[bytes, str] = field(default_factory=dict)
-    """What a sample is -> where it lies; the first one of several."""
-    pictures: dict[bytes, int] = field(default_factory=dict)
-    """Pixels -> difference hash."""
-    captions: int = 0
-    """Samples with a caption."""
+@dataclass(frozen=True)
+class Checked:
+    remarks: list[str]
+    """For the report."""
+    prompt_tokens: float
+    """Of a test sample, on average over the first PROMPTS, without the places that a method reserves."""
 
 
-def check_study(study: Study) -> list[str]:
-    """Remarks for the report. Raises UserError for a leak, unless the study has it reported, and for other prompts."""
+def check_study(study: Study, out: Path, task: int = 0) -> Checked:
+    """`out` is the study's folder; tasks of an array that check at the same time share the work. Raises UserError for a
+    leak, unless the study has it reported, and for other prompts."""
     recipe = study.contenders[0].recipe
-    _check_prompts(study)
-    validation = open_validation_data(recipe)
-    known = [*open_training_data(recipe).manifests, *([validation] if validation else [])]
-    trained, tested = content_of(known, recipe), content_of([open_test_data(recipe)], recipe)
+    test, validation = open_test_data(recipe), open_validation_data(recipe)
+    tokens = _check_prompts(study, test)
+    of_stages = {c.name: spans(c.recipe) for c in study.contenders if c.trains}
+    stages = [remark for name, own in of_stages.items() for remark in _check_stages(study, name, own)]
+    trained_on = [manifest for own in of_stages.values() for span in own for manifest in span.data.manifests]
+    tuned_on = [validation] if validation else []
+    searched = [open_search_data(c.recipe, [*trained_on, *tuned_on, test])[0] for c in study.contenders if c.searched]
+    known = _different([*trained_on, *tuned_on, *searched])
+    begin = task / len(study.contenders)
+    trained, tested = (
+        content_of(manifests, recipe.vision.max_pixels, out / "content", begin) for manifests in (known, [test])
+    )
     remarks = list(_leaks(study, trained, tested))
     same = len(trained.pictures.keys() & tested.pictures.keys())
     near = near_duplicates(list(tested.pictures.values()), list(trained.pictures.values()))
@@ -63,37 +61,33 @@ def check_study(study: Study) -> list[str]:
     if (trained.captions or tested.captions) and recipe.evaluation.captions != [recipe.data.captions]:
         shown = " and ".join("on" if on else "off" for on in recipe.evaluation.captions)
         remarks.append(f"Captions: {'on' if recipe.data.captions else 'off'} in training, {shown} in the test")
-    return remarks
+    return Checked(remarks + stages, tokens)
 
 
-def content_of(manifests: Sequence[Manifest], recipe: Recipe) -> Content:
-    content = Content()
-    for sample in _samples(manifests):
-        picture = b""
-        if sample.image is not None:
-            try:
-                image = decoded(sample.image, sample.where, recipe.vision.max_pixels)
-            except SampleError:
-                continue
-            picture = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
-            if picture not in content.pictures:
-                content.pictures[picture] = _difference_hash(image)
-        words = [sample.question, *sample.choices, *([] if picture else [sample.context])]
-        text = "\0".join(" ".join(word.casefold().split()) for word in words)
-        content.samples.setdefault(hashlib.sha256(picture + text.encode()).digest(), sample.where)
-        content.captions += bool(sample.caption)
-    return content
+def _different(manifests: list[Manifest]) -> list[Manifest]:
+    return list({manifest.fingerprint: manifest for manifest in manifests}.values())
 
 
-def _samples(manifests: Sequence[Manifest]) -> Iterator[Sample]:
-    """Those that can be used; the others are training's and evaluation's to complain of."""
-    for manifest in manifests:
-        for encoded in read_all(manifest):
-            if not isinstance(encoded, BadSample):
-                try:
-                    yield read_sample(encoded)
-                except SampleError:
-                    continue
+def _check_stages(study: Study, name: str, stages: list[Span]) -> Iterator[str]:
+    """Says what a contender is trained on before the last stage. Raises UserError if that one, which learns what all
+    contenders learn, has other data or another schedule than they."""
+    *before, last = stages
+    recipe = next(c.recipe for c in study.contenders if c.name == name)
+    given = recipe.stages.get(last.name, {})
+    for group, values in given.items():
+        for key in values if isinstance(values, dict) else ():
+            if f"{group}.{key}" not in OWN:
+                raise UserError(
+                    f"contender {name}: stages.{last.name}.{group}.{key}: the last stage learns what all contenders"
+                    " learn; give a key of it for all, or leave it out"
+                )
+    if START in given:
+        yield f"{name} begins with {given[START]}, whose training is counted nowhere here"
+    elif before:
+        said = (
+            f"{span.name} ({(span.last - span.first) * span.recipe.training.global_batch} samples)" for span in before
+        )
+        yield f"{name} is trained before, in stages of its own: {', '.join(said)}"
 
 
 def _leaks(study: Study, trained: Content, tested: Content) -> Iterator[str]:
@@ -110,46 +104,43 @@ def _leaks(study: Study, trained: Content, tested: Content) -> Iterator[str]:
     yield said
 
 
-def near_duplicates(tested: Sequence[int], trained: Sequence[int]) -> int:
-    """How many of `tested` have one of `trained` within NEAR bits."""
-    if not tested or not trained:
-        return 0
-    a, b = (np.array(hashes, dtype=np.uint64).view(np.uint8).reshape(-1, 8) for hashes in (tested, trained))
-    near = np.zeros(len(a), dtype=bool)
-    for start in range(0, len(b), ROWS):
-        for i in range(0, len(a), 256):
-            apart = BITS[a[i : i + 256, None] ^ b[None, start : start + ROWS]].sum(-1, dtype=np.uint16)
-            near[i : i + 256] |= (apart <= NEAR).any(1)
-    return int(near.sum())
-
-
-def _difference_hash(image: Image.Image) -> int:
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), dtype=np.int16)
-    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "little")
-
-
-def _check_prompts(study: Study) -> None:
-    """Raises UserError if two contenders are asked in other tokens."""
+def _check_prompts(study: Study, test: Manifest) -> float:
+    """Returns the prompts' mean number of tokens. Raises UserError if two contenders are asked in other tokens, or one
+    of them not at all."""
+    samples = list(itertools.islice(_usable(test), PROMPTS))
     first, *others = study.contenders
-    wanted = prompts_of(first.recipe)
+    wanted = prompts_of(first, samples)
     for other in others:
-        for (where, own), (_, found) in zip(wanted, prompts_of(other.recipe), strict=True):
+        for sample, own, found in zip(samples, wanted, prompts_of(other, samples), strict=True):
             if own != found:
+                alone = f"only {first.name if found is None else other.name} can be asked this"
+                said = "are asked in other tokens" if own and found else alone
                 raise UserError(
-                    f"{where}: contenders {first.name} and {other.name} are asked in other tokens; all must see the"
-                    " same prompt, but for the places that a method reserves"
+                    f"{sample.where}: contenders {first.name} and {other.name}: {said}; all must see the same prompt,"
+                    " but for the places that a method reserves"
                 )
+    lengths = [len(tokens) for tokens in wanted if tokens is not None]
+    return sum(lengths) / max(len(lengths), 1)
 
 
-def prompts_of(recipe: Recipe) -> list[tuple[str, list[int]]]:
-    tokenizer, found = Tokenizer(recipe.model.tokenizer), []
-    collator = replace(open_inputs(recipe).collator, answers=True)
-    for sample in _samples([open_test_data(recipe)]):
+def prompts_of(contender: Contender, samples: list[Sample]) -> list[list[int] | None]:
+    """Tokens of each sample's prompt; None for one that cannot be asked, such as one over data.max_length."""
+    tokenizer = Tokenizer(contender.recipe.model.tokenizer)
+    collator = replace(open_inputs(contender.recipe).collator, answers=True)
+    found: list[list[int] | None] = []
+    for sample in samples:
         try:
             text = collator.text(tokenizer, sample)
+            found.append(list(text.tokens[: text.prompt]))
         except SampleError:
-            continue
-        found.append((sample.where, list(text.tokens[: text.prompt])))
-        if len(found) == PROMPTS:
-            break
+            found.append(None)
     return found
+
+
+def _usable(manifest: Manifest) -> Iterator[Sample]:
+    for encoded in read_each([manifest]):
+        if not isinstance(encoded, BadSample):
+            try:
+                yield read_sample(encoded)
+            except SampleError:
+                continue

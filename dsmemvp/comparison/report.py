@@ -5,29 +5,35 @@ report.json is the same byte for byte however often the study was interrupted, b
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard.summary import hparams
 
 from dsmemvp.atomic_files import replace_file
+from dsmemvp.comparison.budget import spans
+from dsmemvp.comparison.calibration import Calibration, calibration
 from dsmemvp.comparison.costs import Cost, cost_of
 from dsmemvp.comparison.figures import draw
+from dsmemvp.comparison.guards import Checked
+from dsmemvp.comparison.probe import Pace, known_paces
 from dsmemvp.comparison.results import Results, collect
-from dsmemvp.comparison.statistics import Difference, Estimate, differences, estimates
+from dsmemvp.comparison.statistics import Difference, Estimate, differences, estimates, same_runs
 from dsmemvp.comparison.study import Contender, Study
+from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.counting import counted
 from dsmemvp.markdown import table
+from dsmemvp.planning.trace import SUPERVISED
 from dsmemvp.training.event_file import EventFile
 
 
-def write_report(study: Study, out: Path, remarks: Sequence[str]) -> str:
+def write_report(study: Study, out: Path, checked: Checked) -> str:
     """Returns report.md's text. Raises UserError or OSError."""
-    found = _find(study, out)
+    found, remarks = _find(study, out, checked.prompt_tokens), checked.remarks
     content = as_json(study, found, remarks)
     replace_file(out / "report.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    names = draw(found.seeing, found.blind, found.costs, found.results.curves, out)
+    names = draw(found.seeing, found.blind, found.costs, found.results.curves, found.calibrations, out)
     text = as_markdown(study, found, remarks) + "".join(f"\n![{about}]({name})\n" for name, about in names)
     replace_file(out / "report.md", text.encode())
     for contender in study.contenders:
@@ -48,13 +54,30 @@ class _Found:
     differences: list[Difference]
     gains: list[Difference]
     """Of each with images less itself without."""
+    calibrations: dict[str, Calibration]
+    """Of those whose answers have a probability."""
+    paces: dict[str, Pace]
+    """Of those that were measured."""
+    steps: dict[str, int]
+    """Of each trained one's training, its last stage."""
 
 
-def _find(study: Study, out: Path) -> _Found:
+def _find(study: Study, out: Path, prompt_tokens: float) -> _Found:
     results = collect(study)
-    costs = {contender.name: cost_of(contender) for contender in study.contenders}
+    tuned = _tuned(out)
+    costs = {c.name: cost_of(_as_found(c, tuned.get(c.name)), prompt_tokens) for c in study.contenders}
     seeing, blind = estimates(results.seeing), estimates(results.blind)
-    return _Found(results, costs, _tuned(out), seeing, blind, differences(results.seeing), _gains(results))
+    calibrations = {name: calibration(own, results.seeing[name]) for name, own in results.confidence.items()}
+    told = differences(results.seeing), _gains(results)
+    last = {c.name: spans(c.recipe)[-1] for c in study.contenders if c.trains}
+    steps = {name: span.last - span.first for name, span in last.items()}
+    return _Found(results, costs, tuned, seeing, blind, *told, calibrations, known_paces(study, out), steps)
+
+
+def _as_found(contender: Contender, tuned: dict[str, Any] | None) -> Contender:
+    """With the value that its search has found."""
+    searched = tuned["searched"] if tuned else []
+    return replace(contender, recipe=recipe_of(as_dict(contender.recipe), contender.name, searched))
 
 
 def _tuned(out: Path) -> dict[str, Any]:
@@ -69,20 +92,24 @@ def as_json(study: Study, found: _Found, remarks: Sequence[str]) -> dict[str, An
         "samples": found.results.samples,
         "remarks": list(remarks),
         "tuned": found.tuned,
+        "steps": found.steps,
         "scores": {name: asdict(own) for name, own in found.seeing.items()},
         "blind": {name: asdict(own) for name, own in found.blind.items()},
         "differences": [asdict(own) | {"found": own.found} for own in found.differences],
         "seeing_less_blind": [asdict(own) | {"found": own.found} for own in found.gains],
         "costs": {name: asdict(cost) for name, cost in found.costs.items()},
+        "calibration": {name: asdict(own) for name, own in found.calibrations.items()},
         "curves": found.results.curves,
-        "times": {"samples_per_second": found.results.samples_per_second},
+        "times": {
+            "samples_per_second": found.results.samples_per_second,
+            "probe": {name: asdict(pace) for name, pace in found.paces.items()},
+        },
     }
 
 
 def _gains(results: Results) -> list[Difference]:
     """Of every contender with images less itself without."""
-    pairs = [differences({name: results.seeing[name], f"{name}, blind": own}) for name, own in results.blind.items()]
-    return [pair for (pair,) in pairs]
+    return [same_runs(name, f"{name}, blind", results.seeing[name], own) for name, own in results.blind.items()]
 
 
 def as_markdown(study: Study, found: _Found, remarks: Sequence[str]) -> str:
@@ -106,6 +133,10 @@ def as_markdown(study: Study, found: _Found, remarks: Sequence[str]) -> str:
         "",
         "p after Holm's correction over all pairs; h is Cohen's effect size. Seeing and blind are compared one by one.",
         "",
+        "## Calibration and answers",
+        "",
+        *_answers(found),
+        "",
         "## Data",
         "",
         *(f"- {remark}" for remark in remarks),
@@ -120,6 +151,7 @@ def _scores(found: _Found) -> list[str]:
         ["contender", *names],
         ["score", *(_interval(seeing[name]) for name in names)],
         *([["blind", *(_interval(blind[name]) for name in names)]] if blind else []),
+        ["steps", *(str(found.steps.get(name, 0)) for name in names)],
         ["trained", *(f"{costs[name].trained:,}" for name in names)],
         ["tokens", *(f"{costs[name].decoder_tokens:.0f}" for name in names)],
         ["GFLOP/sample", *(f"{costs[name].flops / 1e9:.3g}" for name in names)],
@@ -130,12 +162,36 @@ def _scores(found: _Found) -> list[str]:
     return table(columns, left=1)
 
 
+def _answers(found: _Found) -> list[str]:
+    """What an answer costs, and whether the model knows how sure it may be."""
+    names = list(found.seeing)
+    paces, calibrations = found.paces, found.calibrations
+    columns = [
+        ["contender", *names],
+        ["GFLOP/answer", *(f"{found.costs[name].answer / 1e9:.3g}" for name in names)],
+        ["s/answer", *(f"{paces[name].answer:.3g}" if name in paces else "-" for name in names)],
+        ["calibration error", *(f"{calibrations[name].error:.2f}" if name in calibrations else "-" for name in names)],
+    ]
+    said = [*table(columns, left=1), "", f"FLOPs of a prompt with an image and {SUPERVISED} tokens behind it; seconds"]
+    said[-1] += " as measured before the study, all ranks together."
+    if len(calibrations) < len(names):
+        said += [
+            "",
+            "- : answers are written, and no probability of them is kept; that needs questions with choices and",
+        ]
+        said[-1] += " evaluation.protocol=likelihood."
+    return said
+
+
 def _interval(own: Estimate) -> str:
     return f"{own.value:.2f} [{own.low:.2f}, {own.high:.2f}]"
 
 
 def _chosen(tuned: dict[str, Any] | None) -> str:
-    return " ".join(tuned["trials"][tuned["chosen"]]["settings"]) if tuned else "-"
+    if not tuned:
+        return "-"
+    chosen = tuned["trials"][tuned["chosen"]]["settings"] if tuned["trials"] else []
+    return " ".join([*tuned["searched"], *chosen])
 
 
 def _said(own: Difference) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dsmemvp.comparison.budget import spans
+from dsmemvp.comparison.calibration import confidences
 from dsmemvp.comparison.running import evaluation_file, recipe_for, run_name, seeds_of
 from dsmemvp.comparison.study import Contender, Study
 from dsmemvp.errors import UserError
@@ -28,6 +30,8 @@ class Results:
     """Contender -> for each seed (step, training loss)."""
     samples_per_second: dict[str, list[float]]
     """Of every seed, the median over its log; the only figures that depend on the machine."""
+    confidence: dict[str, np.ndarray]
+    """Contender -> of the chosen answer with images [S, N], 0 to 1; of those that all have one."""
 
     @property
     def samples(self) -> int:
@@ -45,7 +49,8 @@ def collect(study: Study) -> Results:
         if study.settings.blind:
             blind[contender.name] = [_points(contender, seed, True) for seed in seeds]
         if contender.trains:
-            rows = [_metrics(contender, seed) for seed in seeds]
+            first = spans(contender.recipe)[-1].first  # stages before are no part of what all learn
+            rows = [_metrics(contender, seed, first) for seed in seeds]
             curves[contender.name] = [[(r["step"], r["loss/train"]) for r in own if "loss/train" in r] for own in rows]
             speeds = [[r["speed/samples_per_second"] for r in own if "speed/samples_per_second" in r] for own in rows]
             speed[contender.name] = [float(np.median(own)) for own in speeds if own]
@@ -54,7 +59,9 @@ def collect(study: Study) -> Results:
     others = [samples - own.keys() for runs in blind.values() for own in runs]
     if any(others) or any(own.keys() != samples for runs in seeing.values() for own in runs):
         raise UserError(f"{study.path}: contenders were evaluated on different test samples; see data.on_bad_sample")
-    return Results(_matrices(seeing, samples), _matrices(blind, samples), curves, speed)
+    sure = {c.name: [_confidences(c, seed) for seed in seeds_of(study, c)] for c in study.contenders}
+    sure = {name: own for name, own in sure.items() if all(of_seed.keys() >= samples for of_seed in own)}
+    return Results(_matrices(seeing, samples), _matrices(blind, samples), curves, speed, _matrices(sure, samples))
 
 
 def _matrices(runs: Mapping[str, list[dict[int, float]]], samples: Iterable[int]) -> dict[str, np.ndarray]:
@@ -78,5 +85,12 @@ def _points(contender: Contender, seed: int, blind: bool) -> dict[int, float]:
     return {p.index: points(p) for p in predictions}
 
 
-def _metrics(contender: Contender, seed: int) -> list[dict[str, Any]]:
-    return list(rows_of(Path(contender.recipe.output) / run_name(contender, seed) / "metrics.jsonl"))
+def _confidences(contender: Contender, seed: int) -> dict[int, float]:
+    path = evaluation_file(recipe_for(contender, run_name(contender, seed), seed, ()), False, "predictions", "jsonl")
+    return confidences(path, next(iter(read_predictions(path))))
+
+
+def _metrics(contender: Contender, seed: int, first: int) -> list[dict[str, Any]]:
+    """Rows behind step `first`, from which they count on."""
+    rows = rows_of(Path(contender.recipe.output) / run_name(contender, seed) / "metrics.jsonl")
+    return [row | {"step": row["step"] - first} for row in rows if row["step"] > first]

@@ -24,6 +24,7 @@ from dsmemvp.progress import Progress
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.loop import train
+from dsmemvp.training.search import search, searching
 
 ContextOf = Callable[[Recipe], RunContext]
 
@@ -41,8 +42,8 @@ def run_study(study: Study, out: Path, ranks: Ranks, context_of: ContextOf, task
 
 
 def runs_of(study: Study, contender: Contender) -> int:
-    """Trials and trainings."""
-    return len(contender.trials) + len(seeds_of(study, contender))
+    """A search, trials and trainings."""
+    return bool(contender.searched) + len(contender.trials) + len(seeds_of(study, contender))
 
 
 def is_finished(study: Study) -> bool:
@@ -71,19 +72,41 @@ def write_study(study: Study, out: Path) -> None:
 def tune(
     study: Study, contender: Contender, out: Path, ranks: Ranks, context_of: ContextOf, progress: Progress
 ) -> tuple[str, ...]:
-    """The overrides of the trial with the lowest loss on data.validation at its end; none if there are no trials."""
-    losses = []
-    for i, overrides in enumerate(contender.trials):
+    """What a search has found, and the overrides of the trial with the lowest loss on data.validation at its end; none
+    if there are no trials."""
+    found = search_for(study, contender, ranks, context_of, progress)
+    losses: list[float] = []
+    for i, trial in enumerate(contender.trials):
+        overrides = (*found, *trial)
         recipe = recipe_for(contender, f"{contender.name}-trial-{i}", study.settings.tune_seed, overrides)
-        losses.append(_trained_loss(context_of(recipe), ranks))
+        context = context_of(recipe)
+        _lend(context, ranks)
+        losses.append(_trained_loss(context, ranks))
         progress.advance(1)
     if not losses:
-        return ()
+        if found:
+            ranks.together(lambda: _note_trials(out, contender, found, [], -1) if ranks.first else None)
+        return found
     best = min(range(len(losses)), key=lambda i: (math.isnan(losses[i]), losses[i]))
     if ranks.first:
         log.info(f"{contender.name}: trial {best} has the lowest validation loss, {losses[best]:.4f}")
-    ranks.together(lambda: _note_trials(out, contender, losses, best) if ranks.first else None)
-    return contender.trials[best]
+    ranks.together(lambda: _note_trials(out, contender, found, losses, best) if ranks.first else None)
+    return (*found, *contender.trials[best])
+
+
+def search_for(
+    study: Study, contender: Contender, ranks: Ranks, context_of: ContextOf, progress: Progress
+) -> tuple[str, ...]:
+    """The override of the key that is searched for; none without one."""
+    if not contender.searched:
+        return ()
+    recipe = recipe_for(contender, contender.name, study.settings.tune_seed, ())
+    context = context_of(searching(recipe))
+    _lend(context, ranks)
+    found = search(context, recipe)
+    assert found is not None
+    progress.advance(1)
+    return (f"{contender.searched}={found}",)
 
 
 def _trained_loss(context: RunContext, ranks: Ranks) -> float:
@@ -94,9 +117,9 @@ def _trained_loss(context: RunContext, ranks: Ranks) -> float:
     return found.state.validation_loss
 
 
-def _note_trials(out: Path, contender: Contender, losses: list[float], best: int) -> None:
+def _note_trials(out: Path, contender: Contender, found: tuple[str, ...], losses: list[float], best: int) -> None:
     rows = [{"settings": list(t), "validation_loss": x} for t, x in zip(contender.trials, losses, strict=True)]
-    content = {"trials": rows, "chosen": best}
+    content = {"searched": list(found), "trials": rows, "chosen": best}
     folder = out / "tuned"
     folder.mkdir(exist_ok=True)
     replace_file(folder / f"{contender.name}.json", (json.dumps(content, indent=1) + "\n").encode())
@@ -114,9 +137,22 @@ def run(
             log.info(f"{recipe.name}: trained and evaluated already")
         return
     if contender.trains:
+        _lend(context, ranks)
         train(context, look_and_score)
     for blind in todo:
         evaluate(context, blind)
+
+
+def _lend(context: RunContext, ranks: Ranks) -> None:
+    ranks.together(lambda: lend_token_counts(context.folder) if ranks.first else None)
+
+
+def lend_token_counts(run: Path) -> None:
+    """Those of the study's other runs, whose data are the same: to count takes longer than a short training."""
+    run.mkdir(parents=True, exist_ok=True)
+    for file in sorted(run.parent.parent.glob("*/*/token_counts-*.npy")):
+        if not (run / file.name).exists():
+            replace_file(run / file.name, file.read_bytes())
 
 
 def _is_there(ranks: Ranks, path: Path) -> bool:

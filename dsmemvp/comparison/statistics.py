@@ -6,10 +6,13 @@ is done again: the test samples that were drawn, and the seed. The variance of a
     (variance over samples of the mean over seeds, less what seeds add to it) / N + (variance over seeds of the mean
     over samples) / S
 
-(two crossed random factors; Searle, Casella and McCulloch, "Variance Components", 1992, chapter 4). The second term is
-pooled over the contenders, as in an analysis of variance: three seeds alone say next to nothing about it. Intervals and
-p-values come from Student's t with Satterthwaite's degrees of freedom (1946). With one seed each they speak of the test
-samples alone.
+(two crossed random factors; Searle, Casella and McCulloch, "Variance Components", 1992, chapter 4). A difference has
+the first term once, of the differences, and the second one for each of the two contenders that has several seeds: one
+may vary much more than the other.
+
+Intervals and p-values come from Student's t. Its degrees of freedom are those of Welch's test of the seeds' means
+(Satterthwaite, 1946): samples widen the interval, and their large number lends the few seeds nothing. If it did, seeds
+that look alike by chance would make a difference sure. With one seed each all speaks of the test samples alone.
 
 The percentile bootstrap over samples and seeds stands beside it; seeds are spread around their mean by
 sqrt(S / (S - 1)), without which S of them vary too little (Davison and Hinkley, "Bootstrap Methods and their
@@ -63,69 +66,91 @@ class Difference:
         return self.holm < 1 - LEVEL
 
 
-class Seeds(NamedTuple):
-    """How much a contender's score varies by its seed."""
+class Part(NamedTuple):
+    """Of the variance of a mean."""
 
-    variance: float
+    variance: np.ndarray
+    """[...], of as many means."""
     freedom: int
-    """0: not known, all contenders have one seed."""
 
 
 def estimates(points: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-    """Of every contender's points, [S, N]; those with one seed are taken to have none."""
-    pooled = _pooled(points)
-    return {name: _estimate(own, _of(pooled, own)) for name, own in points.items()}
+    """Of every contender's points, [S, N]; seeds of one that has a single one are no source of chance."""
+    return {name: _estimate(own, parts_of(own)) for name, own in _in_percent(points).items()}
 
 
 def differences(points: Mapping[str, np.ndarray]) -> list[Difference]:
-    """Of every pair of contenders. Samples of all matrices, [S, N], are the same ones in the same order, and so are
-    seeds; a contender that was run once stands beside each seed of the other."""
-    pooled, found = _pooled(points), []
+    """Of every pair of contenders. Samples of all matrices, [S, N], are the same ones in the same order; a contender
+    that was run once stands beside each seed of the other."""
+    percent, found = _in_percent(points), []
     for first, second in combinations(points, 2):
-        a, b = np.broadcast_arrays(points[first], points[second])
-        seeds = Seeds(sum(_of(pooled, points[name]).variance for name in (first, second)), pooled.freedom)
-        found.append((first, second, _estimate(a - b, seeds), _cohens_h(a.mean(), b.mean())))
+        a, b = percent[first], percent[second]
+        own = _estimate(np.subtract(*np.broadcast_arrays(a, b)), parts_of_difference(a, b))
+        found.append((first, second, own, _cohens_h(points[first].mean(), points[second].mean())))
     corrected = holm([row[2].p for row in found])
     return [Difference(a, b, own, p, h) for (a, b, own, h), p in zip(found, corrected, strict=True)]
 
 
-def _pooled(points: Mapping[str, np.ndarray]) -> Seeds:
-    own = [100.0 * np.asarray(values, dtype=np.float64) for values in points.values() if len(values) > 1]
-    freedom = sum(len(values) - 1 for values in own)
-    squares = sum(float(((values.mean(1) - values.mean()) ** 2).sum()) for values in own)
-    return Seeds(squares / freedom if freedom else 0.0, freedom)
+def same_runs(first: str, second: str, points: np.ndarray, others: np.ndarray) -> Difference:
+    """Of the same runs, [S, N], asked in two ways: what a seed does to both is no chance of their difference."""
+    apart = 100.0 * (np.asarray(points, dtype=np.float64) - others)
+    own = _estimate(apart, parts_of(apart))
+    return Difference(first, second, own, own.p, _cohens_h(np.mean(points), np.mean(others)))
 
 
-def _of(pooled: Seeds, points_SN: np.ndarray) -> Seeds:
-    return pooled if len(points_SN) > 1 else Seeds(0.0, 0)
+def _in_percent(points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: 100.0 * np.asarray(values, dtype=np.float64) for name, values in points.items()}
 
 
-def _estimate(points_SN: np.ndarray, by_seed: Seeds) -> Estimate:
-    points = 100.0 * np.asarray(points_SN, dtype=np.float64)
-    value = float(points.mean())
-    error, freedom = _standard_error(points, by_seed)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
+def parts_of(points: np.ndarray) -> list[Part]:
+    """Of the mean of points [..., S, N]."""
+    return _parts(points.mean(-2), [points])
+
+
+def parts_of_difference(points: np.ndarray, others: np.ndarray) -> list[Part]:
+    """Of the difference of two means, of [..., S, N] and [..., R, N]."""
+    return _parts(points.mean(-2) - others.mean(-2), [points, others])
+
+
+def _parts(mean_N: np.ndarray, seeded: Sequence[np.ndarray]) -> list[Part]:
+    """`mean_N`, [..., N], is over seeds; `seeded`, [..., S, N], what it is the mean or the difference of."""
+    samples, parts = mean_N.shape[-1], []
+    of_samples = mean_N.var(-1, ddof=min(1, samples - 1))
+    for own in seeded:
+        seeds = own.shape[-2]
+        if seeds > 1:
+            parts.append(Part(own.mean(-1).var(-1, ddof=1) / seeds, seeds - 1))
+            # single answers of one seed: they are part of what a seed's mean varies by
+            rest = own - own.mean(-2, keepdims=True)
+            of_samples = of_samples - rest.var(-1, ddof=min(1, samples - 1)).mean(-1) / (seeds - 1)
+    return [Part(np.maximum(of_samples, 0.0) / samples, max(samples - 1, 1)), *parts]
+
+
+def p_values(values: np.ndarray, parts: Sequence[Part]) -> np.ndarray:
+    """Two-sided, of the means being 0, [...]; not defined for a mean whose variances are all 0."""
+    return 2 * stats.t.sf(np.abs(values) / np.sqrt(sum(part.variance for part in parts)), freedom_of(parts))
+
+
+def freedom_of(parts: Sequence[Part]) -> np.ndarray:
+    """Degrees of freedom, [...], of the seeds' part alone, if seeds are a source of chance."""
+    samples, *seeds = parts
+    if not seeds:
+        return np.asarray(samples.freedom)
+    total = np.asarray(sum(part.variance for part in seeds))
+    squares = np.asarray(sum(part.variance**2 / part.freedom for part in seeds))
+    equal = np.full_like(total, sum(part.freedom for part in seeds))  # no seed differs from another
+    return np.divide(total**2, squares, out=equal, where=squares > 0)
+
+
+def _estimate(points_SN: np.ndarray, parts: Sequence[Part]) -> Estimate:
+    """In per cent."""
+    value, error = float(points_SN.mean()), float(np.sqrt(sum(part.variance for part in parts)))
     # a single answer says nothing of how much answers vary
-    p = float(2 * stats.t.sf(abs(value) / error, freedom)) if error > 0 else float(value == 0 or points.size == 1)
-    low, high = np.percentile(_resampled(points), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    seeds = tuple(map(float, points.mean(1)))
+    p = float(p_values(np.array(value), parts)) if error > 0 else float(value == 0 or points_SN.size == 1)
+    reach = error * float(stats.t.ppf((1 + LEVEL) / 2, freedom_of(parts)))
+    low, high = np.percentile(_resampled(points_SN), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    seeds = tuple(map(float, points_SN.mean(1)))
     return Estimate(value, value - reach, value + reach, p, seeds, (float(low), float(high)))
-
-
-def _standard_error(points_SN: np.ndarray, by_seed: Seeds) -> tuple[float, float]:
-    """Of the mean over seeds and samples, and its degrees of freedom."""
-    seeds, samples = points_SN.shape
-    of_samples, rest = points_SN.mean(0).var(ddof=1) if samples > 1 else 0.0, max(samples - 1, 1)
-    if by_seed.freedom:
-        # single answers of one seed: they are part of what a seed's mean varies by
-        of_answers = (points_SN - points_SN.mean(0)).var(axis=1, ddof=min(1, samples - 1)).mean() / max(seeds - 1, 1)
-        of_samples = max(of_samples - of_answers, 0.0)
-    parts = of_samples / samples, by_seed.variance / seeds
-    variance = sum(parts)
-    if variance == 0:
-        return 0.0, rest
-    freedom = variance**2 / (parts[0] ** 2 / rest + parts[1] ** 2 / max(by_seed.freedom, 1))
-    return float(np.sqrt(variance)), float(freedom)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

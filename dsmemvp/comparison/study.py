@@ -1,11 +1,14 @@
 """A study file -> what is compared and every training that it takes.
 
     name: easy_vqa
-    recipe: recipes/easy_vqa.yaml          # base, data, prompt and budget of all
+    recipe: recipes/easy_vqa.yaml          # base, data and prompt of all
+    set: {data.validation: data/val}       # keys of the recipe that are other for all
     contenders:                            # a name -> keys of the recipe that differ
       memvp: {}
       dvp: {method: {name: dvp}}
+      found: {method: {name: dvp, layer: search}}    # the layer that a search on data.search finds
     tune: {training.learning_rate: [1.0e-3, 3.0e-3, 1.0e-2]}
+    budget: {steps: 200}                   # of every training; without, the recipe's epochs
     seeds: [0, 1, 2]
 
 Every contender is tuned with the same number of trials, each a whole training with `tune_seed` that is judged by the
@@ -15,21 +18,18 @@ loss on data.validation; then it is trained with each of `seeds` and evaluated o
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import pydantic.dataclasses
-import yaml
-from pydantic import Field
-
-from dsmemvp.config.conversion import Values, converted, nearest
-from dsmemvp.config.fields import CONFIG, Text
+from dsmemvp.comparison.study_file import Settings, read_study_file
+from dsmemvp.config.conversion import Values
 from dsmemvp.config.methods import method_module
-from dsmemvp.config.reading import as_dict, flatten, read_recipe, recipe_of
+from dsmemvp.config.reading import as_dict, read_recipe, recipe_of
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.config.yaml_text import MOST, compose_yaml, plain_value, shown
+from dsmemvp.config.yaml_text import shown
 from dsmemvp.errors import UserError
+from dsmemvp.training.search_check import check_search
 
 OWN: tuple[str, ...] = (
     "training.learning_rate",
@@ -42,24 +42,8 @@ OWN += ("vision.adapter_dim", "vision.adapter_scale", "vision.adapter_dropout")
 """Keys in which contenders may differ beside `method`: all others are the study's, or it would compare more than the
 method."""
 MOST_TRIALS = 100
-
-
-@pydantic.dataclasses.dataclass(config=CONFIG)
-class Settings:
-    """The keys of a study file, beside `contenders` and `tune`."""
-
-    name: Text = ""
-    """Of the study."""
-    recipe: Text = ""
-    """The recipe that all contenders change."""
-    seeds: list[Annotated[int, Field(ge=0, le=2**31)]] = field(default_factory=lambda: [0, 1, 2])
-    """A training with each; fixed before any result is seen."""
-    tune_seed: Annotated[int, Field(ge=0, le=2**31)] = 1000
-    """Of the trials; none of `seeds`, so that no run was chosen by its own luck."""
-    blind: bool = True
-    """Also evaluate every run without its images."""
-    leaks: Literal["refuse", "report"] = "refuse"
-    """What test samples that stand in the training, validation or search data do: end the study, or be reported."""
+SEARCH = "search"
+"""In the place of the value of a method's key that a search is to find."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +52,8 @@ class Contender:
     recipe: Recipe
     trials: tuple[tuple[str, ...], ...]
     """Overrides of every trial; none if nothing is tuned or it trains nothing."""
+    searched: str = ""
+    """The key that a search finds the value of before the first trial, such as method.layer, which is 0 in `recipe`."""
 
     @property
     def trains(self) -> bool:
@@ -86,26 +72,30 @@ class Study:
 
     def as_dict(self) -> dict[str, Any]:
         """All that results depend on, to be written down before there are any."""
-        rows = {c.name: {"recipe": as_dict(c.recipe), "trials": list(map(list, c.trials))} for c in self.contenders}
-        return {"name": self.name, **vars(self.settings), "contenders": rows}
+        rows = {
+            c.name: {"recipe": as_dict(c.recipe), "trials": list(map(list, c.trials)), "searched": c.searched}
+            for c in self.contenders
+        }
+        return {"name": self.name, **asdict(self.settings), "contenders": rows}
 
 
 def read_study(path: Path, out: Path, overrides: Sequence[str] = ()) -> Study:
     """Raises OSError or UserError. `overrides` are of all contenders' recipes."""
-    values, contenders, tune = _read(path)
-    settings: Settings = converted(Settings, "", values)
+    found = read_study_file(path)
+    settings, contenders = found.settings, found.contenders
     if not settings.recipe:
         raise UserError(f"{path}: recipe: name the recipe that all contenders change")
     if not contenders:
         raise UserError(f"{path}: contenders: name at least two, each with the keys in which it differs")
     if len(set(settings.seeds)) < len(settings.seeds) or not settings.seeds or settings.tune_seed in settings.seeds:
         raise UserError(f"{path}: seeds: need different numbers, none of them tune_seed = {settings.tune_seed}")
-    made = [
-        Contender(name, _recipe(path, name, settings.recipe, own, out, overrides), ())
-        for name, own in contenders.items()
-    ]
+    made = []
+    for name, own in contenders.items():
+        searched, changes = _searched(found.common | own)
+        contender = Contender(name, _recipe(path, name, settings.recipe, changes, out, overrides), (), searched)
+        made.append(_to_search(path, contender) if searched else contender)
     _check_same(path, made)
-    tuned = [Contender(c.name, c.recipe, _trials(path, c, tune, contenders[c.name]) if c.trains else ()) for c in made]
+    tuned = [replace(c, trials=_trials(path, c, found.tune, contenders[c.name])) if c.trains else c for c in made]
     if any(c.trials for c in tuned) and not made[0].recipe.data.validation:
         raise UserError(f"{path}: tune: the recipe needs data.validation, by whose loss a trial is judged")
     for contender in tuned:
@@ -124,63 +114,6 @@ def study_of_recipes(paths: Sequence[Path], seeds: int, out: Path, overrides: Se
     return Study(Settings("-".join(names), str(paths[0]), list(range(seeds))), made, paths[0])
 
 
-def is_study(path: Path) -> bool:
-    """Whether a YAML file has contenders; one that cannot be read is a recipe, whose reader says what is wrong."""
-    try:
-        root = compose_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(root, yaml.MappingNode) and any(key.value == "contenders" for key, _ in root.value)
-
-
-def _read(path: Path) -> tuple[Values, dict[str, Values], Values]:
-    """The file's own keys; of every contender the recipe's keys that it changes; what is tuned."""
-    if not path.is_file() or path.stat().st_size > MOST:
-        raise UserError(f"study {path} does not exist, is not a file, or has more than {MOST:,} bytes")
-    try:
-        root = compose_yaml(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"study {path}: {error}") from None
-    values: Values = {}
-    contenders: dict[str, Values] = {}
-    tune: Values = {}
-    known = [f.name for f in fields(Settings)]
-    for key, at, node in _pairs(path, root, "a study"):
-        if key == "contenders":
-            for name, where, body in _pairs(path, node, "contenders"):
-                if name in contenders:
-                    raise UserError(f"{where}: contender {shown(name)} is given twice")
-                if not name.replace("-", "").replace("_", "").isalnum():
-                    raise UserError(
-                        f"{where}: {shown(name)}: a name has letters, digits, - and _, as files are called so"
-                    )
-                contenders[name] = _flat(path, body)
-        elif key == "tune":
-            tune = _flat(path, node)
-        elif key not in known:
-            close = nearest(key, [*known, "contenders", "tune"])
-            raise UserError(f"{at}: unknown key {shown(key)}" + f"; did you mean {close!r}?" * bool(close))
-        else:
-            values[key] = (plain_value(node), at)
-    return values, contenders, tune
-
-
-def _pairs(path: Path, node: yaml.Node | None, what: str) -> Iterator[tuple[str, str, yaml.Node]]:
-    if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{path}: {what} is a mapping of names to values")
-    for key, value in node.value:
-        yield str(key.value), f"{path}, line {key.start_mark.line + 1}", value
-
-
-def _flat(path: Path, node: yaml.Node) -> Values:
-    values: Values = {}
-    if isinstance(node, yaml.MappingNode):
-        flatten(node, "", lambda line: f"{path}, line {line}", values)
-    elif plain_value(node) is not None:
-        raise UserError(f"{path}, line {node.start_mark.line + 1}: give a mapping of a recipe's keys to values")
-    return values
-
-
 def _recipe(path: Path, name: str, base: str, own: Values, out: Path, overrides: Sequence[str]) -> Recipe:
     changes = [_override(key, value) for key, (value, _) in own.items() if key != "recipe" and not _is_tuned(key)]
     file, where = own.get("recipe", (base, ""))
@@ -190,6 +123,27 @@ def _recipe(path: Path, name: str, base: str, own: Values, out: Path, overrides:
         return read_recipe(file, [*changes, *overrides, f"output={json.dumps(str(out / 'runs'))}"])
     except UserError as error:
         raise UserError(f"{path}, contender {name}: {error}") from None
+
+
+def _searched(changes: Values) -> tuple[str, Values]:
+    """The key of a method whose value is SEARCH, and the other changes."""
+    key = next((key for key, (value, _) in changes.items() if key.startswith("method.") and value == SEARCH), "")
+    return key, {other: given for other, given in changes.items() if other != key}
+
+
+def _to_search(path: Path, contender: Contender) -> Contender:
+    """With 0, which every range has, until the search has found a value. Raises UserError for a key that no search
+    finds, or without data to score on."""
+    try:
+        check_search(contender.recipe)
+    except UserError as error:
+        raise UserError(f"{path}, contender {contender.name}: {error}") from None
+    known = f"method.{method_module(contender.recipe.method.name).Method.searched}"
+    if contender.searched != known:
+        raise UserError(
+            f"{path}, contender {contender.name}: {contender.searched}: a search finds {known}, and nothing else"
+        )
+    return replace(contender, recipe=recipe_of(as_dict(contender.recipe), str(path), [f"{known}=0"]))
 
 
 def _is_tuned(key: str) -> bool:
@@ -236,7 +190,7 @@ def _check_same(path: Path, contenders: Sequence[Contender]) -> None:
     for other in others:
         found = dict(_leaves(as_dict(other.recipe)))
         for key in sorted(wanted.keys() | found.keys()):
-            if key.startswith("method.") or key in (*OWN, "name"):
+            if key.startswith(("method.", "stages.")) or key in (*OWN, "name"):  # stages: guards.py
                 continue
             if wanted.get(key) != found.get(key):
                 raise UserError(

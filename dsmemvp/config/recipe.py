@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from dsmemvp.config.fields import (
     CONFIG,
     FROM_TEXT,
+    Epochs,
     Factor,
     Fraction,
     Loggers,
@@ -91,7 +92,8 @@ class Data:
     passes: list[Annotated[float, Field(gt=0, le=10**6), FROM_TEXT]] = field(default_factory=list)
     """How often each folder of `train` is gone through in one epoch; none given: once each."""
     validation: Text = ""
-    """Folder of shards whose loss is measured beside every checkpoint of `checkpoint_epochs`; none if empty."""
+    """Folder of shards whose loss is measured beside every checkpoint of `checkpoint_epochs` and the last one; none if
+    empty."""
     test: Text = ""
     """Folder of shards to evaluate on."""
     search: Text = ""
@@ -126,8 +128,8 @@ class Data:
 
 @dataclass(config=CONFIG)
 class Training:
-    epochs: Annotated[int, Field(ge=1, le=10**5)] = 20
-    """Passes over the training set."""
+    epochs: Epochs = 20.0
+    """Passes over the training set; also a part of one, such as 0.25, rounded to whole steps."""
     warmup_epochs: Annotated[float, Field(ge=0, le=10**5), FROM_TEXT] = 2.0
     """The learning rate rises linearly from zero over these, step by step, then falls as `schedule` says."""
     schedule: Literal["cosine", "linear", "steps"] = "cosine"
@@ -173,7 +175,7 @@ class Training:
     loggers: Loggers = field(default_factory=lambda: ["tensorboard"])
     """Where numbers and recipe go beside the run's metrics.jsonl; `wandb` and `mlflow` need their packages."""
     checkpoint_epochs: Annotated[int, Field(ge=1, le=10**5)] = 1
-    """Epochs between checkpoints; the last epoch always ends with one."""
+    """Epochs between checkpoints; the run always ends with one."""
     checkpoint_steps: Steps = 0
     """Steps between further checkpoints within an epoch; 0 for none."""
     keep_last: Steps = 3
@@ -215,8 +217,8 @@ class Search:
     """What `dsmemvp search` does. Every step trains with a random value of the setting, then scores some values on
     data.search and makes the better ones more likely."""
 
-    epochs: Annotated[int, Field(ge=1, le=10**5)] = 2
-    """Passes over the training set."""
+    epochs: Epochs = 2.0
+    """Passes over the training set, or a part of one."""
     learning_rate: Annotated[float, Field(gt=0, le=1000), FROM_TEXT] = 1e-4
     """The same in all steps. All else is trained as `training` says."""
     rule: Literal["corrected", "published"] = "corrected"

@@ -75,7 +75,7 @@ def evaluate(
     context.at("loading", state.step)
     opened = open_for_inference(recipe, ranks, found, inputs=inputs)
     context.stop.plan = "ending after this batch, its answers are kept"
-    answering = _answering(recipe, ranks, opened)
+    answering = answering_of(recipe, ranks, opened)
     collator = replace(opened.collator, answers=True, blind=blind)
     digest = ranks.together(lambda: found.digest() if found and ranks.first else "")
     which, protocol = checkpoint_name(run, checkpoint, best, digest), recipe.evaluation.protocol
@@ -109,7 +109,7 @@ def look_and_score(context: RunContext, opened: Inference, data: Manifest, step:
     TensorBoard; and if training.best_by asks for them, scores, with the first of evaluation.captions, the main one
     first. Raises UserError."""
     recipe, ranks = context.recipe, context.ranks
-    answering = _answering(recipe, ranks, opened)
+    answering = answering_of(recipe, ranks, opened)
     collator = replace(opened.collator, answers=True, captions=recipe.evaluation.captions[0])
     if isinstance(answering, Answering):
         show_memory(context.folder, step, ranks, data, collator, answering.tokenizer, opened.model, opened.forward)
@@ -133,7 +133,8 @@ def look_and_score(context: RunContext, opened: Inference, data: Manifest, step:
     return dict(json.loads(text))
 
 
-def _answering(recipe: Recipe, ranks: Ranks, opened: Inference) -> Answering | Classifying:
+def answering_of(recipe: Recipe, ranks: Ranks, opened: Inference) -> Answering | Classifying:
+    """What answers a batch of questions. All ranks call it together."""
     model, forward = opened.model, opened.forward
     if (labels := model.method.labels()) is not None:
         return Classifying(forward, labels)

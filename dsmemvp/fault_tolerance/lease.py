@@ -111,7 +111,8 @@ class Lease:
         who = str(found) if found else f"somebody who left no name in {FILE}"
         if alive and not (found and self._ends_soon(found) and self._attempts < PATIENCE):
             raise UserError(
-                f"{self._run} is being trained by {who}; end that first, or take another name for this run (name=...)"
+                f"{self._run} is being trained by {who}; end that first, or take another folder (name=... of a run,"
+                " --out of a study)"
             )
         if not self._told:
             what = f"up to {EXPIRY * POLL:g} s, to see whether that is alive" if alive is None else "for that to end"

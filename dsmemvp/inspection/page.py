@@ -12,7 +12,7 @@ from dsmemvp.inspection.words import Word
 LONGEST = 160
 """Pixels of a map's longer side."""
 EXPLAINED = {
-    "activation": "activation silu(x . K_n) of each patch's slot; red fires, blue below zero",
+    "activation": "activation (silu(x . K_n), or the separable score) of each patch's slot; red fires, blue below zero",
     "contribution": "share of the memory's output that each patch's slot carries; blue works against it",
     "change": "red: patches whose slots write something else than with {other}",
 }

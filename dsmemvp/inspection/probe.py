@@ -1,8 +1,9 @@
 """What the feed-forward memory does in a forward: measured by hooks, beside the model, at every token and layer.
 
-With x a layer's feed-forward input, K and V the memory, s its output scale:
+With x a layer's feed-forward input, K and V the memory, s its output scale, and active(x, K) = silu(x K^T) unless the
+method has other scores:
 
-    activation    a_n = silu(x . K_n)                   how strongly slot n fires; before dropout
+    activation    a_n = active(x, K)_n                  how strongly slot n fires; before dropout
     contribution  c_n = s a_n (V_n . o)                 o = s sum_n a_n V_n the branch's output, so sum_n c_n = |o|^2
     change        |s a_n V_n - s a'_n V'_n|             what slot n writes against what it would write, for the same x,
                                                         with another memory (K', V'): that of no picture, or the mean
@@ -20,7 +21,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch.nn import functional as F
 
 from dsmemvp.backbones.key_value_cache import KeyValueCache
 from dsmemvp.counting import counted
@@ -158,7 +158,7 @@ def _layer(x_Td: torch.Tensor, batch: Batch, memory: FeedForwardMemory, other: M
         own = memory.key[b], memory.value[b]
         row = None if other is None else b if len(other.key) > 1 else 0
         another = None if other is None or row is None else (other.key[row], other.value[row])
-        samples.append(_slots(x_Td[start:stop].float(), own, another, memory.scale))
+        samples.append(_slots(x_Td[start:stop].float(), own, another, memory))
     return [torch.cat(parts).cpu() for parts in zip(*samples, strict=True)]
 
 
@@ -166,17 +166,17 @@ def _slots(
     x_Ld: torch.Tensor,
     own: tuple[torch.Tensor, torch.Tensor],
     other: tuple[torch.Tensor, torch.Tensor] | None,
-    scale: float,
+    memory: FeedForwardMemory,
 ) -> list[torch.Tensor]:
     """Activation and contribution [L, N], the branch's norm [L], and if there is another memory the change."""
-    key_Nd, value_Nd = own
-    active_LN = F.silu(x_Ld @ key_Nd.T)
+    (key_Nd, value_Nd), scale = own, memory.scale
+    active_LN = memory.active(x_Ld, key_Nd)
     branch_Ld = scale * (active_LN @ value_Nd)
     contribution_LN = scale * active_LN * (branch_Ld @ value_Nd.T)
     found = [active_LN, contribution_LN, branch_Ld.norm(dim=-1)]
     if other is not None:
         key, value = (t.to(x_Ld.device) for t in other)
-        other_LN = F.silu(x_Ld @ key.T)
+        other_LN = memory.active(x_Ld, key)
         # |a V - a' V'|^2 multiplied out: differences of all slots at all places would be [L, N, d]
         mine, both, others = ((p * q).sum(-1) for p, q in _pairs(value_Nd, value))
         square_LN = active_LN**2 * mine - 2 * active_LN * other_LN * both + other_LN**2 * others

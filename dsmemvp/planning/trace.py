@@ -71,6 +71,8 @@ class Trace:
     """Most bytes alive at any moment, gradients of the trained tensors included."""
     flops: int
     """Of matrix products and attention, recomputed ones included."""
+    forward_flops: int
+    """Of these what the forward takes."""
     item: int
     """Bytes of an element in the compute type."""
     beside: int = 0
@@ -118,8 +120,9 @@ def trace(
             terms = [losses[name] for name, weight in stage.losses.items() if weight]
             loss = sum(terms, start=loss_sum(logits, batch.targets) if stage.decoder else torch.zeros(()))
             del logits, losses
-            held = meter.now
-            loss.backward()
+            held, forward_flops = meter.now, meter.flops
+            if loss.requires_grad:  # a method may train nothing
+                loss.backward()
     training = recipe.training
     scaled = tuple(training.scaled_tensors) if training.scaled_rate != 1 else ()
     places = {id(p): i for i, p in enumerate(model.parameters())}
@@ -140,6 +143,7 @@ def trace(
         held=held,
         peak=meter.peak,
         flops=meter.flops,
+        forward_flops=forward_flops,
         item=dtype.itemsize,
         beside=_beside(model, configs, stage, dtype),
         operations=meter.operations,

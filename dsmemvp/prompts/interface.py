@@ -21,7 +21,7 @@ T tokens in the pack, B samples, S supervised tokens, I images, P image tokens, 
 the language model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -105,7 +105,7 @@ class Callback(Protocol):
 
 @dataclass(frozen=True)
 class FeedForwardMemory:
-    """Key/value slots beside every feed-forward layer, which add scale * silu(x K^T) V to its output."""
+    """Key/value slots beside every feed-forward layer, which add scale * active(x, K) V to its output."""
 
     key: torch.Tensor
     """[B, N, d] float32, as the layers read it"""
@@ -114,6 +114,8 @@ class FeedForwardMemory:
     scale: float
     visual: int
     """The first so many slots carry an image, the others are purely learned."""
+    active: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """(x [L, d], key [N, d]) -> how strongly each slot fires at each token, [L, N]; before dropout."""
 
 
 @dataclass(frozen=True)

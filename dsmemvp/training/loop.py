@@ -111,9 +111,9 @@ def _introduce(context: RunContext, prepared: Prepared, trainer: Trainer, monito
         write_json(context.folder / "recipe.json", as_dict(recipe))
         monitor.show_recipe(as_dict(recipe), as_yaml(recipe), first)
     trained = sum(math.prod(shape) for shape in trainer.shapes().values())
-    order, epochs = prepared.span.data.order, prepared.span.recipe.training.epochs
+    order, epochs = prepared.span.data.order, prepared.span.epochs
     epoch = f"{counted(order.samples, 'sample')} and {counted(order.steps, 'step')} per epoch"
-    whole = f"{counted(epochs, 'epoch')}, {counted(ranks.world, 'rank')} on {ranks.device.type}"
+    whole = f"{epochs:.4g} epoch{'s' * (epochs != 1)}, {counted(ranks.world, 'rank')} on {ranks.device.type}"
     after = ""
     if first and prepared.checkpoint is not None:
         after = f", resuming after step {first}"

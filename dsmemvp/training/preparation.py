@@ -147,8 +147,7 @@ def _owes_validation(state: State, spans: list[Span]) -> bool:
     span = span_before(spans, state.step)
     training = span.recipe.training
     owed = state.validation_loss is None or (training.best_by == "score" and state.validation_score is None)
-    ended = span.ends_epochs(state.step, training.checkpoint_epochs)
-    return span.validation is not None and state.step > span.first and ended and owed
+    return span.validation is not None and state.step > span.first and span.is_judged(state.step) and owed
 
 
 def training_token_counts(ranks: Ranks, run: Path, data: TrainingData, collator: Collator) -> TokenCounts | None:

@@ -41,12 +41,12 @@ class Saving:
         span = self._span(step)
         every = span.recipe.training.checkpoint_steps
         by_steps = every and step % every == 0
-        return bool(by_steps) or step in (self._prepared.until, span.last) or self._epochs_end(step)
+        return bool(by_steps) or step == self._prepared.until or span.is_judged(step)
 
     def save(self, step: int) -> None:
         """A checkpoint, and before it the loss and the score on data.validation if they are due."""
         loss = score = None
-        if self._span(step).validation is not None and self._epochs_end(step):
+        if self._span(step).validation is not None and self._span(step).is_judged(step):
             try:
                 loss, score = self._validate(step)
             except (ValueError, OSError):  # on all ranks alike; what was trained is not to be lost with it
@@ -82,10 +82,6 @@ class Saving:
 
     def _span(self, step: int) -> Span:
         return span_before(self._prepared.spans, step)
-
-    def _epochs_end(self, step: int) -> bool:
-        span = self._span(step)
-        return span.ends_epochs(step, span.recipe.training.checkpoint_epochs)
 
     def _validate(self, step: int) -> tuple[float, float | None]:
         """Loss, and the main score if it is wanted."""

@@ -58,9 +58,9 @@ def searching(recipe: Recipe) -> Recipe:
     return replace(recipe, name=f"{recipe.name}-search", training=training, data=data)
 
 
-def search(context: RunContext, recipe: Recipe) -> list[Path]:
-    """`context` is that of `searching(recipe)`. -> the recipes that were written, the one with the value found first.
-    Raises what `train` raises."""
+def search(context: RunContext, recipe: Recipe) -> int | None:
+    """`context` is that of `searching(recipe)`. -> the value found, on all ranks; None if the search was stopped before
+    its end. Raises what `train` raises."""
     check_search(recipe)
     ranks = context.ranks
     ranks.together(lambda: _check_data(recipe) if ranks.first else None)
@@ -68,11 +68,12 @@ def search(context: RunContext, recipe: Recipe) -> list[Path]:
     train(context, more=Search)
     checkpoint, _ = agreed_checkpoint(context.folder, ranks)
     if checkpoint is None or context.recipe.training.stop_at_step:
-        return []
+        return None
     bandit = Bandit(inputs.method.choices(), recipe.search.rule, recipe.search.rate, recipe.seed)
     _check_same(recipe, open_search_data(recipe, ())[0], checkpoint.state.callbacks[-1])
     bandit.load_state_dict(checkpoint.state.callbacks[-1])
-    return ranks.together(lambda: _write(context.folder, recipe, bandit, inputs.method) if ranks.first else [])
+    ranks.together(lambda: _write(context.folder, recipe, bandit, inputs.method) if ranks.first else None)
+    return bandit.best
 
 
 def _check_data(recipe: Recipe) -> None:
@@ -106,7 +107,7 @@ def _check_same(recipe: Recipe, data: Manifest, state: dict[str, Any]) -> None:
             raise UserError(f"{key}: is {value}, but this search began with {was}; take another name or that value")
 
 
-def _write(folder: Path, recipe: Recipe, bandit: Bandit, method: VisualPrompt) -> list[Path]:
+def _write(folder: Path, recipe: Recipe, bandit: Bandit, method: VisualPrompt) -> None:
     arms, found, key = method.choices(), bandit.best, method.searched
     controls = [value for value in dict.fromkeys((0, arms // 8, arms // 2)) if value != found]
     paths = []
@@ -120,7 +121,6 @@ def _write(folder: Path, recipe: Recipe, bandit: Bandit, method: VisualPrompt) -
     share = bandit.pi[found].item()
     log.info(f"method.{key}: {found} of 0 to {arms - 1}, pi {share:.3f}, entropy {bandit.entropy:.3f} -> {paths[0]}")
     log.info(f"controls: {', '.join(map(str, paths[1:]))}")
-    return paths
 
 
 def likelihood(loss: float) -> float:

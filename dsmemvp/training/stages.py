@@ -56,9 +56,10 @@ class Span:
         """Of the run, after `step` steps, of which the last is this stage's."""
         return self.epochs_before + (step - self.first) // self.per_epoch
 
-    def ends_epochs(self, step: int, epochs: int) -> bool:
-        """Whether a multiple of so many epochs of the stage ends with this step."""
-        return (step - self.first) % (self.per_epoch * epochs) == 0
+    def is_judged(self, step: int) -> bool:
+        """Whether `checkpoint_epochs` or the stage ends with this step: then it is validated, if it has data for it."""
+        every = self.per_epoch * self.recipe.training.checkpoint_epochs
+        return step == self.last or (step - self.first) % every == 0
 
     def shares_model(self, before: "Span") -> bool:
         """Whether it goes on with the model of the stage before."""

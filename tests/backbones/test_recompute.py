@@ -66,7 +66,7 @@ def _train(model, policy):
     return loss.item(), {name: p.grad for name, p in model.trainables().items()}, counter.get_total_flops()
 
 
-@pytest.mark.parametrize("method", ["memvp", "input_space", "dvp"])
+@pytest.mark.parametrize("method", ["memvp", "separable", "input_space", "dvp"])
 def test_a_step_of_a_whole_model_is_the_same_under_every_policy(method):
     model = small.model(method)
     plain_loss, plain, plain_flops = _train(model, "none")

@@ -69,7 +69,7 @@ def test_a_recipe_that_is_not_yaml_ends_in_one_line(command, tmp_path):
         ("model.vision_tower=nowhere", "model.vision_tower: folder nowhere does not exist in /"),
         ("model.tokenizer=nowhere.model", "nowhere.model does not exist"),
         ("training.global_batch=4000", "training.global_batch: 4000 is more than the 48 samples"),
-        ("training.epochs=x", "training.epochs: must be a whole number"),
+        ("training.epochs=x", "training.epochs: must be a number"),
         ("training.epochs", "write key=value"),
     ],
 )
@@ -194,7 +194,7 @@ def test_a_recipe_is_printed_with_all_its_keys_and_reads_back_the_same(command, 
     code, out, _ = command("recipe", recipe_path, "training.epochs=7")
     (tmp_path / "whole.yaml").write_text(out)
     assert code == 0 and read_recipe(tmp_path / "whole.yaml") == read_recipe(recipe_path, ["training.epochs=7"])
-    assert {"epochs: 7", "slots: 24", "max_pixels: 50000000"} <= {line.strip() for line in out.splitlines()}
+    assert {"epochs: 7.0", "slots: 24", "max_pixels: 50000000"} <= {line.strip() for line in out.splitlines()}
     assert "lora_rank" not in out
     assert is_one_line(command("recipe", recipe_path, "method.slot=7"), "recipe", "did you mean 'method.slots'?")
 

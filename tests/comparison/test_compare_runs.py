@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 from faulty import Ranks
+
+from data_prep.demo import sample
+from data_prep.shards import write_shards
 
 CONTENDERS = {
     "memvp": {},
@@ -23,12 +27,13 @@ def study(recipe_path, demo_shards, tmp_path):
         "contenders": CONTENDERS,
         "tune": {"training.learning_rate": [1e-3, 1e-2]},
         "seeds": [0, 1],
+        "budget": {"steps": 4},
         "leaks": "report",
     }
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    settings = [f"data.validation={demo_shards}", "training.epochs=1", "training.log_every=1", "method.dropout=0.1"]
-    return [str(path), *(part for setting in settings[:3] for part in ("--set", setting))]
+    settings = [f"data.validation={demo_shards}", "training.log_every=1"]
+    return [str(path), *(part for setting in settings for part in ("--set", setting))]
 
 
 def _compare(study, out: Path, ranks: int = 1, until: str = "", by: int = signal.SIGKILL) -> list[int]:
@@ -72,9 +77,48 @@ def test_a_study_that_was_killed_and_asked_to_end_says_what_one_says_that_was_no
     for name, own in report["tuned"].items():
         losses = [trial["validation_loss"] for trial in own["trials"]]
         assert len(losses) == 2 and own["chosen"] == losses.index(min(losses)), name
+    assert [[step for step, _ in curve] for curve in report["curves"]["memvp"]] == [[1, 2, 3, 4]] * 2
     assert any("48 test samples" in remark or "also in the data of training" in remark for remark in report["remarks"])
     assert (whole / "report.md").read_text().startswith("# study") and list(whole.glob("hparams/*/events.*"))
 
     _compare(study, two, ranks=2)
     other = _report(two)
     assert other["scores"] == report["scores"] and other["blind"] == report["blind"]
+
+
+@pytest.mark.ranks
+def test_the_layer_that_a_search_finds_is_what_all_runs_of_a_contender_have(recipe_path, tmp_path):
+    """Measured, planned, searched, trained and reported."""
+    rng = random.Random("questions to search by")
+    write_shards(
+        (sample(rng, f"s{i}", with_picture=True) for i in range(8)), tmp_path / "search", "search", per_shard=8
+    )
+    dvp = {"name": "dvp", "layer": "search", "width": 8, "heads": 2, "dropout": 0.0}
+    content = {
+        "recipe": str(recipe_path),
+        "set": {"data.search": str(tmp_path / "search"), "search": {"epochs": 0.5, "draws": 2}},
+        "contenders": {"dvp": {"method": dvp}, "none": {"method": {"name": "none"}}},
+        "seeds": [3],
+        "budget": {"seconds": 0.01},
+        "leaks": "report",
+        "blind": False,
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def said(*more: str, code: int = 0) -> str:
+        command = ["compare", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), *more]
+        with Ranks(command, tmp_path / f"logs-{len(more)}", ranks=1) as started:
+            ended = started.ended()
+        assert ended.codes == [code], ended.text
+        return ended.text
+
+    assert "dvp was not measured yet" in said("--task", "0", code=1)
+    assert "1 training and 4 evaluations, about" in said("--plan") and not (tmp_path / "out" / "runs").exists()
+    whole = said()
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (found,) = report["tuned"]["dvp"]["searched"]
+    assert found in ("method.layer=0", "method.layer=1") and f"| {found} |" in whole
+    run = json.loads((tmp_path / "out" / "runs" / "dvp-seed-3" / "recipe.json").read_text())
+    assert found == f"method.layer={run['method']['layer']}"
+    # as many steps as the probe says for the seconds: one, since none is as short
+    assert [[step for step, _ in curve] for curve in report["curves"]["dvp"]] == [[1]]

@@ -9,9 +9,10 @@ from PIL import Image, ImageEnhance
 
 from data_prep.demo import sample
 from data_prep.shards import write_shards
-from dsmemvp.comparison.guards import check_study, content_of, near_duplicates
+from dsmemvp.comparison import guards
+from dsmemvp.comparison.content import content_of, near_duplicates
+from dsmemvp.comparison.guards import check_study
 from dsmemvp.comparison.study import read_study
-from dsmemvp.config.reading import read_recipe
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.errors import UserError
 
@@ -40,9 +41,9 @@ def test_a_planted_leak_is_refused_with_its_place_or_reported(study_path, tmp_pa
     train, test = _rows("train", 0, 12), _rows("test", 0, 6)
     study = _study(study_path, tmp_path, train, [*test, train[5]])
     with pytest.raises(UserError, match=r"1 test sample of 7 also in the data of training.*\n.*train005"):
-        check_study(study)
+        check_study(study, tmp_path / "out")
     study.settings.leaks = "report"
-    assert any(remark.startswith("1 test sample of 7 also") for remark in check_study(study))
+    assert any(r.startswith("1 test sample of 7 also") for r in check_study(study, tmp_path / "out").remarks)
 
 
 def test_pictures_in_another_format_are_the_same_and_brighter_ones_nearly(study_path, tmp_path):
@@ -55,7 +56,7 @@ def test_pictures_in_another_format_are_the_same_and_brighter_ones_nearly(study_
 
     train = _rows("train", 0, 8)
     test = [again(train[0], lambda i: i), again(train[1], lambda i: ImageEnhance.Brightness(i).enhance(0.9))]
-    remarks = check_study(_study(study_path, tmp_path, train, test))
+    remarks = check_study(_study(study_path, tmp_path, train, test), tmp_path / "out").remarks
     assert remarks[0].startswith("None of 2 different test samples")
     assert remarks[1].startswith("1 picture of 2 in the test data") and "2 nearly so" in remarks[1]
 
@@ -63,7 +64,8 @@ def test_pictures_in_another_format_are_the_same_and_brighter_ones_nearly(study_
 def test_a_damaged_picture_is_left_to_training_which_may_skip_it(study_path, tmp_path):
     train = _rows("train", 0, 12)
     train[1] = replace(train[1], image=train[1].image[:40])
-    assert check_study(_study(study_path, tmp_path, train, _rows("test", 0, 3)))[0].startswith("None of 3")
+    study = _study(study_path, tmp_path, train, _rows("test", 0, 3))
+    assert check_study(study, tmp_path / "out").remarks[0].startswith("None of 3")
 
 
 def test_near_is_two_bits_of_64():
@@ -72,9 +74,36 @@ def test_near_is_two_bits_of_64():
     assert near_duplicates([], [1]) == 0
 
 
-def test_content_is_counted_once(recipe_path, demo_shards):
-    content = content_of([read_manifest(demo_shards)] * 2, read_recipe(recipe_path))
-    assert len(content.samples) <= 48 and len(content.pictures) <= 24
+def test_content_is_counted_once_and_computed_once(tmp_path):
+    rows = _rows("train", 0, 20)
+    write_shards(iter([*rows, *rows[:4]]), tmp_path / "train", "train", per_shard=8)
+    manifest = read_manifest(tmp_path / "train")
+    content = content_of([manifest] * 2, 10**6, tmp_path / "content", begin=0.5)
+    assert len(content.samples) == len(content.pictures) == 20
+    (damaged, *_) = (tmp_path / "content").iterdir()
+    for shard in manifest.shards:
+        (tmp_path / "train" / shard.name).rename(tmp_path / shard.name)
+    assert content_of([manifest] * 2, 10**6, tmp_path / "content") == content  # without a look at the shards
+    damaged.write_text('{"samples": [')
+    with pytest.raises(OSError, match="tar"):
+        content_of([manifest], 10**6, tmp_path / "content")
+    for shard in manifest.shards:
+        (tmp_path / shard.name).rename(tmp_path / "train" / shard.name)
+    assert content_of([manifest] * 2, 10**6, tmp_path / "content") == content
+
+
+def test_a_sample_that_one_contender_cannot_be_asked_is_named(study_path, tmp_path, monkeypatch):
+    """Contenders of one recipe are asked alike: one of them is made to leave the third sample out."""
+    study = _study(study_path, tmp_path, _rows("train", 0, 8), _rows("test", 0, 6))
+    asked = guards.prompts_of
+
+    def all_but_one(contender, samples):
+        found = asked(contender, samples)
+        return [None if i == 2 and contender.name == "none" else own for i, own in enumerate(found)]
+
+    monkeypatch.setattr(guards, "prompts_of", all_but_one)
+    with pytest.raises(UserError, match=r"test002: contenders memvp and none: only memvp can be asked this"):
+        check_study(study, tmp_path / "out")
 
 
 def test_samples_that_cannot_be_used_are_left_to_training_and_evaluation(study_path, tmp_path):
@@ -82,5 +111,6 @@ def test_samples_that_cannot_be_used_are_left_to_training_and_evaluation(study_p
     train, test = _rows("train", 0, 8), _rows("test", 0, 6)
     test[1] = replace(test[1], image=test[1].image[:40])
     test[2] = replace(test[2], fields={**test[2].fields, "question": "word " * 3000})
-    remarks = check_study(_study(study_path, tmp_path, train, test, "data.on_bad_sample=skip"))
-    assert remarks[0].startswith("None of 5 different test samples")
+    study = _study(study_path, tmp_path, train, test, "data.on_bad_sample=skip")
+    checked = check_study(study, tmp_path / "out")
+    assert checked.remarks[0].startswith("None of 5 different test samples") and 20 < checked.prompt_tokens < 200

@@ -4,7 +4,8 @@ import pytest
 
 from dsmemvp.comparison.results import collect
 from dsmemvp.comparison.running import recipe_for, write_study
-from dsmemvp.comparison.study import is_study, read_study, study_of_recipes
+from dsmemvp.comparison.study import read_study, study_of_recipes
+from dsmemvp.comparison.study_file import is_study
 from dsmemvp.errors import UserError
 
 TWO = "contenders:\n  memvp: {}\n  none: {method: {name: none}}\n"
@@ -30,6 +31,29 @@ def test_contenders_change_the_recipe_and_nothing_else(read, tmp_path):
     assert (made.name, made.seed, made.training.learning_rate) == ("small-seed-2", 2, 0.5)
 
 
+def test_a_setting_that_is_searched_for_is_no_value_of_the_recipe(read, demo_shards):
+    dvp = "{method: {name: dvp, layer: search, width: 8, heads: 2}}"
+    study = read(f"contenders:\n  a: {dvp}\n  b: {{}}\n", f"data.search={demo_shards}")
+    a, b = study.contenders
+    assert (a.searched, a.recipe.method.layer, b.searched) == ("method.layer", 0, "")
+    assert study.as_dict()["contenders"]["a"]["searched"] == "method.layer"
+    for method, data, said in (
+        (dvp, "", "contender a: data.search: give the folder"),
+        ("{method: {slots: search}}", "x", "memvp has no setting to search for"),
+        (dvp.replace("layer: search", "prompts: search"), "x", "method.prompts: a search finds method.layer"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(f"contenders:\n  a: {method}\n  b: {{}}\n", f"data.search={data}")
+
+
+def test_set_is_for_all_and_a_contender_s_own_comes_after_it(read):
+    text = "set: {training: {epochs: 5, micro_batch: 4}, seed: 3}\n"
+    text += "contenders:\n  a: {training: {micro_batch: 8}}\n  b: {}\n"
+    a, b = (contender.recipe for contender in read(text).contenders)
+    assert (a.training.epochs, b.training.epochs, a.seed, b.seed) == (5, 5, 3, 3)
+    assert (a.training.micro_batch, b.training.micro_batch) == (8, 4)
+
+
 def test_all_that_train_have_as_many_trials(read, demo_shards):
     text = "contenders:\n  a: {tune: {training.learning_rate: [0.3, 0.4]}}\n  b: {}\n  none: {method: {name: none}}\n"
     text += "tune:\n  training.learning_rate: [0.1, 0.2]\n  method.hidden: [4, 8]\n"
@@ -51,7 +75,7 @@ def test_all_that_train_have_as_many_trials(read, demo_shards):
         (TWO + "tune: {training.epochs: [1, 2]}\n", "training.epochs is not a contender's own"),
         (TWO + "tune: {training.learning_rate: 3}\n", "is a list of values"),
         (TWO + "tune: {training.learning_rate: []}\n", "at least one"),
-        ("contenders:\n  a: {training: {epochs: 3}}\n  b: {}\n", "a and b differ in training.epochs: 3 and"),
+        ("contenders:\n  a: {training: {epochs: 3}}\n  b: {}\n", "a and b differ in training.epochs: 3.0 and"),
         ("contenders:\n  a: {method: {hiden: 3}}\n  b: {}\n", "contender a: .*hiden"),
         ("contenders:\n  a/b: {}\n  b: {}\n", "a name has letters"),
         ("contenders:\n  a: 3\n  b: {}\n", "line 3: give a mapping of a recipe's keys"),
@@ -85,6 +109,14 @@ def test_recipes_are_a_study_as_they_are(recipe_path, tmp_path):
     study = study_of_recipes([recipe_path, other], 2, tmp_path / "out")
     assert [c.name for c in study.contenders] == [recipe_path.stem, "other"] and study.settings.seeds == [0, 1]
     assert not is_study(recipe_path) and not is_study(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("name", ["easy_vqa", "vqa_rad"])
+def test_the_studies_of_this_repository_can_be_read(name, repository, monkeypatch, tmp_path):
+    monkeypatch.chdir(repository)
+    study = read_study(repository / "studies" / f"{name}.yaml", tmp_path)
+    assert len(study.contenders) >= 4 and len(study.settings.seeds) == 3
+    assert len({len(c.trials) for c in study.contenders if c.trains}) == 1
 
 
 def test_a_folder_is_of_one_study(read, tmp_path):

@@ -137,9 +137,10 @@ def test_a_recipe_written_down_reads_back_the_same(read, tmp_path):
         ("data: {train: a}\nseed: 1\ndata: {train: b}", ["line 4", "data is given twice"]),
         ("data: {train: a}\ndata: {test: b}", ["line 3", "data is given twice"]),
         ("training:\n  epochs: 3\ntraining.epochs: 4", ["line 4", "training.epochs is given twice"]),
-        ("training:\n  epochs: 2.5", ["line 3", "training.epochs: must be a whole number, not 2.5"]),
-        ("training: {epochs: '3'}", ["line 2", "training.epochs: must be a whole number, not '3'"]),
-        ("training: {epochs: true}", ["training.epochs: must be a whole number, not True"]),
+        ("training:\n  micro_batch: 2.5", ["line 3", "training.micro_batch: must be a whole number, not 2.5"]),
+        ("training: {micro_batch: '3'}", ["line 2", "training.micro_batch: must be a whole number, not '3'"]),
+        ("training: {micro_batch: true}", ["training.micro_batch: must be a whole number, not True"]),
+        ("training: {epochs: true}", ["training.epochs: must be a number, not True"]),
         ("training: {learning_rate: fast}", ["training.learning_rate: must be a number, not 'fast'"]),
         ("training: {learning_rate: yes}", ["training.learning_rate: must be a number, not True"]),
         ("training: {betas: 0.9}", ["training.betas: must be a list, not 0.9"]),
@@ -180,10 +181,10 @@ def test_an_error_in_a_recipe_names_key_and_line(read, text, parts):
     [
         ("training.epochs", "write key=value"),
         ("training.epoch=3", "did you mean 'training.epochs'?"),
-        ("training.epochs=x", "training.epochs: must be a whole number"),
+        ("training.epochs=x", "training.epochs: must be a number"),
         ("training=3", "training is a group"),
         ("evaluation.captions=[", "not YAML"),
-        ("training.epochs=0", "training.epochs: must be at least 1 and at most 100,000, is 0"),
+        ("training.epochs=0", "training.epochs: must be above 0 and at most 100,000, is 0"),
     ],
 )
 def test_an_error_in_an_override_names_the_override(read, override, part):

@@ -160,7 +160,7 @@ def test_overrides_are_checked_without_the_recipe():
     check_overrides(["training.epochs=3", "model.tokenizer="])
     with pytest.raises(UserError, match=r"did you mean 'training\.epochs'"):
         check_overrides(["training.epoch=3"])
-    with pytest.raises(UserError, match=r"override 'training\.epochs=0': training\.epochs: must be at least 1"):
+    with pytest.raises(UserError, match=r"override 'training\.epochs=0': training\.epochs: must be above 0"):
         check_overrides(["training.epochs=0"])
 
 

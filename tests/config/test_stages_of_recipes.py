@@ -52,7 +52,7 @@ def test_a_recipe_without_stages_is_written_down_as_before(read):
         ("stages: {text: {epochs: 3}}", ["did you mean 'stages.text.training.epochs'?"]),
         ("stages: {text: {model: {dtype: fp32}}}", ["unknown key 'stages.text.model.dtype'"]),
         ("stages: {text: {training: {log_every: 3}}}", ["unknown key 'stages.text.training.log_every'"]),
-        ("stages: {text: {training: {epochs: 0}}}", ["stages.text.training.epochs: must be at least 1"]),
+        ("stages: {text: {training: {epochs: 0}}}", ["stages.text.training.epochs: must be above 0"]),
         ("stages: {text: {data: {train: 7}}}", ["stages.text.data.train: must be a list, not 7"]),
         ("stages: {text: {start_from: 7}}", ["stages.text.start_from: must be the path"]),
         (

@@ -267,6 +267,28 @@ def test_a_bad_question_of_vqa_rad_is_told_with_its_place(convert, tmp_path, que
     assert code == 1 and part in err
 
 
-def test_vqa_rad_has_two_splits(convert, tmp_path):
-    code, _, err = convert(vqa_rad, "--questions", write(tmp_path / "q.json", []), "--split", "val")
-    assert code == 1 and "--split: must be train or test, not 'val'" in err
+def test_vqa_rad_has_three_splits(convert, tmp_path):
+    for given, said in (
+        (("--split", "val"), "--split: must be train, validation, test, not 'val'"),
+        (("--split", "validation"), "--held-out: give a share for validation"),
+        (("--split", "train", "--held-out", "1"), "below 1, not 1.0"),
+    ):
+        code, _, err = convert(vqa_rad, "--questions", write(tmp_path / "q.json", []), *given)
+        assert code == 1 and said in err
+
+
+def test_questions_about_a_held_out_picture_of_vqa_rad_are_validation_s(convert, tmp_path):
+    names = [f"synpic{i}.jpg" for i in range(20)]
+    images(tmp_path, *names)
+    asked = [rad_question(f"{i}-{n}", image_name=name) for i, name in enumerate(names) for n in range(2)]
+    asked += [rad_question("t", "test_freeform", image_name=names[0])]
+    found = {}
+    for split in ("train", "validation", "test"):
+        given = ["--questions", write(tmp_path / "q.json", asked), "--split", split, "--held-out", "0.3"]
+        assert convert(vqa_rad, *given)[0] == 0
+        found[split] = keys(tmp_path / "out")
+    assert found["test"] == ["t"] and sorted(found["train"] + found["validation"]) == sorted(
+        q["qid"] for q in asked[:-1]
+    )
+    pictures = {split: {key.partition("-")[0] for key in own} for split, own in found.items()}
+    assert pictures["train"].isdisjoint(pictures["validation"]) and 2 <= len(pictures["validation"]) <= 10

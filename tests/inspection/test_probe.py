@@ -23,10 +23,12 @@ from dsmemvp.model import add_trainables, build_frozen
 PATCHES, SLOTS = 16, 24
 
 
-@pytest.fixture(params=[False, True], ids=["patches", "class token before them"])
+@pytest.fixture(params=[("joint", False), ("separable", True)], ids=["joint", "separable, with class token"])
 def tiny(request, recipe_path, demo_shards):
     """(model, batch of three samples, the second one without picture)"""
-    recipe = read_recipe(recipe_path, [f"method.class_token={request.param}"])
+    scores, class_token = request.param
+    words = [f"method.scores={scores}", f"method.class_token={class_token}", "method.dropout=0"]
+    recipe = read_recipe(recipe_path, words)
     configs = read_configs(recipe)
     model = build_frozen(recipe, configs)
     Base(recipe).load(model)
@@ -64,6 +66,14 @@ def _silu(score):
     return score / (1 + torch.exp(-score))
 
 
+def _active(model, x_Ld, key_Nd):
+    """`key` as layers read it, which with separable scores is silu(K)."""
+    if not model.method.separable:
+        return _silu(x_Ld @ key_Nd.T)
+    score = _silu(x_Ld) @ key_Nd.T
+    return score.scatter(-1, score.argsort(dim=-1)[..., : SLOTS // 10], 0.0)
+
+
 def test_activation_contribution_change_and_norms_are_the_formulas(tiny):
     model, batch = tiny
     class_token = model.vision.features.class_token
@@ -78,9 +88,10 @@ def test_activation_contribution_change_and_norms_are_the_formulas(tiny):
     for layer, (x, y) in enumerate(zip(inputs, outputs, strict=True)):
         for b in range(3):
             for n, token in enumerate(range(offsets[b], offsets[b + 1])):
-                active = _silu(keys[b] @ x[b][n])
+                active = _active(model, x[b][n], keys[b])
                 written = scale * active[:, None] * values[b]  # what each slot writes, [N, d]
-                instead = scale * _silu(other.key[0].double() @ x[b][n])[:, None] * other.value[0].double()
+                fires = _active(model, x[b][n], other.key[0].double())
+                instead = scale * fires[:, None] * other.value[0].double()
                 branch = written.sum(0)
                 expected = (active, written @ branch, (written - instead).norm(dim=-1))
                 got = (found.activation, found.contribution, found.change)
@@ -102,7 +113,7 @@ def test_visual_and_learned_contributions_add_up_to_the_branchs_output(tiny):
 
     keys, values, inputs, _ = _recorded(model, batch)
     for layer, row in enumerate(shares(found, 0)):
-        active = _silu(inputs[layer][0] @ keys[0].T)
+        active = _active(model, inputs[layer][0], keys[0])
         visual, whole = active[:, :visual_slots] @ values[0, :visual_slots], active @ values[0]
         assert row.visual_output == pytest.approx(((visual * whole).sum() / (whole**2).sum()).item(), abs=1e-3)
         part = active[:, :visual_slots].abs().sum() / active.abs().sum()
@@ -127,7 +138,8 @@ def test_nothing_changes_against_the_same_memory_and_the_forward_is_as_without_a
     after = sum(len(module._forward_hooks) for module in model.modules())
     assert before == after
     # the sample without picture has the learned positions alone
-    torch.testing.assert_close(same.key[1], model.method.key_positions.detach())
+    positions = model.method.key_positions.detach()
+    torch.testing.assert_close(same.key[1], _silu(positions) if model.method.separable else positions)
     assert not torch.equal(same.key[0], same.key[1])
 
 

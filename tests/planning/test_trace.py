@@ -16,6 +16,7 @@ from dsmemvp.planning.trace import example_batch, trace
 RECIPE = Path(__file__).parent.parent.parent / "recipes" / "scienceqa-13b.yaml"
 METHODS = {
     "memvp": [],
+    "separable": ["method.name=memvp", "method.scores=separable", "method.dropout=0"],
     "input_space": [],
     "mitp": [],
     "dvp": ["method.layer=2", "method.adapter_ratio=8", "method.train_norms=true"],

@@ -30,22 +30,25 @@ STEPS, SAMPLES, LAYERS = 20, 4, 3
 def main(out: str) -> None:
     ranks = join_ranks(seconds=600)
     findings = {sharding: losses_of(ranks, sharding) for sharding in SHARDINGS}
+    findings |= {f"separable, {name}": losses_of(ranks, name, "separable") for name in SHARDINGS[:2]}
     if ranks.first:
         Path(out).write_text(json.dumps(findings))
     leave_ranks()
     os._exit(0)  # as dsmemvp/__main__.py does, and why
 
 
-def losses_of(ranks: Ranks, sharding: str) -> dict[str, list[float]]:
-    made = recipe("memvp")
-    made.model.dtype, made.method.dropout, made.vision.adapter_dropout = "fp32", 0.2, 0.2
+def losses_of(ranks: Ranks, sharding: str, method: str = "memvp") -> dict[str, list[float]]:
+    made = recipe(method)
+    made.model.dtype, made.method.output_scale, made.vision.adapter_dropout = "fp32", 1.0, 0.2
+    if method == "memvp":
+        made.method.dropout = 0.2
     made.training.deepspeed = str(DS_CONFIGS / f"{sharding}.json")
     made.training.global_batch, made.training.micro_batch = ranks.world * SAMPLES, SAMPLES
     trainer = build_trainer(made, configs(), ranks, load=lambda model, _: fill_alike(model))
     trainer.model.train()
     batches = [batch_of(trainer, ranks, number) for number in range(5)]
     first, losses = trainer.values(), {}
-    for policy in POLICIES:
+    for policy in POLICIES if method == "memvp" else ("elementwise", "full"):
         if sharding != "replicated":
             trainer.engine.empty_partition_cache()  # what stays whole would keep the values of the policy before
         trainer.set(first)

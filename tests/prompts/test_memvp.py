@@ -18,8 +18,10 @@ SITE = Site("decoder", 0)
 LAMBDA, S, SLOTS, PATCHES, WIDTH = 0.3, 0.7, 7, 5, 12
 
 
-def _new(sizes: Sizes, hidden: int, slots: int, visual: float, output: float, dropout: float) -> Method:
-    settings = Settings(hidden=hidden, slots=slots, visual_scale=visual, output_scale=output, dropout=dropout)
+def _new(sizes, hidden: int, slots: int, visual: float, output: float, dropout: float, scores="joint") -> Method:
+    settings = Settings(
+        hidden=hidden, slots=slots, visual_scale=visual, output_scale=output, dropout=dropout, scores=scores
+    )
     return Method.build(settings, sizes)
 
 
@@ -59,6 +61,41 @@ def test_the_branch_is_the_published_formula():
         score = x[0, own].double() @ key.T
         expected = S * (score * torch.sigmoid(score)) @ value
         torch.testing.assert_close(found[0, own].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def _separable(x_Ld, key_Nd, value_Nd):
+    """(silu(x) silu(K)^T) V without each token's lowest tenth of scores, written out."""
+    score = (x_Ld * torch.sigmoid(x_Ld)) @ (key_Nd * torch.sigmoid(key_Nd)).T
+    lowest = score.argsort(dim=-1)[:, : score.shape[-1] // 10]
+    return score.scatter(1, lowest, 0.0) @ value_Nd
+
+
+def test_separable_scores_are_their_formula():
+    """ADEM-VL, fact sheet 6; K and V as without them. In float64, with 2 of 25 scores dropped."""
+    torch.manual_seed(0)
+    method = _new(Sizes(PATCHES, 6, WIDTH, 2, 2), 4, 25, LAMBDA, S, 0.0, "separable")
+    for positions in (method.key_positions, method.value_positions):
+        torch.nn.init.normal_(positions)
+    batch, features, x = _batch([True, False]), torch.randn(1, PATCHES, 6), torch.randn(1, 8, WIDTH)
+    state = method(features, batch)
+    found = method.mlp(SITE, x, state, batch)
+    for sample, image in enumerate((True, False)):
+        memory = torch.zeros(25, WIDTH, dtype=torch.float64)
+        memory[:PATCHES] = LAMBDA * image * method.projector(features)[0].double()
+        own = slice(4 * sample, 4 * sample + 4)
+        key, value = memory + method.key_positions.double(), memory + method.value_positions.double()
+        expected = S * _separable(x[0, own].double(), key, value)
+        torch.testing.assert_close(found[0, own].double(), expected, atol=1e-5, rtol=1e-5)
+        # what a probe is told, and decoding goes on with
+        told = method.memory(method.decoding(state, batch))
+        active = told.active(x[0, own], told.key[sample]).double()
+        torch.testing.assert_close(S * active @ value, expected, atol=1e-5, rtol=1e-5)
+        assert (active == 0).sum(-1).tolist() == [2] * 4
+
+
+def test_separable_scores_have_no_dropout():
+    with pytest.raises(ValueError, match=r"set method.dropout=0"):
+        Settings(scores="separable", dropout=0.1)
 
 
 def test_a_text_only_sample_starts_from_the_unchanged_model():
@@ -146,5 +183,22 @@ def test_the_branchs_own_gradients_are_autograds():
     sums = torch.zeros_like(key), torch.zeros_like(value)
     token = hand_out(key, value, sums)
     out = memory_branch(x, LayerMemory(key.detach(), value.detach(), sizes, S, token, sums), dropout, p)
+    for found, exact in zip(torch.autograd.grad((out * weights).sum(), given), plain, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-12)
+
+
+def test_the_gradients_of_separable_scores_are_autograds():
+    """Of groups of 3, 0 and 2 tokens, in float64, and through silu(K), which is taken once."""
+    torch.manual_seed(1)
+    sizes = [3, 0, 2]
+    given = [torch.randn(*shape, dtype=torch.float64) for shape in ((1, 5, WIDTH), (3, 20, WIDTH), (3, 20, WIDTH))]
+    x, key, value = (t.requires_grad_() for t in given)
+    weights = torch.randn(1, 5, WIDTH, dtype=torch.float64)
+    parts = [_separable(*of_group) for of_group in zip(x[0].split(sizes), key, value, strict=True)]
+    plain = torch.autograd.grad((S * torch.cat(parts)[None] * weights).sum(), given)
+    low, sums = torch.nn.functional.silu(key), (torch.zeros_like(key), torch.zeros_like(value))
+    token = hand_out(low, value, sums)
+    memory = LayerMemory(low.detach(), value.detach(), sizes, S, token, sums, separable=True)
+    out = memory_branch(x, memory, None, 0.0)
     for found, exact in zip(torch.autograd.grad((out * weights).sum(), given), plain, strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-12)

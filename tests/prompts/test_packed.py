@@ -10,7 +10,7 @@ from dsmemvp.data.batch import Batch, Item, by_image, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import VisualLanguageModel, loss_sum
 
-METHODS = ("memvp", "input_space", "dvp")
+METHODS = ("memvp", "separable", "input_space", "dvp")
 TEXTS = [[1, 5, 9, 3, 7, 30, 41], [1, 8, 4], [1], [1, 7, 7, 50, 12]]
 PATTERNS = [
     *((None, None, None, None), (0, 1, 2, 3), (None, 0, None, 1), (0, None, None, None)),

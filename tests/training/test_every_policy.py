@@ -40,6 +40,14 @@ def test_losses_are_the_same_under_every_sharding(losses):
 
 
 @pytest.mark.ranks
+def test_separable_scores_train_alike_under_every_sharding(losses):
+    found = [losses[f"separable, {sharding}"] for sharding in ("replicated", "zero3")]
+    assert all(each["elementwise"] == each["full"] for each in found)
+    assert found[0]["full"] == pytest.approx(found[1]["full"], rel=1e-6)
+    assert sum(found[0]["full"][-5:]) < 0.95 * sum(found[0]["full"][:5])
+
+
+@pytest.mark.ranks
 def test_a_killed_run_goes_on_under_another_policy(small_run, uninterrupted, tmp_path):
     arguments = ["train", *small_run, f"output={tmp_path}"]
     ended = run([*arguments, "training.recompute=qkv"], tmp_path / "logs", fault="update:KILL:14", on=1)

@@ -6,6 +6,8 @@ would make float32 tensors of the memory's size, and more time would pass in add
 products.
 
 The branch keeps its input alone; its scores are computed again in the backward.
+
+With separable scores (`scores: separable`) `key` is silu(K), whose gradient autograd takes once for all layers.
 T tokens in the pack, G groups of tokens with one memory, N slots, d width.
 """
 
@@ -18,6 +20,9 @@ from torch.nn import functional as F
 
 from dsmemvp.backbones.fused import form_of
 from dsmemvp.dropout import Dropout
+
+TENTH = 10
+"""One in so many scores is dropped."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class LayerMemory:
     """As `hand_out` has given it; without, the memory gets no gradient."""
     sums: Sequence[torch.Tensor] = ()
     """As `hand_out` was given them."""
+    separable: bool = False
+    """Whether `key_GNd` is silu(K), which silu(x) is multiplied with."""
 
 
 def hand_out(key_GNd: torch.Tensor, value_GNd: torch.Tensor, sums: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -43,7 +50,8 @@ def hand_out(key_GNd: torch.Tensor, value_GNd: torch.Tensor, sums: Sequence[torc
 
 
 def memory_branch(x_1Td: torch.Tensor, memory: LayerMemory, dropout: Dropout | None, p: float) -> torch.Tensor:
-    """scale * dropout(silu(x K^T)) V, [1, T, d]; group g has `sizes[g]` of the tokens."""
+    """scale * dropout(silu(x K^T)) V, [1, T, d], or scale * without_lowest(silu(x) silu(K)^T) V, without dropout; group
+    g has `sizes[g]` of the tokens."""
     keys = dropout.keys if dropout is not None and p else None
     if memory.token is None or not torch.is_grad_enabled():
         return _read(x_1Td, memory, keys, p) * memory.scale
@@ -65,27 +73,50 @@ class _Branch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, token, key, value, keys, memory: LayerMemory, p) -> torch.Tensor:
         ctx.save_for_backward(x, key, value, keys)
-        ctx.sizes, ctx.scale, ctx.p, ctx.sums = memory.sizes, memory.scale, p, memory.sums
+        ctx.memory, ctx.p = memory, p
         return _read(x, memory, keys, p).mul_(memory.scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, key, value, keys = ctx.saved_tensors
-        sizes, (key_sum, value_sum) = ctx.sizes, ctx.sums
-        scores = grouped_product(x, key.transpose(1, 2), sizes)
-        gradient = gradient * ctx.scale
-        _add_products(value_sum, _active(scores, keys, ctx.p), gradient, sizes)
+        sizes, (key_sum, value_sum), separable = ctx.memory.sizes, ctx.memory.sums, ctx.memory.separable
+        multiplied = F.silu(x) if separable else x
+        scores = grouped_product(multiplied, key.transpose(1, 2), sizes)
+        gradient = gradient * ctx.memory.scale
+        active = without_lowest(scores) if separable else _active(scores, keys, ctx.p)
+        _add_products(value_sum, active, gradient, sizes)
         to_active = grouped_product(gradient, value.transpose(1, 2), sizes)
-        to_scores = _active_backward(to_active, scores, keys, ctx.p)
-        _add_products(key_sum, to_scores, x, sizes)
+        if separable:
+            to_scores = to_active.masked_fill(_lowest(scores), 0)
+        else:
+            to_scores = _active_backward(to_active, scores, keys, ctx.p)
+        _add_products(key_sum, to_scores, multiplied, sizes)
         to_x = grouped_product(to_scores, key, sizes) if ctx.needs_input_grad[0] else None
+        if separable and to_x is not None:
+            to_x = torch.ops.aten.silu_backward(to_x, x)
         return to_x, gradient.new_zeros(()), *[None] * 5
 
 
 def _read(x_1Td: torch.Tensor, memory: LayerMemory, keys: torch.Tensor | None, p: float) -> torch.Tensor:
     """[1, T, d], without the scale."""
-    active = _active(grouped_product(x_1Td, memory.key_GNd.transpose(1, 2), memory.sizes), keys, p)
+    multiplied = F.silu(x_1Td) if memory.separable else x_1Td
+    scores = grouped_product(multiplied, memory.key_GNd.transpose(1, 2), memory.sizes)
+    active = without_lowest(scores) if memory.separable else _active(scores, keys, p)
     return grouped_product(active, memory.value_GNd, memory.sizes)
+
+
+def without_lowest(scores: torch.Tensor) -> torch.Tensor:
+    """Of each token's scores, [..., N], the N // 10 lowest are zero (ADEM-VL, arXiv 2410.17779), and those that equal
+    the largest of these."""
+    return scores.masked_fill(_lowest(scores), 0)
+
+
+def _lowest(scores: torch.Tensor) -> torch.Tensor:
+    """Which they are; the same for the same scores, in the forward and in the backward."""
+    number = scores.shape[-1] // TENTH
+    if not number:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    return scores <= scores.topk(number, dim=-1, largest=False).values.amax(-1, keepdim=True)
 
 
 def _active(scores: torch.Tensor, keys: torch.Tensor | None, p: float) -> torch.Tensor:

@@ -6,13 +6,19 @@
 z image features, f the projector, g whether the sample has an image, N slots of which the first P carry the image and
 the rest are purely learned, p_k and p_v learned positions, lambda and s fixed scales. One (K, V) serves all layers.
 
+With `scores: separable` the branch is that of ADEM-VL (arXiv 2410.17779), which has the same parameters:
+
+    FFN'(x) = FFN(x) + s * A V      A = silu(x) silu(K)^T, of which each token's lowest tenth is zero
+
 Samples that lie side by side and look at the same image, or at none, have one memory: they are one group, and their
 tokens are multiplied with it together. T tokens in the pack, G groups, N slots, d width, I images, P image tokens.
 """
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.nn import functional as F
@@ -23,7 +29,7 @@ from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
 from dsmemvp.prompts.interface import FeedForwardMemory, PublishedLayout, Site, Sizes, State, Tower, VisualPrompt
-from dsmemvp.prompts.memvp.branch import LayerMemory, hand_out, memory_branch
+from dsmemvp.prompts.memvp.branch import LayerMemory, hand_out, memory_branch, without_lowest
 from dsmemvp.prompts.memvp.published import Published
 from dsmemvp.prompts.parts.projector import Projector
 
@@ -42,6 +48,15 @@ class Settings(MethodSettings):
     """Dropout on the slot activations."""
     class_token: bool = False
     """Whether tokens before the patches, such as the class token, are among the image tokens."""
+    scores: Literal["joint", "separable"] = "joint"
+    """How a token scores a slot: silu(x K^T), or as in ADEM-VL silu(x) silu(K)^T, of which each token's lowest tenth is
+    zero. The latter has no dropout."""
+
+    @model_validator(mode="after")
+    def _no_dropout(self) -> "Settings":
+        if self.scores == "separable" and self.dropout:
+            raise ValueError(f"dropout: is {self.dropout}; separable scores have none, set method.dropout=0")
+        return self
 
     def vision_features(self) -> VisionFeatures:
         return VisionFeatures(class_token=self.class_token)
@@ -59,7 +74,8 @@ class Method(VisualPrompt):
     def describe(cls, settings: Settings) -> dict[str, str]:
         slots, width = counted(settings.slots, "slot"), settings.hidden
         scales = f"scales {settings.visual_scale} and {settings.output_scale}"
-        return {"memory": f"{slots}, projector of width {width}, {scales}"}
+        separable = ", separable scores" * (settings.scores == "separable")
+        return {"memory": f"{slots}, projector of width {width}, {scales}{separable}"}
 
     @classmethod
     def build(cls, settings: Settings, sizes: Sizes) -> "Method":
@@ -79,14 +95,14 @@ class Method(VisualPrompt):
         self.key_positions = nn.Parameter(torch.empty(settings.slots, sizes.language_width).normal_(std=0.02))
         self.value_positions = nn.Parameter(torch.zeros(settings.slots, sizes.language_width))
         self.visual_scale, self.output_scale = settings.visual_scale, settings.output_scale
-        self.dropout = settings.dropout
+        self.dropout, self.separable = settings.dropout, settings.scores == "separable"
 
     def finish(self, tower: Tower, output: torch.Tensor, state: State, batch: Batch) -> State:
         return state | self(output, batch) if tower == "vision" else state
 
     def forward(self, features_IPv: torch.Tensor, batch: Batch) -> State:
-        """-> each group's memory, [G, N, d]: `key` and `value` in the compute type; if there is to be a gradient, its
-        float32 sums and what hands them out (branch.py)."""
+        """-> each group's memory, [G, N, d]: `key` (with separable scores silu(K)) and `value` in the compute type; if
+        there is to be a gradient, its float32 sums and what hands them out (branch.py)."""
         visual_IPd = self.projector(features_IPv).float() * self.visual_scale
         rows = [row for row, _, _ in batch.image_runs]
         # a group without image reads any row, times zero
@@ -96,6 +112,8 @@ class Method(VisualPrompt):
         rest = self.key_positions.shape[0] - visual_GPd.shape[1]
         memory_GNd = F.pad(visual_GPd, (0, 0, 0, rest))
         key, value = (memory_GNd + p.float() for p in (self.key_positions, self.value_positions))
+        if self.separable:
+            key = F.silu(key)
         dtype = features_IPv.dtype
         low = {"key": key.detach().to(dtype), "value": value.detach().to(dtype)}
         if not torch.is_grad_enabled():
@@ -108,7 +126,7 @@ class Method(VisualPrompt):
             return None
         sizes = [tokens for _, _, tokens in batch.image_runs]
         dropout = batch.token_dropout.at(site, "memory") if self.training else None
-        memory = LayerMemory(state["key"], state["value"], sizes, self.output_scale)
+        memory = LayerMemory(state["key"], state["value"], sizes, self.output_scale, separable=self.separable)
         if "token" in state:
             sums = (state["key_gradient"], state["value_gradient"])
             memory = replace(memory, token=state["token"], sums=sums)
@@ -121,4 +139,8 @@ class Method(VisualPrompt):
 
     def memory(self, state: State) -> FeedForwardMemory:
         key, value = state["key"].float(), state["value"].float()
-        return FeedForwardMemory(key, value, self.output_scale, self.image_tokens)
+        return FeedForwardMemory(key, value, self.output_scale, self.image_tokens, self.active)
+
+    def active(self, x_Ld: torch.Tensor, key_Nd: torch.Tensor) -> torch.Tensor:
+        """[L, N]"""
+        return without_lowest(F.silu(x_Ld) @ key_Nd.T) if self.separable else F.silu(x_Ld @ key_Nd.T)

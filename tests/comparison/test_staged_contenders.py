@@ -1,0 +1,72 @@
+"""A contender that is trained in stages: the last one is what all learn, those before it are its own."""
+
+import json
+
+import pytest
+import yaml
+from faulty import Ranks
+from making import picture
+
+from data_prep.shards import Row, write_shards
+from dsmemvp.comparison.budget import spans, with_budget
+from dsmemvp.comparison.guards import check_study
+from dsmemvp.comparison.study import read_study
+from dsmemvp.errors import UserError
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "house"]
+
+
+@pytest.fixture
+def read(recipe_path, tmp_path):
+    """`stages` of P-Former beside MemVP."""
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    fields = {"question": "Describe the image.", "answer": "a red house", "task": "caption"}
+    rows = [Row(f"c{i:02d}", fields, picture(colour=(200, i, 0))) for i in range(16)]
+    write_shards(iter(rows), tmp_path / "pairs", "train", per_shard=8)
+    pformer = {"name": "pformer", "stages": ["align", "finetune"], "schedule": "full", "prompts": 4, "align_weight": 0}
+    pformer |= {"text_shape": "bert-tiny", "text_tokenizer": str(tmp_path / "vocab.txt"), "text_length": 8}
+
+    def made(stages, **study):
+        align = {"data": {"train": str(tmp_path / "pairs")}, "training": {"epochs": 3, "warmup_epochs": 0}}
+        own = {"method": pformer, "stages": {"align": align, **stages}}
+        content = {"recipe": str(recipe_path), "leaks": "report", "contenders": {"memvp": {}, "pformer": own}}
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(content | study))
+        return read_study(path, tmp_path / "out")
+
+    return made
+
+
+def test_the_budget_is_the_last_stage_s_and_what_comes_before_is_said(read, tmp_path):
+    study = with_budget(read({"finetune": {"training": {"learning_rate": 1e-4}}}, budget={"steps": 4}))
+    of_memvp, of_pformer = (spans(contender.recipe) for contender in study.contenders)
+    assert [span.last - span.first for span in of_memvp] == [4]
+    assert [(span.name, span.last - span.first) for span in of_pformer] == [("align", 6), ("finetune", 4)]
+    checked = check_study(study, tmp_path / "out")
+    assert checked.remarks[-1] == "pformer is trained before, in stages of its own: align (48 samples)"
+    assert "of 24 in the test data" in checked.remarks[1]
+
+
+@pytest.mark.ranks
+def test_it_is_trained_in_its_stages_and_stands_beside_the_others(read, tmp_path):
+    read({}, budget={"steps": 3}, seeds=[0], blind=False)
+    command = ["compare", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
+    with Ranks(command, tmp_path / "logs", ranks=1) as started:
+        ended = started.ended()
+    assert ended.codes == [0], ended.text
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["scores"]) == ["memvp", "pformer"] and report["steps"] == {"memvp": 3, "pformer": 3}
+    assert all([step for step, _ in curve] == [1, 2, 3] for (curve,) in report["curves"].values())
+    assert "pformer is trained before, in stages of its own: align (48 samples)" in report["remarks"]
+
+
+def test_the_last_stage_learns_what_all_learn(read, tmp_path):
+    study = read({"finetune": {"training": {"epochs": 9}}})
+    with pytest.raises(UserError, match=r"contender pformer: stages.finetune.training.epochs: the last stage learns"):
+        check_study(study, tmp_path / "out")
+
+
+def test_a_stage_before_without_a_length_is_refused(read, tmp_path):
+    study = read({"align": {"data": {"train": str(tmp_path / "pairs")}}}, budget={"steps": 4})
+    with pytest.raises(UserError, match=r"contender pformer: give stages.align.training.epochs; .* finetune"):
+        with_budget(study)
