@@ -12,7 +12,7 @@ from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import KEPT, Policy
 from dsmemvp.backbones.weights import configs_of_shapes, read_configs
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.config.stages import check_names, stage_recipe
+from dsmemvp.config.stages import stage_recipe
 from dsmemvp.counting import counted
 from dsmemvp.errors import UserError
 from dsmemvp.model import sizes_of, stages_of
@@ -82,7 +82,6 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
     shapes = recipe.model.language_shape and recipe.model.vision_shape
     configs = configs_of_shapes(recipe) if shapes else read_configs(recipe)
     stages = stages_of(recipe, configs)
-    check_names(recipe, [stage.name for stage in stages])
     plans = []
     for stage in stages:
         found = _of_stage(stage_recipe(recipe, stage.name), configs, clusters, tokens, stage)

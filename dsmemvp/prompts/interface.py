@@ -279,6 +279,7 @@ class VisualPrompt(nn.Module):
         return ()
 
     def stages(self) -> Sequence[Stage]:
+        """Of a run, in order; of the names that its `Settings` give in `stage_names`."""
         return (Stage("train"),)
 
     def captions(self) -> CaptionText | None:

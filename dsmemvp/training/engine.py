@@ -103,9 +103,7 @@ class Trainer:
         values = self.values()
         self._end_engine()
         self.recipe, self.stage = recipe, stage
-        self.model.method.begin_stage(stage)
-        if stage.vocabulary:
-            self.model.method.begin_stage(stage, None, self._vocabulary())
+        self.model.method.begin_stage(stage, None, self._vocabulary() if stage.vocabulary else None)
         self._start(values)
 
     def teach(self, values: Tensors) -> None:

@@ -107,6 +107,12 @@ class Settings(MethodSettings):
             return 0.0
         return generate if self.generate_weight is None else self.generate_weight
 
+    def stage_names(self) -> tuple[str, ...]:
+        return tuple(self.stages)
+
+    def known_stages(self) -> tuple[str, ...]:
+        return ORDER
+
     def run_stages(self) -> tuple[Stage, ...]:
         made = {"text": self._text, "align": self._align, "generate": self._generate, "finetune": self._finetune}
         return tuple(made[name]() for name in self.stages)
