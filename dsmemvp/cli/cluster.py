@@ -52,7 +52,7 @@ def _count(given: argparse.Namespace) -> None:
     recipe = given_recipe(given)
 
     from dsmemvp.backbones.weights import configs_of_shapes, read_configs
-    from dsmemvp.model import count, stage_counts
+    from dsmemvp.stages import count, stage_counts
 
     named = recipe.model.language_shape and recipe.model.vision_shape
     configs = configs_of_shapes(recipe) if named else read_configs(recipe)

@@ -15,7 +15,7 @@ from dsmemvp.config.recipe import Recipe
 from dsmemvp.config.stages import stage_recipe
 from dsmemvp.counting import counted
 from dsmemvp.errors import UserError
-from dsmemvp.model import sizes_of, stages_of
+from dsmemvp.model import sizes_of
 from dsmemvp.planning.budget import ActivationBudget, activation_budget
 from dsmemvp.planning.budget import Choice as Policies
 from dsmemvp.planning.cluster import Cluster
@@ -28,6 +28,7 @@ from dsmemvp.planning.trace import SUPERVISED, Trace, trace
 from dsmemvp.planning.traffic import Traffic, traffic
 from dsmemvp.prompts import build_method, method_class
 from dsmemvp.prompts.interface import Stage
+from dsmemvp.stages import stages_of
 
 SAME, SAME_SECONDS = 0.05, 1e-3
 """Steps whose estimates differ by less than this share of the fastest, or by less than this time, count as equally

@@ -18,7 +18,7 @@ from dsmemvp.data.token_counts import TokenCounts, count_tokens, countable, coun
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.errors import UserError
 from dsmemvp.fault_tolerance.restart_limit import count_start
-from dsmemvp.model import stages_of
+from dsmemvp.stages import check_scaled, stages_of
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.stages import Span, identity_of, span_after, span_before, spans_of
@@ -59,7 +59,9 @@ def prepare(context: RunContext, only: str = "") -> Prepared:
     recipe, ranks = context.recipe, context.ranks
     check_stage(recipe, only)
     base = Base(recipe)
-    spans = spans_of(stages_of(recipe, base.configs), recipe, base)
+    stages = stages_of(recipe, base.configs)
+    check_scaled(recipe, base.configs, stages)
+    spans = spans_of(stages, recipe, base)
     manifests = {id(m): m for span in spans for m in (*span.data.manifests, span.validation) if m}
     ranks.together(lambda: check_files(*manifests.values()) if ranks.first else None)
     first = _begins_with(spans, only)
