@@ -162,8 +162,9 @@ def pformer_run(repository, tokenizer_path, demo_shards, tiny_models, tmp_path_f
     settings += [f"stages.finetune.data.train={demo_shards}", f"data.test={demo_shards}", "data.max_length=160"]
     settings += ["data.workers=0", "training.epochs=1", "training.warmup_epochs=0", "training.global_batch=8"]
     settings += ["training.micro_batch=4", "training.log_every=1", "stages.text.training.epochs=1"]
-    settings += ["stages.text.training.warmup_epochs=0", "stages.text.training.global_batch=8"]
-    settings += ["stages.text.training.micro_batch=4", "stages.finetune.training.epochs=1", "evaluation.batch=8"]
+    settings += ["stages.text.training.warmup_epochs=0", "stages.finetune.training.epochs=1", "evaluation.batch=8"]
+    settings += ["stages.finetune.training.global_batch=8", "stages.finetune.training.micro_batch=4"]
+    settings += ["stages.text.training.checkpoint_epochs=1", "vision.cache_features=''"]
     settings += [f"training.deepspeed={repository / 'ds_configs' / 'zero3.json'}"]
     return [str(folder / "recipe.yaml"), *settings]
 
