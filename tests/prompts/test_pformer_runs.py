@@ -61,7 +61,7 @@ def test_a_quantised_base_cached_features_and_scaled_rates_go_with_stages(pforme
     base = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2))
     base.save_pretrained(tmp_path / "base")
     given = [*pformer_run, f"output={tmp_path / 'runs'}", "method.reference_steps=0", "training.micro_batch=8"]
-    given += ["stages.text.training.micro_batch=8", "method.dropout=0"]  # whose masks follow from what is read
+    given += ["stages.finetune.training.micro_batch=8", "method.dropout=0"]  # whose masks follow from what is read
     given += [f"model.language_model={tmp_path / 'base'}", "model.quantize=int8"]
     scaled = ["training.scaled_tensors=[method.pformer.]", "training.scaled_rate=0.5"]
     scaled += ["stages.align.training.scaled_tensors=[method.pairs.,method.text.]"]
