@@ -11,9 +11,9 @@ STAGES = ("text", "align", "generate", "finetune")
 ENDS = (3, 6, 9, 15)
 """The last steps of the stages."""
 DAY = [
-    ("update:KILL:3", 1, 2, "text"),
+    ("update:KILL:6", 1, 2, "text"),  # between the two parts of the third update
     ("loading:KILL:2", 0, 3, "align"),  # while the model of the next stage is being built
-    ("update:KILL:3", 0, 4, "align"),
+    ("update:KILL:6", 0, 4, "align"),
     ("forward:KILL:6", 1, 8, "generate"),  # of the sixth: by the teacher, before step 9
     ("backward:KILL:4", 0, 10, "finetune"),
 ]
