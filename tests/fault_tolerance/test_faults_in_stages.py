@@ -2,9 +2,10 @@
 between two: it gets to its end as if nothing had been."""
 
 import re
+from pathlib import Path
 
 import pytest
-from faulty import rows, run
+from faulty import Ended, Ranks, rows
 
 KILLED = -9
 STAGES = ("text", "align", "generate", "finetune")
@@ -23,7 +24,7 @@ DAY = [
 @pytest.mark.faults
 def test_killed_in_every_stage_a_run_has_all_losses_of_one_that_was_not(pformer_run, tmp_path):
     arguments = ["train", *pformer_run, "training.checkpoint_steps=2", "data.record_order=true"]
-    done = run([*arguments, f"output={tmp_path / 'whole'}"], tmp_path / "logs-whole")
+    done = _run([*arguments, f"output={tmp_path / 'whole'}"], tmp_path / "logs-whole")
     assert done.codes == [0, 0], done.text
     whole, parts = tmp_path / "whole" / "pformer", tmp_path / "parts" / "pformer"
     lines = rows(whole, "metrics")
@@ -33,14 +34,14 @@ def test_killed_in_every_stage_a_run_has_all_losses_of_one_that_was_not(pformer_
 
     saved = 0
     for fault, rank, last, stage in DAY:
-        ended = run([*arguments, f"output={parts.parent}"], tmp_path / "logs", fault, rank)
+        ended = _run([*arguments, f"output={parts.parent}"], tmp_path / "logs", fault, rank)
         assert ended.codes == ([KILLED, 70] if rank == 0 else [70, KILLED]), f"{fault}\n{ended.text}"
         found = re.search(r"resuming after step (\d+)", ended.said[0])
         assert (int(found[1]) if found else 0) == saved, ended.text
         if "loading" not in fault:
             assert re.findall(r"stage (\w+): steps", ended.said[0])[-1] == stage, ended.text
         saved = last
-    ended = run([*arguments, f"output={parts.parent}"], tmp_path / "logs")
+    ended = _run([*arguments, f"output={parts.parent}"], tmp_path / "logs")
     assert ended.codes == [0, 0] and f"resuming after step {saved}" in ended.said[0], ended.text
     assert "stage generate" not in ended.said[0]
 
@@ -49,6 +50,11 @@ def test_killed_in_every_stage_a_run_has_all_losses_of_one_that_was_not(pformer_
     for end in ENDS:
         name = f"checkpoints/step-{end:08d}/trained.safetensors"
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), end
+
+
+def _run(arguments: list[str], folder: Path, fault: str = "", on: int = 1) -> Ended:
+    with Ranks(arguments, folder, fault, on) as ranks:
+        return ranks.ended(600)  # four models are built, one after another
 
 
 def _of_training(lines: list[dict]) -> list[dict]:
