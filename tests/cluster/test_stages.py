@@ -18,12 +18,12 @@ def test_a_run_of_stages_that_is_preempted_in_one_goes_on_there_to_the_same_loss
     given = [*pformer_run, "stages.align.training.epochs=10", "data.record_order=true", "evaluation.captions=[false]"]
     script = repository / "slurm" / "train.sbatch"
     whole, job = (Job(slurm, script, given, tmp_path / name, "pformer") for name in ("whole", "preempted"))
-    whole.submit().until_done()
+    whole.submit().until_done(400)
     assert list(whole.losses()) == list(range(1, END + 1)) and whole.starts() == [0]
 
-    job.submit().until_step(TEXT + 5)
+    job.submit().until_step(TEXT + 5, 240)
     slurm.run("scancel", "--signal=USR2", "--batch", job.number)
-    assert job.until_done()["Restarts"] == "1"
+    assert job.until_done(400)["Restarts"] == "1"
     began, again = job.starts()
     assert began == 0 and TEXT < again < ALIGN, job.text()
     before, after = job.text().split("requeued (exit code 75)")
