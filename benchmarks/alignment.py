@@ -115,9 +115,9 @@ def drawn(trainer: Trainer, pairs: int, seed: int) -> Pair:
     mask_BL = torch.arange(TEXT_LENGTH) < torch.tensor(lengths)[:, None]
     captions = Captions(tokens_BL, mask_BL, torch.zeros_like(mask_BL), tuple(lengths), MASK)
     vectors_BH = torch.randn(pairs, method.qformer.queries.shape[-1], generator=generator)
-    rows = tuple(range(pairs))
-    images = {"images": features, "image_of": torch.arange(pairs), "image_rows": rows}
-    return replace(batch, captions=captions, image_ids=torch.arange(pairs), **images), vectors_BH
+    numbers, rows = torch.arange(pairs), tuple(range(pairs))
+    batch = replace(batch, images=features, image_of=numbers, image_ids=numbers, image_rows=rows)
+    return replace(batch, captions=captions), vectors_BH
 
 
 def timed(trainer: Trainer, pairs: Pair, stored: bool) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from data_prep.shards import Row, write_shards
 from data_prep.tiny_texts import picture_words
 from dsmemvp.counting import counted
 from dsmemvp.data.manifest import read_manifest
-from dsmemvp.data.sample import IMAGE_ENDINGS, BadSample, read_sample
+from dsmemvp.data.sample import IMAGE_ENDINGS, BadSample, Sample, read_sample
 from dsmemvp.data.stream import read_all
 
 
@@ -38,7 +38,8 @@ def main() -> int:
 
 def captioned(folders: list[Path]) -> Iterator[Row]:
     """In the order in which the pictures are met. Raises SampleError at the first bad sample."""
-    samples, endings = [], {}
+    samples: list[Sample] = []
+    endings: dict[bytes, str] = {}
     for folder in folders:
         for entry in read_all(read_manifest(folder)):
             if isinstance(entry, BadSample):
