@@ -94,6 +94,19 @@ def test_the_benchmark_of_losses_compares_forms(repository, recipe_path, tmp_pat
     assert trained[0] == "`none`" and trained[2:] == ["+0.0 %", "+0.0 %"] and float(trained[1]) > 0
 
 
+def test_the_benchmark_of_the_alignment_takes_turns_in_both_stages(repository):
+    command = [sys.executable, str(repository / "benchmarks" / "alignment.py"), "--small", "--online"]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    command += ["--rounds", "1", "--pairs", "2"]
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300, cwd=repository
+    )
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in done.stdout.splitlines() if line[:2] == "| "]
+    names = ("without", "with", "online")
+    assert [row[:2] for row in rows[1:]] == [[stage, name] for stage in ("align", "generate") for name in names]
+    assert all(row[3] == row[5] == "1.000" for row in rows[1::3])
+
+
 def test_the_benchmark_of_growth_goes_through_all_its_sizes(repository, tmp_path):
     command = [sys.executable, str(repository / "benchmarks" / "growth.py"), "--quick", "--work", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
