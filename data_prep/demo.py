@@ -1,8 +1,9 @@
 """A small picture-question set with ScienceQA's fields, drawn here: python -m data_prep.demo --out data/demo
 
-Splits: `train` and `test` (half of the questions are about a picture), and `text`, questions without pictures whose
-captions stand in the context, on which the tiny frozen language model is made. Pictures show one coloured shape in one
-place; questions without a picture are answered from a hint or from knowledge.
+Splits: `train` and `test` (half of the questions are about a picture), `text`, questions without pictures whose
+captions stand in the context, on which the tiny frozen language model is made, and `pairs`, pictures with their
+captions alone, for recipes/pformer-demo.yaml. Pictures show one coloured shape in one place; questions without a
+picture are answered from a hint or from knowledge.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument(
         "--text", type=int, default=12000, help="samples of text for the language model (default: 12000)"
     )
+    parser.add_argument("--pairs", type=int, default=2000, help="pictures with captions (default: 2000)")
     parser.add_argument("--seed", type=int, default=2)
     given = parser.parse_args()
     for split, number in (("train", given.train), ("test", given.test)):
@@ -56,6 +58,9 @@ def main() -> None:
     rng = random.Random(f"demo {given.seed} text")
     texts = (_as_text(sample(rng, f"text-{i:06d}", with_picture=i % 2 == 0, draw=False)) for i in range(given.text))
     print(f"text: {write_shards(texts, given.out / 'text', 'text', per_shard=2000).samples} samples")
+    rng = random.Random(f"demo {given.seed} pairs")
+    pairs = (_as_pair(sample(rng, f"pair-{i:06d}", with_picture=True)) for i in range(given.pairs))
+    print(f"pairs: {write_shards(pairs, given.out / 'pairs', 'train', per_shard=200).samples} samples")
 
 
 def sample(rng: random.Random, key: str, with_picture: bool, draw: bool = True) -> Row:
@@ -139,6 +144,11 @@ def _as_text(row: Row) -> Row:
     fields = dict(row.fields)
     fields["context"] = f"{fields['context']} {fields.pop('caption')}".strip()
     return Row(row.key, fields)
+
+
+def _as_pair(row: Row) -> Row:
+    """The caption alone, beside the picture."""
+    return Row(row.key, {"id": row.key, "caption": row.fields["caption"]}, row.image)
 
 
 if __name__ == "__main__":

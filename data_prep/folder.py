@@ -8,12 +8,12 @@ else a row holds travel along. A row's "id", with every other character than let
 its sample's key; without one the number of its line is.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.annotations import plan_lines
 from data_prep.command import convert, converter_parser
 from data_prep.plan import Planned, key_of
 from dsmemvp.data.sample import SampleError
@@ -28,23 +28,10 @@ def main() -> int:
 
 
 def plan_rows(path: Path) -> Iterator[Planned | SampleError]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = _row(line, f"{path}, line {number}", number)
-            except SampleError as error:
-                yield error
-            else:
-                yield row
+    return plan_lines(path, _row)
 
 
-def _row(line: bytes, where: str, number: int) -> Planned:
-    try:
-        fields: dict[str, Any] = json.loads(line.decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SampleError(where, f"is not JSON ({error})") from None
+def _row(fields: Any, where: str, number: int) -> Planned:
     if not isinstance(fields, dict):
         raise SampleError(where, "is not a JSON object")
     choices, answer = fields.get("choices"), fields.get("answer")

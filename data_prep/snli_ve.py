@@ -10,12 +10,11 @@ The picture is the premise, sentence2 the hypothesis; sentence1, a caption of th
 entailment, 1 neutral, 2 contradiction.
 """
 
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from data_prep.annotations import part
+from data_prep.annotations import part, plan_lines
 from data_prep.command import convert, converter_parser
 from data_prep.plan import Planned, key_of
 from dsmemvp.data.sample import SampleError
@@ -28,27 +27,10 @@ def main() -> int:
     parser.add_argument("--pairs", type=Path, required=True, help="JSON lines, one pair each")
     parser.add_argument("--images", type=Path, required=True, help="folder of Flickr30k's images")
     given = parser.parse_args()
-    return convert("snli_ve", given, given.images, [given.pairs], plan_rows(given.pairs))
+    return convert("snli_ve", given, given.images, [given.pairs], plan_lines(given.pairs, _row))
 
 
-def plan_rows(pairs: Path) -> Iterator[Planned | SampleError]:
-    with pairs.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                planned = _row(line, f"{pairs}, line {number}")
-            except SampleError as error:
-                yield error
-            else:
-                yield planned
-
-
-def _row(line: bytes, where: str) -> Planned:
-    try:
-        pair = json.loads(line.decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SampleError(where, f"is not JSON ({error})") from None
+def _row(pair: Any, where: str, number: int) -> Planned:
     image, name, hypothesis, label = (
         part(pair, key, str, where) for key in ("Flickr30K_ID", "pairID", "sentence2", "gold_label")
     )

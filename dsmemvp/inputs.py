@@ -7,9 +7,9 @@ import torch
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.weights import Base
 from dsmemvp.config.recipe import Recipe
+from dsmemvp.config.stages import check_stage
 from dsmemvp.data.captions import CaptionReader
 from dsmemvp.data.collator import Collator, recipe_collator
-from dsmemvp.errors import UserError
 from dsmemvp.model import sizes_of
 from dsmemvp.prompts import VisualPrompt, build_method
 from dsmemvp.prompts.interface import Stage
@@ -38,8 +38,9 @@ def open_inputs(recipe: Recipe, base: Base | None = None, stage: str = "") -> In
     base = base or Base(recipe)
     configs = base.configs
     with torch.device("meta"):
-        method = build_method(recipe.method, sizes_of(configs))
-    own = named_stage(method, stage)
+        method = build_method(recipe.method, sizes_of(configs, recipe.method))
+    check_stage(recipe, stage)
+    own = next(each for each in reversed(method.stages()) if stage in ("", each.name))
     method.begin_stage(own)
     collator = recipe_collator(recipe, configs.resolution, configs.language.vocab_size)
     text = method.captions()
@@ -48,14 +49,6 @@ def open_inputs(recipe: Recipe, base: Base | None = None, stage: str = "") -> In
         assert reader.pieces  # what is wrong with its file is said here, not by a worker
     collator = replace(collator, reserved=tuple(method.reserved()), labels=method.labels(), caption_reader=reader)
     return Inputs(base, collator, method, own)
-
-
-def named_stage(method: VisualPrompt, name: str) -> Stage:
-    """Raises UserError for a name that is none of the method's stages; an empty one is the last."""
-    stages = {stage.name: stage for stage in method.stages()}
-    if name and name not in stages:
-        raise UserError(f"--stage: {name!r} is none of the method's stages {', '.join(stages)}")
-    return stages[name] if name else list(stages.values())[-1]
 
 
 def stage_folders(recipe: Recipe, stage: Stage) -> tuple[str, ...]:

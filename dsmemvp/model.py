@@ -7,7 +7,6 @@ Building is in two phases, so that the frozen part can be partitioned and loaded
 T tokens in the pack, B samples, S supervised tokens, V vocabulary, I images.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -21,12 +20,12 @@ from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.decoder import DecoderTower, Rotary
 from dsmemvp.backbones.families import check_window
 from dsmemvp.backbones.key_value_cache import KeyValueCache
-from dsmemvp.backbones.linear import quantize_linears, stored_shapes
+from dsmemvp.backbones.linear import quantize_linears
 from dsmemvp.backbones.recompute import Policy, run_again
 from dsmemvp.backbones.text_encoder import ENCODERS, TextEncoder
 from dsmemvp.backbones.vision import VisionTower
 from dsmemvp.backbones.vision_families import built_blocks
-from dsmemvp.config.methods import VisionFeatures
+from dsmemvp.config.methods import MethodSettings, VisionFeatures
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
@@ -83,11 +82,16 @@ class VisualLanguageModel(nn.Module):
         self.choose: Callable[[int, int], Sequence[Policy]] | None = None
         """(tokens, images) of a micro-batch -> the decoder's policies; None: those of `set_recompute`."""
 
-    def forward(self, batch: Batch, decoding: Decoding | None = None) -> tuple[torch.Tensor, Losses | State]:
+    def forward(
+        self, batch: Batch, decoding: Decoding | None = None, taught: bool = False
+    ) -> tuple[torch.Tensor, Losses | State]:
         """-> float32 logits [S, V] at the batch's supervised tokens, and the method's auxiliary losses by name; in
-        decoding, the state that the next step takes."""
+        decoding, the state that the next step takes. `taught`: by what the stage's teacher makes of the captions."""
         if decoding is not None:
             return self._decode(batch, decoding)
+        if taught:
+            sites = [site for site in self._schedule() if site.tower == "decoder"]
+            return self._walk(batch, self.method.taught(batch), sites)[0], {}
         logits_SV, state = self._walk(batch, self._begin(batch), self._schedule())
         return logits_SV, self.method.losses(state | {"logits": logits_SV}, batch)
 
@@ -263,10 +267,10 @@ def loss_sum(logits_SV: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits_SV, targets, reduction="sum")
 
 
-def sizes_of(configs: Configs) -> Sizes:
-    vision, language = configs.vision, configs.language
-    blocks = built_blocks(vision), language.num_hidden_layers
-    return Sizes(configs.image_tokens, vision.hidden_size, language.hidden_size, *blocks)
+def sizes_of(configs: Configs, settings: MethodSettings) -> Sizes:
+    tokens, width = configs.features(settings.vision_features())
+    language = configs.language
+    return Sizes(tokens, width, language.hidden_size, built_blocks(configs.vision), language.num_hidden_layers)
 
 
 def build_frozen(recipe: Recipe, configs: Configs, stage: Stage | None = None) -> VisualLanguageModel:
@@ -285,7 +289,8 @@ def build_frozen(recipe: Recipe, configs: Configs, stage: Stage | None = None) -
     model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics, features, cached, decoder)
     model.requires_grad_(False)
     if decoder and recipe.model.quantize != "none":
-        quantize_linears(model.language.layers, recipe.model.quantize)
+        fitted = recipe.model.quantize == "nf4" and recipe.model.nf4_scales == "fitted"
+        quantize_linears(model.language.layers, recipe.model.quantize, fitted)
     for norm in model.language.norms() if decoder and recipe.method.trains_norms() else ():
         norm.weight.requires_grad_(True)
     return model
@@ -310,7 +315,7 @@ def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs,
     stage. None: the whole method, and the last stage has begun."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model.method = build_method(recipe.method, sizes_of(configs))
+        model.method = build_method(recipe.method, sizes_of(configs, recipe.method))
         model.method.begin_stage(stage or model.method.stages()[-1])
         model.teacher = take_apart(model.method, stage) if stage else None
         if model.vision is not None:
@@ -340,38 +345,3 @@ def take_apart(method: VisualPrompt, stage: Stage) -> Teacher | None:
         if stage.modules and not other.startswith(stage.modules):
             setattr(method, other, None)
     return None if teacher is None else Teacher(f"method.{name}.", teacher)
-
-
-def stages_of(recipe: Recipe, configs: Configs) -> tuple[Stage, ...]:
-    """The method's, one after another."""
-    with torch.device("meta"):
-        return tuple(build_method(recipe.method, sizes_of(configs)).stages())
-
-
-def trainable_shapes(recipe: Recipe, configs: Configs, stage: Stage | None = None) -> dict[str, tuple[int, ...]]:
-    """Of every tensor by its name that takes part in the stage (None: in any) and that some stage trains, without
-    memory."""
-    with torch.device("meta"):
-        model = build_frozen(recipe, configs, stage)
-        add_trainables(model, recipe, configs, stage)
-    return {name: tuple(p.shape) for name, p in model.trainables().items()}
-
-
-def count(recipe: Recipe, configs: Configs, stage: Stage | None = None) -> tuple[int, int]:
-    """(parameters of these tensors, frozen parameters of the language model), counted without memory."""
-    with torch.device("meta"):
-        model = build_frozen(recipe, configs, stage)
-        shapes = stored_shapes(model.language) if model.language is not None else {}
-        frozen = sum(math.prod(shape) for p, shape in shapes.items() if not p.requires_grad)
-        add_trainables(model, recipe, configs, stage)
-    return sum(p.numel() for p in model.trainables().values()), frozen
-
-
-def stage_counts(recipe: Recipe, configs: Configs) -> dict[str, int]:
-    """Trained parameters of every stage by its name, counted without memory."""
-    found = {}
-    for stage in stages_of(recipe, configs):
-        shapes = trainable_shapes(recipe, configs, stage)
-        trained = (shape for name, shape in shapes.items() if not stage.trains or name.startswith(stage.trains))
-        found[stage.name] = sum(math.prod(shape) for shape in trained)
-    return found

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from making import picture
 
 from data_prep.demo import sample
-from data_prep.shards import write_shards
+from data_prep.shards import Row, write_shards
 from data_prep.tokenizer import train_tokenizer
 from dsmemvp.data.sample import sample_from_row
 from dsmemvp.data.text import prompt_text, target_text
@@ -134,6 +135,38 @@ def recipe_path(tmp_path, tokenizer_path, demo_shards, tiny_models) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def pformer_run(repository, tokenizer_path, demo_shards, tiny_models, tmp_path_factory) -> list[str]:
+    """A recipe of P-Former and settings, as arguments without an output: three steps of each of its first three stages,
+    six of the last, from captions, pairs and questions. Its runs are called "pformer"."""
+    folder = tmp_path_factory.mktemp("pformer")
+    colours = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (20, 40, 230), "white": (240, 240, 240)}
+    things = ("house", "ball", "road", "sky", "wall", "boat")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", *colours, *things]
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
+    for name in ("captions", "pairs"):
+        rows = []
+        for i in range(24):
+            colour = list(colours)[i % 4]
+            image = picture(colour=colours[colour]) if name == "pairs" else None
+            rows.append(Row(f"c{i:02d}", {"caption": f"a {colour} {things[i % 6]}"}, image))
+        write_shards(rows, folder / name, "train", per_shard=8)
+    (folder / "recipe.yaml").write_text((repository / "recipes" / "pformer-demo.yaml").read_text())
+    settings = ["name=pformer", f"model.language_model={tiny_models / 'language_model'}"]
+    settings += [f"model.vision_tower={tiny_models / 'vision_tower'}", f"model.tokenizer={tokenizer_path}"]
+    settings += ["method.prompts=4", "method.features=16", f"method.text_tokenizer={folder / 'vocab.txt'}"]
+    settings += ["method.text_length=8", "method.dropout=0.1", "method.reference_steps=2"]
+    settings += [f"data.train={folder / 'pairs'}", f"stages.text.data.train={folder / 'captions'}"]
+    settings += [f"stages.finetune.data.train={demo_shards}", f"data.test={demo_shards}", "data.max_length=160"]
+    settings += ["data.workers=0", "training.epochs=1", "training.warmup_epochs=0", "training.global_batch=8"]
+    settings += ["training.micro_batch=4", "training.log_every=1", "stages.text.training.epochs=1"]
+    settings += ["stages.text.training.warmup_epochs=0", "stages.finetune.training.epochs=1", "evaluation.batch=8"]
+    settings += ["stages.finetune.training.global_batch=8", "stages.finetune.training.micro_batch=4"]
+    settings += ["stages.text.training.checkpoint_epochs=1", "vision.cache_features=''"]
+    settings += [f"training.deepspeed={repository / 'ds_configs' / 'zero3.json'}"]
+    return [str(folder / "recipe.yaml"), *settings]
 
 
 @pytest.fixture(scope="session")

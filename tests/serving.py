@@ -1,5 +1,7 @@
-"""A web server for tests: a folder over HTTP on this machine, which counts requests and can be told to misbehave."""
+"""A web server for tests: a folder over HTTP on this machine, which counts requests and can be told to misbehave. S3's
+clients can read from it: a folder in it is a bucket."""
 
+import re
 import threading
 import time
 from collections import Counter
@@ -38,6 +40,10 @@ class Server:
 @contextmanager
 def serve(folder: Path) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            with suppress(ConnectionError):
+                self.answer(unquote(self.path.partition("?")[0]).removeprefix("/"))
+
         def do_GET(self):
             path, _, query = self.path.partition("?")
             name = unquote(path).removeprefix("/")
@@ -55,10 +61,17 @@ def serve(folder: Path) -> Iterator[Server]:
                 self.send_error(404)
                 return
             content = server.change(name, (folder / name).read_bytes())
-            self.send_response(200)
+            if span := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                start, total = int(span[1]), len(content)
+                content = content[start : int(span[2]) + 1]
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{start + len(content) - 1}/{total}")
+            else:
+                self.send_response(200)
             self.send_header("Content-Length", str(len(content) + server.promise))
             self.end_headers()
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
 
         def log_message(self, *_):
             pass

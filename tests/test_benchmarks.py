@@ -65,6 +65,48 @@ def test_the_benchmark_of_quantised_bases_weighs_their_bytes(repository):
     assert [row[0] for row in rows] == ["`none`", "`int8`"] and float(rows[1][7]) == pytest.approx(expected, abs=0.005)
 
 
+def test_the_benchmark_of_losses_compares_forms(repository, recipe_path, tmp_path):
+    """Without training, and over a step of it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["?", *"abcdefgh"])}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(tmp_path)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=9, **sizes)).save_pretrained(tmp_path)
+    (tmp_path / "text").write_text("a b c d " * 20)
+    (tmp_path / "rows").write_text('{"question": "a b", "answer": "c"}\n')
+
+    def rows(*arguments: str) -> list[list[str]]:
+        command = [sys.executable, str(repository / "benchmarks" / "quantized_losses.py"), *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("| `")]
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+    forms, largest = ["--forms", "none", "int8", "nf4"], "nf4,model.nf4_scales=largest"
+    files = ["--model", str(tmp_path), "--text", str(tmp_path / "text"), "--rows", str(tmp_path / "rows")]
+    found = rows("base", *forms, largest, *files)
+    errors = [float(row[1].removesuffix(" %")) for row in found]
+    assert errors[0] == 0 < errors[1] < 1 < errors[2] < 0.95 * errors[3] < 10  # of random weights nf4 takes 9 %
+    (trained,) = rows("training", str(recipe_path), "--forms", "none", "--steps", "1", "--seeds", "0")
+    assert trained[0] == "`none`" and trained[2:] == ["+0.0 %", "+0.0 %"] and float(trained[1]) > 0
+
+
+def test_the_benchmark_of_the_alignment_takes_turns_in_both_stages(repository):
+    command = [sys.executable, str(repository / "benchmarks" / "alignment.py"), "--small", "--online"]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    command += ["--rounds", "1", "--pairs", "2"]
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300, cwd=repository
+    )
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in done.stdout.splitlines() if line[:2] == "| "]
+    names = ("without", "with", "online")
+    assert [row[:2] for row in rows[1:]] == [[stage, name] for stage in ("align", "generate") for name in names]
+    assert all(row[3] == row[5] == "1.000" for row in rows[1::3])
+
+
 def test_the_benchmark_of_growth_goes_through_all_its_sizes(repository, tmp_path):
     command = [sys.executable, str(repository / "benchmarks" / "growth.py"), "--quick", "--work", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(repository)}

@@ -23,7 +23,21 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 README_LINES = 150
 BLOCKS = blocks(REPOSITORY)
 SHELL = [block for block in BLOCKS if block.language == "bash"]
-OTHERS = {"git", "cd", "head", "tail", "docker", "salloc", "squeue", "for", "done", "module", "source", "exec"}
+OTHERS = {
+    "git",
+    "cd",
+    "head",
+    "tail",
+    "docker",
+    "apptainer",
+    "salloc",
+    "squeue",
+    "for",
+    "done",
+    "module",
+    "source",
+    "exec",
+}
 """Programs and words of the shell whose arguments are not looked at here."""
 OPTIONS_OF_OTHERS = {"--help", "--allow-run-as-root", "--ntasks-per-node", "--gpus-per-node", "--signal"}
 METHODS = ("memvp", "input_space", "dvp", "mitp", "mitp_encoders", "pformer")

@@ -25,7 +25,7 @@ def place(tmp_path_factory, tokenizer_path, demo_shards, tiny_models) -> Path:
     (place / "slurm").symlink_to(REPOSITORY / "slurm")
     shutil.copytree(REPOSITORY / "recipes", place / "recipes")
     demo = place / "data" / "demo"
-    for split in ("train", "test"):
+    for split in ("train", "test", "pairs"):
         shutil.copytree(demo_shards, demo / split)
     shutil.copytree(tiny_models, demo, dirs_exist_ok=True)
     shutil.copy(tokenizer_path, demo / "tokenizer.model")

@@ -22,6 +22,7 @@ ORDER = [
     "backbones",
     "prompts",
     "model",
+    "stages",
     "inputs",
     "convert",
     "planning",

@@ -88,6 +88,19 @@ def test_what_cannot_be_searched_is_refused_before_it_waits_in_a_queue(submit, r
     assert code == 1 and not out and message in err and err.count("\n") == 1
 
 
+def test_one_stage_is_submitted_and_not_evaluated(submit):
+    given = ["recipes/pformer-13b-stages.yaml", "--gpus-per-node", "8"]
+    code, out, _ = submit(*given, "training.micro_batch=2", "--stage", "align", "--print")
+    assert code == 0 and "\nset -- recipes/pformer-13b-stages.yaml training.micro_batch=2 --stage align\n" in out
+    for stage, hint in (("algn", "did you mean 'align'?"), ("1", "its stages are text, align, generate, finetune")):
+        code, out, err = submit(*given, "--stage", stage, "--print")
+        assert (code, out) == (1, "") and f"--stage: the method has no stage {stage!r}; {hint}" in err
+    code, _, err = submit(*given, "stages.finetune.training.global_batch=4", "stages.finetune.training.micro_batch=4")
+    assert code == 1 and "training.global_batch: 4 samples cannot be shared by 8 ranks" in err
+    with pytest.raises(SystemExit):
+        submit(*given, "--stage", "align", "--evaluate-only")
+
+
 def test_the_arguments_arrive_as_they_were_given(tmp_path):
     given = ["my recipes/a.yaml", "data.train=[a, b]", "name=it's", "seed=$HOME", "*"]
     text = sbatch_text("run", given, Allocation(1, 1))

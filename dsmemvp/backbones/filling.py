@@ -111,7 +111,7 @@ class _Packed:
                 last = min(first + step, end)
                 values = torch.empty((last - first) * layout.unit, device=self.codes[0][1].device)
                 reader.read(stored, first * layout.unit, values)
-                codes, scales = quantize(layout.form, values.view(-1, layout.unit), dtype)
+                codes, scales = quantize(layout, values.view(-1, layout.unit), dtype)
                 _put(self.codes, first * layout.unit_bytes, codes.view(-1))
                 _put(self.scales, first, scales)
 

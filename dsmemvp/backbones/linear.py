@@ -38,11 +38,11 @@ class Linear(nn.Linear):
         if isinstance(linear, Linear) and linear.layout is not None:
             self.layout, self.weight_scale = linear.layout, linear.weight_scale
 
-    def quantize(self, form: Form) -> None:
+    def quantize(self, form: Form, fitted: bool = False) -> None:
         """Put parameters of that form, without values, in the place of the weight. Raises UserError for a shape that
         it cannot store."""
         old = self.weight
-        self.layout = Layout(form, (self.out_features, self.in_features))
+        self.layout = Layout(form, (self.out_features, self.in_features), fitted)
         codes = torch.empty(self.layout.codes_shape, dtype=torch.uint8, device=old.device)
         scales = torch.empty(self.layout.units, dtype=old.dtype, device=old.device)
         self.weight = nn.Parameter(codes, requires_grad=False)
@@ -67,11 +67,11 @@ def with_own_linears(module: nn.Module) -> nn.Module:
     return module
 
 
-def quantize_linears(module: nn.Module, form: Form) -> None:
+def quantize_linears(module: nn.Module, form: Form, fitted: bool) -> None:
     """Every `Linear` inside. Raises UserError."""
     for part in module.modules():
         if isinstance(part, Linear):
-            part.quantize(form)
+            part.quantize(form, fitted)
 
 
 def stored_shapes(module: nn.Module) -> dict[torch.Tensor, tuple[int, ...]]:

@@ -26,7 +26,10 @@ from dsmemvp.errors import UserError
 
 TRAINED = "trained.safetensors"
 PARTS = ("name", "seed", "model", "vision", "method", "data", "training", "evaluation", "stages")
-KEPT = {"model": ("dtype", "quantize", "language_shape", "vision_shape"), "data": ("captions", "max_length")}
+KEPT = {
+    "model": ("dtype", "quantize", "nf4_scales", "language_shape", "vision_shape"),
+    "data": ("captions", "max_length"),
+}
 """Keys of a recipe, and of these groups, that an exported folder holds."""
 
 

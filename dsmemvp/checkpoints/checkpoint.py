@@ -124,7 +124,7 @@ class Checkpoint:
 
     def check_quantized(self, recipe: dict[str, Any]) -> None:
         """Warns if the base was stored in another form: it is the same one, and computes with other rounding."""
-        was, now = (r.get("model", {}).get("quantize", "none") for r in (self.state.recipe, recipe))
+        was, now = (_stored_as(r.get("model", {})) for r in (self.state.recipe, recipe))
         if self.state.recipe and was != now:
             warnings.warn(
                 f"model.quantize: is {now}, and {self.trained.parent} was trained with {was}: on the same base with"
@@ -155,6 +155,12 @@ class Checkpoint:
         """Adam's moments, named after their tensors. Raises UserError."""
         shapes = {f"{name}.{m}": shape for name, shape in wanted.items() for m in MOMENTS}
         return read_trained(self.trained.with_name("optimizer.safetensors"), shapes)
+
+
+def _stored_as(model: dict[str, Any]) -> str:
+    """How a recipe's part `model` stores the base; before `nf4_scales` they were the largest."""
+    form = model.get("quantize", "none")
+    return f"{form} with {model.get('nf4_scales', 'largest')} scales" if form == "nf4" else form
 
 
 def save_checkpoint(run: Path, state: State, values: Tensors, moments: Tensors) -> Path:

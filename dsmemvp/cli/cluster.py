@@ -6,6 +6,7 @@ from typing import Any
 
 from dsmemvp.cli.allocation import allocation_options, asked_of_slurm
 from dsmemvp.cli.recipe_command import given_recipe, recipe_command, recipe_to_run
+from dsmemvp.config.stages import check_stage, stage_recipe
 from dsmemvp.errors import UserError
 
 
@@ -37,6 +38,9 @@ def add(commands: Any) -> None:
         action="store_true",
         help="search for the method's setting, with slurm/search.sbatch, and train nothing",
     )
+    what.add_argument(
+        "--stage", default="", metavar="NAME", help="train this one of the method's stages alone, and do not evaluate"
+    )
     about = "check this node, or under srun every node: versions, devices, links, limits, disks, files"
     command = commands.add_parser("doctor", help=about, description=about)
     command.set_defaults(run=_doctor)
@@ -48,7 +52,7 @@ def _count(given: argparse.Namespace) -> None:
     recipe = given_recipe(given)
 
     from dsmemvp.backbones.weights import configs_of_shapes, read_configs
-    from dsmemvp.model import count, stage_counts
+    from dsmemvp.stages import count, stage_counts
 
     named = recipe.model.language_shape and recipe.model.vision_shape
     configs = configs_of_shapes(recipe) if named else read_configs(recipe)
@@ -78,15 +82,18 @@ def _submit(given: argparse.Namespace) -> None:
     from dsmemvp.submit import sbatch_text, submit
 
     recipe = recipe_to_run(given)
+    check_stage(recipe, given.stage)
     asked = asked_of_slurm(given)
     if given.search:
         from dsmemvp.training.search_check import check_search
 
         check_search(recipe)
     if not given.evaluate_only:
-        deepspeed_settings(recipe, asked.ranks)  # what a run would refuse, before it waits in a queue
+        for name in [given.stage] if given.stage else recipe.method.stage_names():
+            deepspeed_settings(stage_recipe(recipe, name), asked.ranks)  # refused now, not after waiting in a queue
     start_file = "evaluate.sbatch" if given.evaluate_only else "search.sbatch" if given.search else "train.sbatch"
-    text = sbatch_text(recipe.name, [str(given.recipe), *given.overrides], asked, start_file)
+    arguments = [str(given.recipe), *given.overrides, *(["--stage", given.stage] if given.stage else [])]
+    text = sbatch_text(recipe.name, arguments, asked, start_file)
     print(text if given.print else submit(text), end="" if given.print else "\n")
 
 

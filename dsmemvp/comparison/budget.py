@@ -17,7 +17,7 @@ from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
 from dsmemvp.errors import UserError
-from dsmemvp.model import stages_of
+from dsmemvp.stages import stages_of
 from dsmemvp.training.stages import Span, spans_of
 
 

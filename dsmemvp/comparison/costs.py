@@ -58,5 +58,5 @@ def cost_of(contender: Contender, prompt_tokens: float) -> Cost:
 def reserved_places(recipe: Recipe, configs: Configs) -> int:
     """In the sequence of a sample with an image."""
     with torch.device("meta"):
-        method = build_method(recipe.method, sizes_of(configs))
+        method = build_method(recipe.method, sizes_of(configs, recipe.method))
     return sum(places.count for places in method.reserved())

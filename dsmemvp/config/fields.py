@@ -54,6 +54,7 @@ FROM_TEXT = BeforeValidator(_number)
 Text = Annotated[str, BeforeValidator(_text)]
 Texts = Annotated[list[Text], BeforeValidator(_several, json_schema_input_type=str | list[str])]
 """A single text may stand without brackets."""
+Loggers = Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], BeforeValidator(_several)]
 Blocks = Annotated[list[Annotated[int, Field(ge=0, le=1000)]], AfterValidator(_increasing)]
 """Of a tower, from 0, increasing."""
 Width = Annotated[int, Field(ge=1, le=2**16)]

@@ -56,6 +56,14 @@ class MethodSettings:
         """Whether it puts samples into classes, and writes no text."""
         return False
 
+    def stage_names(self) -> tuple[str, ...]:
+        """Of the stages that a run goes through, in order: those of its method's `stages`."""
+        return ("train",)
+
+    def known_stages(self) -> tuple[str, ...]:
+        """What a recipe's group `stages` may name: these, and those that other settings would add."""
+        return self.stage_names()
+
     def trains_norms(self) -> bool:
         """Whether the weights of the language model's norms are trained, from the base's values on."""
         return False

@@ -17,6 +17,7 @@ from dsmemvp.config.fields import (
     Epochs,
     Factor,
     Fraction,
+    Loggers,
     Samples,
     Seconds,
     Steps,
@@ -56,6 +57,9 @@ class Model:
     """How the frozen linear layers of the language model's blocks are stored and multiplied: `int8` halves and `nf4`
     quarters their memory and traffic, computing in `dtype`; `fp8` halves it and multiplies in float8, on GPUs that
     can."""
+    nf4_scales: Literal["fitted", "largest"] = "fitted"
+    """How `nf4` scales a block of 64 weights: so that it loses least of them, or, as QLoRA and bitsandbytes have it, by
+    the largest one."""
 
 
 @dataclass(config=CONFIG)
@@ -84,7 +88,7 @@ class Vision:
 class Data:
     train: Texts = field(default_factory=list)
     """Folders of WebDataset shards with a dataset.json manifest, to train on; a single one may stand without brackets.
-    Also a URL, or `pipe:` and a command with {name} in it for the file name."""
+    Also a URL (https, s3, gs, hf), or `pipe:` and a command with {name} in it for the file name."""
     passes: list[Annotated[float, Field(gt=0, le=10**6), FROM_TEXT]] = field(default_factory=list)
     """How often each folder of `train` is gone through in one epoch; none given: once each."""
     validation: Text = ""
@@ -167,7 +171,9 @@ class Training:
     deepspeed: Text = "ds_configs/zero3.json"
     """DeepSpeed configuration; `auto` in it is filled from this recipe."""
     log_every: Annotated[int, Field(ge=1, le=10**9)] = 10
-    """Steps between two lines in the log and points in TensorBoard."""
+    """Steps between two lines in the log and points in the loggers."""
+    loggers: Loggers = field(default_factory=lambda: ["tensorboard"])
+    """Where numbers and recipe go beside the run's metrics.jsonl; `wandb` and `mlflow` need their packages."""
     checkpoint_epochs: Annotated[int, Field(ge=1, le=10**5)] = 1
     """Epochs between checkpoints; the run always ends with one."""
     checkpoint_steps: Steps = 0

@@ -74,8 +74,10 @@ def _read_stage(name: str, own: Values, values: Values, recipe: Recipe) -> dict[
 
 
 def check_stages(recipe: Recipe) -> None:
-    """The rules between fields, in each stage. Raises UserError."""
+    """The names, and the rules between fields in each stage. Raises UserError."""
     for name in recipe.stages:
+        if name not in (known := recipe.method.known_stages()):
+            raise UserError(f"stages.{name}: method {recipe.method.name} has no such stage; {_one_of(name, known)}")
         try:
             stage_recipe(recipe, name).check()
         except ValueError as error:
@@ -89,10 +91,12 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
     return dataclasses.replace(recipe, **changed)
 
 
-def check_names(recipe: Recipe, names: Sequence[str]) -> None:
-    """`names` are the method's stages. Raises UserError for others in the recipe."""
-    for name in recipe.stages:
-        if name not in names:
-            close = nearest(name, names)
-            hint = f"did you mean {close!r}?" if close else f"its stages are {', '.join(names)}"
-            raise UserError(f"stages.{name}: method {recipe.method.name} has no such stage; {hint}")
+def check_stage(recipe: Recipe, name: str) -> None:
+    """Of what `--stage` names; nothing is the whole run. Raises UserError."""
+    if name and name not in (names := recipe.method.stage_names()):
+        raise UserError(f"--stage: the method has no stage {name!r}; {_one_of(name, names)}")
+
+
+def _one_of(name: str, names: Sequence[str]) -> str:
+    close = nearest(name, list(names))
+    return f"did you mean {close!r}?" if close else f"its stages are {', '.join(names)}"

@@ -5,27 +5,32 @@ pixels (`vision.cache_features`).
     DATA/NAME/000000.tar.json        what they follow from, the shard's checksum, and of each row the SHA-256 of the
                                      encoded image that it is of and its own CRC-32
 
-The JSON file is written last: a shard that has one is whole. A row is read by its bytes alone, checked, and never
-mapped: a file that is cut off meanwhile is an error to be reported.
+The JSON file is written last: a shard that has one is whole. Until a file of rows is whole it is named
+partial-HOST-..., and locked by the process that writes it; what a killed one has left is removed by the next run. A row
+is read by its bytes alone, checked, and never mapped: a file that is cut off meanwhile is an error to be reported.
 
 P image tokens, v width of the tower.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import platform
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 
-from dsmemvp.atomic_files import flush, replace_file
+from dsmemvp.atomic_files import replace_file
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.dtypes import NAMED
@@ -35,6 +40,9 @@ from dsmemvp.json_text import read_json
 FORMAT = 1
 KEY = "vision.cache_features"
 DIGEST = hashlib.sha256().digest_size
+PARTIAL = "partial-"
+ABANDONED = 3600.0
+"""Seconds without a row after which a partial file of another host, whose lock may be unknown here, is abandoned."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,9 @@ def about_path(manifest: Manifest, name: str, shard: int) -> Path:
 def missing_shards(manifest: Manifest, name: str, settings: Settings) -> list[int]:
     """Those without whole features. Raises UserError for features that follow from something else: they are not
     replaced, since another run may read them."""
+    folder = manifest.folder / name
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{KEY}: {folder} is not a folder; give another name")
     return [shard for shard in range(len(manifest.shards)) if _about(manifest, name, shard, settings) is None]
 
 
@@ -86,22 +97,23 @@ def write_shard(
     manifest: Manifest, name: str, shard: int, settings: Settings, rows: Iterable[tuple[bytes, torch.Tensor]]
 ) -> int:
     """`rows` are (SHA-256 of the encoded image, [P, v] on any device), one for each distinct image. Returns their
-    number. Raises OSError; then, or if `rows` end in an error, nothing of it counts."""
+    number. Raises OSError, or UserError if the folder may not be written; then, or if `rows` end in an error, nothing
+    of it counts."""
     path = rows_path(manifest, name, shard)
-    path.parent.mkdir(exist_ok=True)
     digests, checksums = [], []
     # several runs may compute the same features at once, as the tasks of a study's array do
-    partial = path.with_name(f"partial-{platform.node()}-{os.getpid()}-{path.name}")
+    partial = path.with_name(f"{_own_partial()}{os.getpid()}-{path.name}")
     try:
-        with partial.open("wb") as file:
+        with _new_file(partial) as file:
             for digest, row in rows:
                 assert tuple(row.shape) == settings.shape and row.dtype == NAMED[settings.dtype]
                 content = row.cpu().contiguous().view(torch.uint8).numpy().tobytes()
                 file.write(content)
                 digests.append(digest.hex())
                 checksums.append(zlib.crc32(content))
-        flush(partial)
-        partial.replace(path)
+            file.flush()
+            os.fsync(file.fileno())
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -109,6 +121,36 @@ def write_shard(
     about |= {"images": digests, "crc32": checksums}
     replace_file(about_path(manifest, name, shard), json.dumps(about).encode())
     return len(digests)
+
+
+def remove_partial(manifest: Manifest, name: str) -> None:
+    """Remove what killed processes have left half written."""
+    for path in (manifest.folder / name).glob(f"{PARTIAL}*.features"):
+        with suppress(OSError), path.open("rb") as file:  # locked, or gone meanwhile
+            if path.name.startswith(_own_partial()) or time.time() - path.stat().st_mtime > ABANDONED:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _own_partial() -> str:
+    return f"{PARTIAL}{platform.node()}-"
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """Open to write, and locked. Raises UserError if that is not allowed, and OSError."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        while True:
+            file = path.open("wb")
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:  # else another run has removed it before it was locked
+                return file
+            file.close()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise UserError(f"{KEY}: {path.parent} beside the shards cannot be written ({error.strerror})") from None
 
 
 def _about(manifest: Manifest, name: str, shard: int, settings: Settings) -> dict[str, Any] | None:

@@ -7,8 +7,9 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import IO
 
+from dsmemvp.data.fsspec_stream import fsspec_chunks
 from dsmemvp.data.http_stream import http_chunks
-from dsmemvp.data.location import file_command, file_url, masked
+from dsmemvp.data.location import file_command, file_url, is_http, masked
 from dsmemvp.data.pipe_stream import pipe_chunks
 from dsmemvp.data.transfer_error import TransferError
 from dsmemvp.errors import UserError
@@ -50,7 +51,8 @@ def fetch(location: str, name: str, into: IO[bytes], most: int, sha256: str, tim
 def _chunks(location: str, name: str, timeout: float) -> Generator[bytes, None, None]:
     if location.startswith("pipe:"):
         return pipe_chunks(file_command(location, name), timeout)
-    return http_chunks(file_url(location, name), timeout)
+    chunks = http_chunks if is_http(location) else fsspec_chunks
+    return chunks(file_url(location, name), timeout)
 
 
 def _copy(chunks: Generator[bytes, None, None], into: IO[bytes], most: int, timeout: float) -> str:

@@ -1,5 +1,6 @@
-"""Where shards lie elsewhere: an http(s) URL that file names are appended to, or `pipe:` and a command in which {name}
-stands for the file name. A location may hold passwords and signatures: only what `masked` returns may be shown."""
+"""Where shards lie elsewhere: a URL that file names are appended to, http(s) or of a protocol that fsspec knows; or
+`pipe:` and a command in which {name} stands for the file name. A location may hold passwords and signatures: only what
+`masked` returns may be shown."""
 
 import hashlib
 import re
@@ -7,6 +8,7 @@ import shlex
 import string
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from dsmemvp.data.fsspec_stream import check_scheme
 from dsmemvp.errors import UserError
 
 _URL = re.compile(r"""([a-zA-Z][\w+.-]*://)([^\s/?#"'<>]*)([^\s?#"'<>]*)([?#][^\s"'<>]*)?""")
@@ -19,6 +21,10 @@ _SECRET = re.compile(
 
 def is_remote(location: str) -> bool:
     return "://" in location or location.startswith("pipe:")
+
+
+def is_http(location: str) -> bool:
+    return location.lower().startswith(("http://", "https://"))
 
 
 def masked(text: str) -> str:
@@ -43,11 +49,10 @@ def check_location(location: str, pipes: bool) -> None:
         if "{name}" not in location:
             raise UserError(f"{masked(location)}: write {{name}} where the command takes the file name")
         return
-    scheme = location.partition(":")[0]
-    if scheme.lower() not in ("http", "https"):
+    scheme = location.partition("://")[0]
+    if not is_http(location) and (why := check_scheme(scheme)):
         raise UserError(
-            f"{masked(location)}: {scheme} cannot be opened, only http, https; for others name a command, such as"
-            ' "pipe:aws s3 cp s3://bucket/folder/{name} -"'
+            f'{masked(location)}: {why}; or name a command, such as "pipe:aws s3 cp s3://bucket/folder/{{name}} -"'
         )
     try:
         parts = urlsplit(location)
@@ -59,7 +64,10 @@ def check_location(location: str, pipes: bool) -> None:
 
 
 def file_url(location: str, name: str) -> str:
-    """The URL of a file at an http(s) location, whose query it keeps: it may be a signature."""
+    """The URL of a file at a location; one of http(s) keeps the location's query, which may be a signature, and is
+    escaped."""
+    if not is_http(location):
+        return f"{location.rstrip('/')}/{name}"
     parts = urlsplit(quote(location, safe=string.punctuation))
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}", fragment=""))
 

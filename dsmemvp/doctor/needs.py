@@ -20,6 +20,7 @@ from dsmemvp.errors import UserError
 from dsmemvp.model import sizes_of
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.prompts import VisualPrompt, build_method
+from dsmemvp.training.loggers import check_loggers
 
 
 def of_recipe(recipe: Recipe, here: Here) -> list[Finding]:
@@ -38,6 +39,7 @@ def of_recipe(recipe: Recipe, here: Here) -> list[Finding]:
         findings.append(_tried("search data", lambda: _search(recipe, collators)))
     findings.append(_tried("test data", lambda: _test(recipe, collators)))
     findings.append(_tried("batch", lambda: _batch(recipe, here)))
+    findings.append(_tried("loggers", lambda: _loggers(recipe)))
     return findings
 
 
@@ -47,6 +49,11 @@ def _tried(what: str, look: Callable[[], str | Finding]) -> Finding:
     except (ValueError, OSError) as error:
         return fail(what, str(error))
     return ok(what, found) if isinstance(found, str) else found
+
+
+def _loggers(recipe: Recipe) -> str:
+    check_loggers(recipe.training.loggers)
+    return ", ".join(recipe.training.loggers) or "none"
 
 
 def _weights(recipe: Recipe, into: list[Configs]) -> str:
@@ -65,7 +72,7 @@ def _weights(recipe: Recipe, into: list[Configs]) -> str:
 
 def _method(recipe: Recipe, configs: Configs, into: list[VisualPrompt]) -> str:
     with torch.device("meta"):
-        into.append(build_method(recipe.method, sizes_of(configs)))
+        into.append(build_method(recipe.method, sizes_of(configs, recipe.method)))
     return f"{recipe.method.name} fits the two models"
 
 

@@ -22,8 +22,8 @@ from dsmemvp.dtypes import NAMED
 from dsmemvp.errors import UserError
 from dsmemvp.export.card import model_card
 from dsmemvp.export.peft_adapter import write_peft
-from dsmemvp.model import stages_of, trainable_shapes
 from dsmemvp.prompts import method_class
+from dsmemvp.stages import stages_of, trainable_shapes
 
 LANGUAGE_KEYS = (
     "vocab_size",

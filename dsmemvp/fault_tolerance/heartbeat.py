@@ -51,9 +51,9 @@ class Heartbeat:
     together. Raises RuntimeError if rank 0 is not reached."""
 
     listeners: ClassVar[list[Listener]] = []
-    """Called in the main thread whenever it begins a phase: "loading", "reading", "forward and backward" (at each
-    micro-step), "update", "saving", "validating" and "evaluating" (at each batch). A profiler or a fault test adds its
-    function here; an exception that it raises is the run's."""
+    """Called in the main thread whenever it begins a phase: "loading", "reading", "measuring" and "forward and
+    backward" (both at each micro-step), "update", "saving", "validating" and "evaluating" (at each batch). A profiler
+    or a fault test adds its function here; an exception that it raises is the run's."""
 
     def __init__(self, ranks: Ranks, silence: float, standstill: float, stop: Stop, folder: Path):
         self._beat, self._stop = RankStatus(ranks.rank, socket.gethostname()), stop

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dsmemvp.backbones.key_value_cache import KeyValueCache
 from dsmemvp.data.batch import Batch
-from dsmemvp.inspection.heat_map import Scale, fitted, sheet
+from dsmemvp.inspection.heat_map import Scale, fitted, of_patches, sheet
 from dsmemvp.inspection.page import LONGEST
 from dsmemvp.inspection.probe import Forward
 from dsmemvp.markdown import table
@@ -27,8 +27,6 @@ class Attended:
 
     weights_HkN: torch.Tensor
     """float32, on the CPU; over all image tokens they sum to 1"""
-    patches: int
-    """The last so many image tokens are the patches, row by row; before them stand class and register tokens."""
     picture: Image.Image
     asked: str
     """Question, the model's answer and the right one, in two lines."""
@@ -37,7 +35,7 @@ class Attended:
         """Head by head, as Markdown, the mean over prompts. The entropy is in nats; `even` is that of looking at all
         tokens alike."""
         entropy_H = torch.special.entr(self.weights_HkN).sum(-1).mean(-1)
-        patches_HkP = self.weights_HkN[..., -self.patches :]
+        patches_HkP = of_patches(self.weights_HkN)
         columns = [
             ["head", *map(str, range(len(entropy_H)))],
             ["entropy", *(f"{value:.3f}" for value in entropy_H)],
@@ -50,7 +48,7 @@ class Attended:
     def sheet(self, longest: int = LONGEST) -> Image.Image:
         """A row for each prompt; the mean over heads, and the heads that look most sharply."""
         sharp = torch.special.entr(self.weights_HkN).sum(-1).mean(-1).argsort()[:HEADS].tolist()
-        shown = self.weights_HkN[..., -self.patches :]
+        shown = of_patches(self.weights_HkN)
         rows = [f"prompt {n}" for n in range(shown.shape[1])]
         maps = [[shown[:, n].mean(0), *(shown[head, n] for head in sharp)] for n in range(shown.shape[1])]
         title = f"{self.asked}\nred: patches that the question looks at; below each map its largest weight"

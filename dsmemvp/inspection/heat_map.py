@@ -4,6 +4,7 @@ The vision tower sees the picture squashed to a square and cut into a grid; stre
 over the part of the picture that it was made of. Red is above zero, blue below, and colourless is zero.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,11 @@ class Scale:
     @classmethod
     def of(cls, maps: Iterable[torch.Tensor], signed: bool, unit: str) -> "Scale":
         return cls(max((float(values.abs().max()) for values in maps), default=0.0), signed, unit)
+
+
+def of_patches(values: torch.Tensor) -> torch.Tensor:
+    """[..., N] of image tokens -> [..., P] of the patches, a square of them; class and register tokens stand before."""
+    return values[..., -(math.isqrt(values.shape[-1]) ** 2) :]
 
 
 def heat_map(picture: Image.Image, values: torch.Tensor, largest: float) -> Image.Image:

@@ -8,7 +8,6 @@ print(*seen.table(), sep="\\n")
 seen.sheet()          # a Pillow image
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -225,8 +224,7 @@ def attended(
     assert sample.image is not None
     picture = decoded(sample.image, sample.where, collator.image.max_pixels)
     answer = answer_of(tokenizer, collator, logits_V, sample)
-    patches = math.isqrt(weights_HkN.shape[-1]) ** 2
-    return Attended(weights_HkN, patches, picture, asked(sample.question, answer, right))
+    return Attended(weights_HkN, picture, asked(sample.question, answer, right))
 
 
 def answer_of(tokenizer: Tokenizer, collator: Collator, logits_V: torch.Tensor, sample: Sample) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from dsmemvp.inspection.heat_map import Scale, fitted, sheet
+from dsmemvp.inspection.heat_map import Scale, fitted, of_patches, sheet
 from dsmemvp.inspection.probe import Probe, What
 from dsmemvp.inspection.words import Word
 
@@ -25,7 +25,7 @@ UNITS = {
 
 def maps(probe: Probe, word: Word, what: What = "change", sample: int = 0) -> torch.Tensor:
     """[Y + 1, P]: of every layer, and their mean."""
-    patches = probe.at(word.tokens, what, sample)[:, : probe.patches]
+    patches = of_patches(probe.at(word.tokens, what, sample)[:, : probe.visual])
     return torch.cat([patches, patches.mean(0, keepdim=True)])
 
 

@@ -71,7 +71,7 @@ class Probe:
     """[B, N]"""
     offsets: tuple[int, ...]
     """Sample b's tokens are offsets[b] to offsets[b + 1] of T."""
-    patches: int
+    visual: int
     """The first so many slots carry a picture, the others are purely learned."""
 
     @property
@@ -131,7 +131,7 @@ def probe(model: VisualLanguageModel, forward: Forward, batch: Batch, other: Mem
         key_norm=memory.key.norm(dim=-1).cpu(),
         value_norm=memory.value.norm(dim=-1).cpu(),
         offsets=(0, *(stop for _, stop in batch.bounds)),
-        patches=memory.visual,
+        visual=memory.visual,
     )
 
 

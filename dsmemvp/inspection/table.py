@@ -37,8 +37,8 @@ def shares(probe: Probe, sample: int = 0) -> list[LayerShares]:
             LayerShares(
                 probe.branch_norm[layer, tokens].mean().item(),
                 probe.feed_forward_norm[layer, tokens].mean().item(),
-                _share(contribution[:, : probe.patches].sum().item(), contribution.sum().item()),
-                _share(activation[:, : probe.patches].sum().item(), activation.sum().item()),
+                _share(contribution[:, : probe.visual].sum().item(), contribution.sum().item()),
+                _share(activation[:, : probe.visual].sum().item(), activation.sum().item()),
             )
         )
     return found
@@ -49,9 +49,9 @@ def memory_norms(probe: Probe, sample: int = 0) -> dict[str, float]:
     are any)."""
     norms = {}
     for name, norm in (("keys", probe.key_norm[sample]), ("values", probe.value_norm[sample])):
-        norms[f"visual_{name}"] = norm[: probe.patches].mean().item()
-        if norm.numel() > probe.patches:
-            norms[f"learned_{name}"] = norm[probe.patches :].mean().item()
+        norms[f"visual_{name}"] = norm[: probe.visual].mean().item()
+        if norm.numel() > probe.visual:
+            norms[f"learned_{name}"] = norm[probe.visual :].mean().item()
     return norms
 
 
@@ -72,7 +72,7 @@ def lines(probe: Probe, sample: int = 0) -> list[str]:
         ["learned", *(f"{1 - layer.visual_activation:.1%}" for layer in found)],
     ]
     return [
-        f"{probe.patches} visual and {slots - probe.patches} learned slots; mean norms, shared by all layers: {text}",
+        f"{probe.visual} visual and {slots - probe.visual} learned slots; mean norms, shared by all layers: {text}",
         "",
         *table(columns),
     ]

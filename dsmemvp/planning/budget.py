@@ -20,10 +20,11 @@ from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import KEPT, Policy
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.dtypes import NAMED
-from dsmemvp.model import sizes_of, trainable_shapes
+from dsmemvp.model import sizes_of
 from dsmemvp.planning.trace import Trace, trace
 from dsmemvp.prompts import VisualPrompt, build_method, method_class
 from dsmemvp.prompts.interface import Stage
+from dsmemvp.stages import trainable_shapes
 
 LIGHT: Policy = "elementwise"
 Choice = tuple[Policy, ...]
@@ -137,7 +138,7 @@ def activation_budget(recipe: Recipe, configs: Configs, budget: int, stage: Stag
     """Traces eighteen micro-steps of a decoder of three layers, or twenty if layers train something: some seconds at
     13B."""
     item = NAMED[recipe.model.dtype].itemsize
-    sizes = sizes_of(configs)
+    sizes = sizes_of(configs, recipe.method)
     with torch.device("meta"):
         first = build_method(recipe.method, sizes).first_block()
 

@@ -12,10 +12,10 @@ from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import KEPT, Policy
 from dsmemvp.backbones.weights import configs_of_shapes, read_configs
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.config.stages import check_names, stage_recipe
+from dsmemvp.config.stages import stage_recipe
 from dsmemvp.counting import counted
 from dsmemvp.errors import UserError
-from dsmemvp.model import sizes_of, stages_of
+from dsmemvp.model import sizes_of
 from dsmemvp.planning.budget import ActivationBudget, activation_budget
 from dsmemvp.planning.budget import Choice as Policies
 from dsmemvp.planning.cluster import Cluster
@@ -28,6 +28,7 @@ from dsmemvp.planning.trace import SUPERVISED, Trace, trace
 from dsmemvp.planning.traffic import Traffic, traffic
 from dsmemvp.prompts import build_method, method_class
 from dsmemvp.prompts.interface import Stage
+from dsmemvp.stages import stages_of
 
 SAME, SAME_SECONDS = 0.05, 1e-3
 """Steps whose estimates differ by less than this share of the fastest, or by less than this time, count as equally
@@ -82,7 +83,6 @@ def compare(recipe: Recipe, clusters: Sequence[Cluster], tokens: int) -> list[Pl
     shapes = recipe.model.language_shape and recipe.model.vision_shape
     configs = configs_of_shapes(recipe) if shapes else read_configs(recipe)
     stages = stages_of(recipe, configs)
-    check_names(recipe, [stage.name for stage in stages])
     plans = []
     for stage in stages:
         found = _of_stage(stage_recipe(recipe, stage.name), configs, clusters, tokens, stage)
@@ -100,7 +100,7 @@ def _of_stage(recipe: Recipe, configs: Configs, clusters: Sequence[Cluster], tok
         return trace(replace(recipe, training=training), configs, tokens, policy, stage=stage)
 
     with torch.device("meta"):
-        method = build_method(recipe.method, sizes_of(configs))
+        method = build_method(recipe.method, sizes_of(configs, recipe.method))
     method.begin_stage(stage)
     places = tokens + sum(reserved.count for reserved in method.reserved())
     budgeted = recipe.training.recompute == "auto" and stage.decoder

@@ -97,7 +97,7 @@ def trace(
     attention and kernels."""
     dtype = NAMED[recipe.model.dtype]
     with torch.device("meta"):
-        method = build_method(recipe.method, sizes_of(configs))
+        method = build_method(recipe.method, sizes_of(configs, recipe.method))
     stage = stage or method.stages()[-1]
     method.begin_stage(stage)
     example = example_batch(recipe, configs, method.reserved(), tokens, method.labels(), stage.vision)

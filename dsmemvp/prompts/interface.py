@@ -83,6 +83,9 @@ class Stage:
     """Whether there is a vision tower, if the method sees images at all."""
     measures: tuple[str, ...] = ()
     """Of the method's losses those that are computed for the record alone."""
+    reference_every: int = 0
+    """Every so many steps, the language model's loss with what the teacher makes of the captions (`taught`) in the
+    place of what is trained is recorded; 0: never."""
     vectors: bool = False
     """Whether what the teacher makes of each caption (`caption_vectors`) is stored beside the shards, and comes with
     the captions of a batch."""
@@ -203,6 +206,11 @@ class VisualPrompt(nn.Module):
         """Once per forward, before any block."""
         return {}
 
+    def taught(self, batch: Batch) -> State:
+        """As `begin`, of a stage with `reference_every`: what the method's own modules would make of the images comes
+        from the teacher. The decoder's blocks alone then run, without a gradient."""
+        raise NotImplementedError
+
     def finish(self, tower: Tower, output: torch.Tensor, state: State, batch: Batch) -> State:
         """After a tower's last block. `output` of the vision tower is [max(I, 1), P, v]: if the batch has no image it
         is one dummy row, which must enter the graph with weight zero; of the decoder it is [S, d], normed, at the
@@ -281,6 +289,7 @@ class VisualPrompt(nn.Module):
         return ()
 
     def stages(self) -> Sequence[Stage]:
+        """Of a run, in order; of the names that its `Settings` give in `stage_names`."""
         return (Stage("train"),)
 
     def captions(self) -> CaptionText | None:

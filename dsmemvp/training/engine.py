@@ -21,13 +21,14 @@ from dsmemvp.data.batch import Batch
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.dtypes import NAMED
 from dsmemvp.errors import UserError
-from dsmemvp.model import VisualLanguageModel, loss_sum, stages_of
+from dsmemvp.model import VisualLanguageModel, loss_sum
 from dsmemvp.planning.budget import activation_budget
 from dsmemvp.planning.deepspeed_file import PREFETCH
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
 from dsmemvp.planning.memory import RESERVE
 from dsmemvp.planning.sharding import prefetched
 from dsmemvp.prompts.interface import Stage
+from dsmemvp.stages import stages_of
 from dsmemvp.training.building import Load, build_model, cast
 from dsmemvp.training.gradients import GradientWatch
 from dsmemvp.training.master_weights import MasterWeights, set_module_value
@@ -74,7 +75,6 @@ class Trainer:
             raise UserError(
                 f"method.name: {recipe.method.name!r} has no trainable parameters; it can only be evaluated"
             )
-        self._check_scaled()
         # the master weights start from these unrounded values; the module computes in the recipe's type
         initial = {name: p.detach().clone() for name, p in self.trainables.items()}
         cast(self.trainables, ranks.device, NAMED[recipe.model.dtype])
@@ -87,25 +87,13 @@ class Trainer:
             if ranks.first:
                 log.info("activations: %s", budget.example(recipe.training.micro_batch))
 
-    def _check_scaled(self) -> None:
-        """Raises UserError for a beginning of names that no trained tensor has; in a stage of some modules it may be
-        another one's."""
-        for start in () if self.stage.modules else self.recipe.training.scaled_tensors:
-            if not any(name.startswith(start) for name in self.trainables):
-                one = next(iter(self.trainables))
-                raise UserError(
-                    f"training.scaled_tensors: no trained tensor's name begins with {start!r}; one is {one}"
-                )
-
     def begin_stage(self, recipe: Recipe, stage: Stage) -> None:
         """The next stage, of the same parts. Moments begin anew. All ranks call it together. Raises UserError if it
         trains nothing."""
         values = self.values()
         self._end_engine()
         self.recipe, self.stage = recipe, stage
-        self.model.method.begin_stage(stage)
-        if stage.vocabulary:
-            self.model.method.begin_stage(stage, None, self._vocabulary())
+        self.model.method.begin_stage(stage, None, self._vocabulary() if stage.vocabulary else None)
         self._start(values)
 
     def teach(self, values: Tensors) -> None:

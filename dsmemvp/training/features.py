@@ -14,7 +14,15 @@ from dsmemvp.backbones.filling import fill_from_files, matched
 from dsmemvp.backbones.vision import VisionTower
 from dsmemvp.backbones.vision_families import built_blocks
 from dsmemvp.backbones.weights import VISION_KEY, Base
-from dsmemvp.data.feature_cache import KEY, CachedFeatures, Settings, distinct, missing_shards, write_shard
+from dsmemvp.data.feature_cache import (
+    KEY,
+    CachedFeatures,
+    Settings,
+    distinct,
+    missing_shards,
+    remove_partial,
+    write_shard,
+)
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Place
@@ -97,8 +105,12 @@ def _complete(
 
     def missing() -> list[str]:
         """Known to the first rank, so that all agree."""
+        if not ranks.first:
+            return []
+        for manifest in manifests:
+            remove_partial(manifest, name)
         found = [(m, shard) for m, each in enumerate(manifests) for shard in missing_shards(each, name, settings)]
-        return [json.dumps(place) for place in found] if ranks.first else []
+        return [json.dumps(place) for place in found]
 
     todo = [tuple(json.loads(text)) for text in ranks.gather(ranks.together(missing))]
     if not todo:

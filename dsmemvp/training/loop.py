@@ -35,7 +35,7 @@ from dsmemvp.training.stages import Span
 from dsmemvp.training.starting import take_over, teach
 from dsmemvp.training.step import Totals, exchange, take_step
 from dsmemvp.training.throughput import Throughput, multiplied
-from dsmemvp.training.validation import Evaluator
+from dsmemvp.training.validation import Evaluator, reference_loss
 from dsmemvp.training.vectors import stored_vectors
 
 More = Callable[[RunContext, Prepared, Trainer, Monitor], Callback]
@@ -74,7 +74,7 @@ def _train(
     teach(trainer, prepared.origin, ranks)
     context.end_if_asked("before the first step")
     context.stop.plan = "saving after this micro-step, then ending"
-    monitor = Monitor(context.folder, ranks.first, prepared.steps, first)
+    monitor = Monitor(context.folder, ranks.first, prepared.steps, first, training.loggers)
     keep = training.keep_last, training.keep_best, training.best_by
     ends = [each.last for each in prepared.spans[:-1]]
     manager = CheckpointManager(context.folder, ranks, monitor, *keep, guard, ends)
@@ -109,7 +109,7 @@ def _introduce(context: RunContext, prepared: Prepared, trainer: Trainer, monito
         monitor.say(complaint)
     if ranks.first:
         write_json(context.folder / "recipe.json", as_dict(recipe))
-        monitor.show_text("recipe", as_yaml(recipe), first)
+        monitor.show_recipe(as_dict(recipe), as_yaml(recipe), first)
     trained = sum(math.prod(shape) for shape in trainer.shapes().values())
     order, epochs = prepared.span.data.order, prepared.span.epochs
     epoch = f"{counted(order.samples, 'sample')} and {counted(order.steps, 'step')} per epoch"
@@ -184,6 +184,9 @@ class _Loop:
         self.context.at("reading", self.step)
         balancing = self._balancing(span)
         for batches in self.context.ranks.in_step(self._batches(span, until, balancing, collator)):
+            if span.stage.reference_every and (self.step - span.first) % span.stage.reference_every == 0:
+                with throughput.paused():
+                    self._measure_reference(batches)
             self._train_step(span, batches, throughput, balancing.costs)
             self.step += 1
             for callback in self.callbacks:
@@ -243,6 +246,11 @@ class _Loop:
             parts = result.losses if len(result.losses) > 1 else {}
             throughput.add(result.loss, totals.samples, totals.tokens, totals.imbalance, parts, result.measures)
             throughput.rate, throughput.norm = result.rate, result.norm
+
+    def _measure_reference(self, batches: Sequence[MicroBatch]) -> None:
+        """Before the step that it is recorded with."""
+        loss, step = reference_loss(self.context, self.trainer, batches, self.step), self.step + 1
+        self.monitor.record(step, {"measure/reference_loss": loss}, f"step {step}  reference loss {loss:.4f}")
 
     def _save_and_end(self) -> None:
         self.saving.begin_if_new(self.step)

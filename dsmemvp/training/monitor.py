@@ -1,7 +1,7 @@
-"""What a run says while it runs: TensorBoard and files of JSON lines in the run's folder, a bar on a terminal or lines
-in a log. Only the first rank speaks.
+"""What a run says while it runs: files of JSON lines in the run's folder, TensorBoard and other loggers
+(training.loggers), a bar on a terminal or lines in a log. Only the first rank speaks.
 
-    metrics.jsonl   the numbers of TensorBoard      skipped.jsonl   samples left out      order.jsonl   samples seen
+    metrics.jsonl   the numbers of the loggers      skipped.jsonl   samples left out      order.jsonl   samples seen
 
 Every line begins with its "step", so that a run that resumes at an earlier step drops what it is about to write again
 (record.py). A full disk does not end a run: what could not be written is written as soon as there is room.
@@ -10,7 +10,7 @@ Every line begins with its "step", so that a run that resumes at an earlier step
 import json
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import indent
@@ -23,29 +23,31 @@ from tqdm import tqdm
 from dsmemvp.atomic_files import replace_file
 from dsmemvp.log import log
 from dsmemvp.training.event_file import EventFile
+from dsmemvp.training.loggers import open_loggers, without_secrets
 from dsmemvp.training.record import count_rows, rows_of, wind_back
 
 RECORDS = ("metrics", "skipped", "order")
 
 
 class Monitor:
-    def __init__(self, folder: Path, active: bool, steps: int, start: int):
+    def __init__(self, folder: Path, active: bool, steps: int, start: int, loggers: Sequence[str] = ("tensorboard",)):
         """`steps` is where the run ends, `start` where it (again) begins: what was recorded of later steps, before the
         run was cut off, is dropped."""
         self._active = active
         self.stage = ""
-        """What is recorded is of this stage, and apart from the others in TensorBoard; empty in a run of one."""
+        """What is recorded is of this stage, and apart from the others in the loggers; empty in a run of one."""
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._unwritable: set[str] = set()
-        self._board = EventFile(folder, first_step=start + 1)
+        self._board = EventFile(folder, first_step=start + 1) if "tensorboard" in loggers else None
         for name in RECORDS:
             wind_back(self._path(name), start)
         self._files: dict[str, BinaryIO] = {}
         self._unwritten: dict[str, bytes] = {}
         """What a full disk has not taken yet. Files' own buffers lose what goes beyond their size."""
+        self._loggers = open_loggers(loggers, folder, self.say)
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty())
 
     def say(self, text: str) -> None:
@@ -58,31 +60,49 @@ class Monitor:
             self._bar.update()
 
     def record(self, step: int, numbers: dict[str, float], line: str) -> None:
-        """Numbers under their TensorBoard names, and the line for people."""
+        """Numbers under their names in the loggers, and the line for people."""
         if not self._active:
             return
-        for name, value in numbers.items():
-            group, _, rest = name.partition("/")
-            self._board.add_scalar(f"{group}/{self.stage}/{rest}" if self.stage else name, value, step)
-        self._flush_board()
         if numbers:
             self.write("metrics", {"step": step, **({"stage": self.stage} if self.stage else {}), **numbers})
+            self._show(step, {self._apart(name): value for name, value in numbers.items()})
         if self._bar.disable:
             self.say(line)
         else:
             self._bar.set_postfix_str(line.partition("  ")[2])
 
-    def show_text(self, name: str, text: str, step: int) -> None:
-        """In TensorBoard, as it is."""
-        if self._active:
-            self._board.add_text(name, indent(text, "    "), step)  # Markdown's mark of what is not to be set
+    def _apart(self, name: str) -> str:
+        """A number's name with the stage in it, if there are several."""
+        group, _, rest = name.partition("/")
+        return f"{group}/{self.stage}/{rest}" if self.stage else name
+
+    def _show(self, step: int, numbers: dict[str, float]) -> None:
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
             self._flush_board()
+        for logger in self._loggers:
+            logger.call("numbers", numbers, step)
+
+    def show_recipe(self, values: dict[str, Any], text: str, step: int) -> None:
+        """In the loggers; `text` is the same as YAML."""
+        if not self._active:
+            return
+        if self._board is not None:
+            self._board.add_text("recipe", indent(text, "    "), step)  # Markdown's mark of what is not to be set
+            self._flush_board()
+        for logger in self._loggers:
+            logger.call("recipe", without_secrets(values))
 
     def show_image(self, name: str, pixels: np.ndarray, step: int) -> None:
-        """In TensorBoard; [height, width, 3] uint8."""
-        if self._active:
+        """In the loggers; [height, width, 3] uint8."""
+        if not self._active:
+            return
+        if self._board is not None:
             self._board.add_image(name, pixels, step)
             self._flush_board()
+        for logger in self._loggers:
+            logger.call("image", name, pixels, step)
 
     def write(self, name: str, row: dict[str, Any]) -> None:
         """A line for NAME.jsonl, one of RECORDS; `row` begins with the "step" it belongs to."""
@@ -119,17 +139,21 @@ class Monitor:
         if not self._active:
             return
         self._bar.close()
-        with self._complaining("tensorboard"):
-            self._board.close()
+        if self._board is not None:
+            with self._complaining("tensorboard"):
+                self._board.close()
         for name in self._unwritten:
             self._flush(name)
         for name, file in self._files.items():
             with self._complaining(name):
                 file.close()
+        for logger in self._loggers:
+            logger.close()
 
     def _flush_board(self) -> None:
-        with self._complaining("tensorboard"):
-            self._board.flush()
+        if self._board is not None:
+            with self._complaining("tensorboard"):
+                self._board.flush()
 
     @contextmanager
     def _complaining(self, name: str) -> Iterator[None]:

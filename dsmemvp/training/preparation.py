@@ -8,9 +8,9 @@ from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.backbones.weights import Base
 from dsmemvp.checkpoints.checkpoint import Checkpoint, State, read_checkpoint
 from dsmemvp.checkpoints.earlier import Earlier, start_checkpoint, with_earlier
-from dsmemvp.config.conversion import nearest
 from dsmemvp.config.reading import as_dict
 from dsmemvp.config.recipe import START
+from dsmemvp.config.stages import check_stage
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.datasets import TrainingData
 from dsmemvp.data.manifest import check_files
@@ -18,9 +18,10 @@ from dsmemvp.data.token_counts import TokenCounts, count_tokens, countable, coun
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.errors import UserError
 from dsmemvp.fault_tolerance.restart_limit import count_start
-from dsmemvp.model import stages_of
+from dsmemvp.stages import check_scaled, stages_of
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
+from dsmemvp.training.loggers import check_loggers
 from dsmemvp.training.stages import Span, identity_of, span_after, span_before, spans_of
 
 
@@ -57,8 +58,12 @@ def prepare(context: RunContext, only: str = "") -> Prepared:
     """Opens data and checks the checkpoint against them, the recipe and the base. `only`: the one stage to train.
     Raises UserError or OSError."""
     recipe, ranks = context.recipe, context.ranks
+    check_stage(recipe, only)
+    check_loggers(recipe.training.loggers)
     base = Base(recipe)
-    spans = spans_of(stages_of(recipe, base.configs), recipe, base)
+    stages = stages_of(recipe, base.configs)
+    check_scaled(recipe, base.configs, stages)
+    spans = spans_of(stages, recipe, base)
     manifests = {id(m): m for span in spans for m in (*span.data.manifests, span.validation) if m}
     ranks.together(lambda: check_files(*manifests.values()) if ranks.first else None)
     first = _begins_with(spans, only)
@@ -86,15 +91,10 @@ def prepare(context: RunContext, only: str = "") -> Prepared:
 
 
 def _begins_with(spans: list[Span], only: str) -> Span:
-    """The stage before which nothing is trained: the one that is asked for, or the last one with a start of its own.
-    Raises UserError for one that does not exist."""
+    """The stage before which nothing is trained: the one that is asked for, or the last one with a start of its
+    own."""
     if only:
-        names = [span.name for span in spans]
-        if only not in names:
-            close = nearest(only, names)
-            hint = f"did you mean {close!r}?" if close else f"its stages are {', '.join(names)}"
-            raise UserError(f"--stage: the method has no stage {only!r}; {hint}")
-        return spans[names.index(only)]
+        return next(span for span in spans if span.name == only)
     return next((span for span in reversed(spans) if span.start_from), spans[0])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dsmemvp.backbones.weights import Base
 from dsmemvp.config.recipe import START, Recipe
-from dsmemvp.config.stages import check_names, stage_recipe
+from dsmemvp.config.stages import stage_recipe
 from dsmemvp.data.datasets import TrainingData, data_of, open_training_data, open_validation_data
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.inputs import Inputs, open_inputs, stage_folders
@@ -70,7 +70,7 @@ class Span:
 def spans_of(stages: Sequence[Stage], recipe: Recipe, base: Base) -> list[Span]:
     """Opens the data of every stage. Raises UserError or OSError, also for a stage whose data the recipe does not
     name."""
-    check_names(recipe, [stage.name for stage in stages])
+    assert tuple(stage.name for stage in stages) == recipe.method.stage_names()
     spans: list[Span] = []
     first = before = 0
     for stage in stages:

@@ -1,10 +1,12 @@
-"""The loss and the score on data.validation, which tell which checkpoints are best."""
+"""What is measured without training: the loss and the score on data.validation, which tell which checkpoints are best,
+and the loss of a stage's teacher."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.loader import Share, evaluation_steps
 from dsmemvp.data.manifest import Manifest
@@ -37,6 +39,22 @@ def validation_loss(context: RunContext, trainer: Trainer, collator: Collator, d
     if not supervised:
         raise UserError(f"data.validation: no sample of {data.location} could be used")
     return loss / supervised
+
+
+def reference_loss(context: RunContext, trainer: Trainer, batches: Sequence[MicroBatch], step: int) -> float:
+    """The language model's loss on a step's micro-batches, per supervised token, with what the stage's teacher makes
+    of their captions in the place of what is trained (prompts/interface.py, `taught`). All ranks call it together."""
+    ranks = context.ranks
+    total, tokens = 0.0, 0
+    with evaluating(trainer):
+        for micro in batches:
+            context.at("measuring", step)
+            batch = micro.batch.to(ranks.device)
+            logits_SV, _ = trainer.engine(batch, None, True)
+            total += loss_sum(logits_SV, batch.targets).item()
+            tokens += batch.targets.numel()
+    loss, supervised = ranks.sums(total, tokens)
+    return loss / max(supervised, 1)
 
 
 def validation_scores(

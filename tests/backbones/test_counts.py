@@ -11,7 +11,7 @@ from dsmemvp.backbones.shapes import LANGUAGE, VISION, language_config, vision_c
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.cli.main import main
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.model import count
+from dsmemvp.stages import count
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 

@@ -220,15 +220,18 @@ def test_another_base_is_refused_by_its_key(tmp_path):
 
 
 def test_the_same_base_stored_in_another_form_is_warned_of(tmp_path, recwarn):
-    """A recipe of before there were forms is of the whole base."""
-    for number, (trained, now) in enumerate([("int8", "int8"), (None, "none"), ("int8", "none"), (None, "nf4")], 1):
-        model = {"quantize": trained} if trained else {}
-        found = read_checkpoint(_save(tmp_path, number, recipe={"model": model, "method": {}}))
-        found.check_quantized({"model": {"quantize": now}})
+    """A recipe of before there were forms is of the whole base, and one of before nf4_scales has the largest."""
+    fitted, largest = ({"quantize": "nf4", "nf4_scales": scales} for scales in ("fitted", "largest"))
+    int8, none, older = {"quantize": "int8"}, {"quantize": "none"}, {"quantize": "nf4"}
+    pairs = [(int8, int8), ({}, none), (older, largest), (int8, none), ({}, fitted), (older, fitted)]
+    for number, (trained, now) in enumerate(pairs, 1):
+        found = read_checkpoint(_save(tmp_path, number, recipe={"model": trained, "method": {}}))
+        found.check_quantized({"model": now})
     said = [str(warning.message) for warning in recwarn if "model.quantize" in str(warning.message)]
-    assert len(said) == 2
+    assert len(said) == 3
     assert "is none, and " in said[0] and "was trained with int8" in said[0]
-    assert "is nf4, and " in said[1] and "was trained with none" in said[1]
+    assert "is nf4 with fitted scales, and " in said[1] and "was trained with none" in said[1]
+    assert "is nf4 with fitted scales, and " in said[2] and "was trained with nf4 with largest scales" in said[2]
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):

@@ -4,10 +4,10 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
+from cluster.jobs import Job
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.cluster
@@ -19,85 +19,21 @@ WATCH = ["training.silence_timeout=8", "training.standstill_timeout=60"]
 BAD_DAY = ["training.checkpoint_steps=4", *WATCH]
 
 
-class Job:
-    """slurm/train.sbatch with one rank on each of two nodes, in a folder of its own."""
-
-    def __init__(self, slurm, repository: Path, demo: list[str], shards: Path, folder: Path):
-        folder.mkdir(exist_ok=True)
-        self.slurm, self.folder, self.log = slurm, folder, folder / "log"
-        self.run = folder / "runs" / "demo"
-        self._script = repository / "slurm" / "train.sbatch"
-        settings = [f"output={folder / 'runs'}", f"data.test={shards}", f"training.epochs={EPOCHS}"]
-        settings += ["training.warmup_epochs=1", "data.record_order=true", "training.keep_last=0", "method.dropout=0.1"]
-        self._arguments = [*demo[1:], *settings]
-        self.number = ""
-
-    def submit(self, *settings: str, options: tuple[str, ...] = ("--nodes=2",)) -> "Job":
-        on_cpus = ["--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1", f"--output={self.log}"]
-        self.number = self.slurm.sbatch(*on_cpus, *options, self._script, *self._arguments, *settings)
-        return self
-
-    def until_step(self, step: int, seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
-        while not any(found >= step for found in self.losses()):
-            assert time.monotonic() < end, self.text()
-            time.sleep(0.05)
-
-    def until_said(self, words: str, seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
-        while words not in self.text():
-            assert time.monotonic() < end, self.text()
-            time.sleep(0.1)
-
-    def until_done(self, seconds: float = 240) -> dict[str, str]:
-        try:
-            return self.slurm.wait_for(self.number, "COMPLETED", seconds)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.text()}") from None
-
-    def text(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
-
-    def losses(self) -> dict[int, float]:
-        return {row["step"]: row["loss/train"] for row in self._rows("metrics") if "loss/train" in row}
-
-    def order(self) -> dict[int, list[int]]:
-        return {row["step"]: row["samples"] for row in self._rows("order")}
-
-    def starts(self) -> list[int]:
-        """The steps that it was started from."""
-        return [row["from"] for row in self._rows("starts")]
-
-    def rank(self, rank: int) -> int:
-        """The process of a rank, as numbered outside of the nodes."""
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (process / "cmdline").read_bytes().split(b"\0")
-                variables = (process / "environ").read_bytes().split(b"\0")
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue
-            if command[1:3] == [b"-m", b"dsmemvp"] and {
-                f"SLURM_JOB_ID={self.number}".encode(),
-                f"SLURM_PROCID={rank}".encode(),
-            } <= set(variables):
-                return int(process.name)
-        raise AssertionError(f"no process of rank {rank}\n{self.text()}")
-
-    def _rows(self, name: str) -> list[dict]:
-        path = self.run / f"{name}.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
+def _of_demo(slurm, repository: Path, demo: list[str], shards: Path, folder: Path) -> Job:
+    settings = [f"data.test={shards}", f"training.epochs={EPOCHS}", "training.warmup_epochs=1"]
+    settings += ["data.record_order=true", "training.keep_last=0", "method.dropout=0.1"]
+    return Job(slurm, repository / "slurm" / "train.sbatch", [*demo[1:], *settings], folder, "demo")
 
 
 @pytest.fixture
 def job(slurm, repository, demo, demo_shards, tmp_path) -> Job:
-    return Job(slurm, repository, demo, demo_shards, tmp_path)
+    return _of_demo(slurm, repository, demo, demo_shards, tmp_path)
 
 
 @pytest.fixture(scope="session")
 def calm(slurm, repository, demo_settings, demo_shards, tmp_path_factory) -> Job:
     """The run that nothing happens to."""
-    whole = Job(slurm, repository, demo_settings, demo_shards, tmp_path_factory.mktemp("calm")).submit()
+    whole = _of_demo(slurm, repository, demo_settings, demo_shards, tmp_path_factory.mktemp("calm")).submit()
     slurm.wait_for(whole.number, "RUNNING", 30)
     whole.shown = slurm.run("squeue", "--noheader", "--format=%i %T %N")
     whole.fields = whole.until_done()
@@ -143,7 +79,7 @@ def test_near_its_time_limit_it_saves_and_comes_back_to_the_same_losses(slurm, r
     or later. So the run is a longer one."""
     settings = [*WATCH, "training.epochs=400", "data.record_order=false"]
     folders = tmp_path / "limited", tmp_path / "whole"
-    job, whole = (Job(slurm, repository, demo, demo_shards, folder) for folder in folders)
+    job, whole = (_of_demo(slurm, repository, demo, demo_shards, folder) for folder in folders)
     job.submit(*settings, options=("--nodes=2", "--time=2", "--signal=B:USR2@30"))
     job.until_said("requeued (exit code 75)")
     again = max(job.losses())

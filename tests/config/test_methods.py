@@ -16,7 +16,7 @@ FORMER = {
 }
 """What `method` was in a checkpoint of format 5, whatever its name."""
 OWN = {
-    "memvp": {"hidden", "slots", "visual_scale", "output_scale", "dropout", "scores"},
+    "memvp": {"hidden", "slots", "visual_scale", "output_scale", "dropout", "class_token", "scores"},
     "input_space": {"hidden", "dropout", "lora_rank", "lora_alpha", "lora_targets"},
     "mitp": {
         *("prompt_len", "prompt_std", "text_points", "vision_points", "rank", "tau", "sim", "activation", "carry"),

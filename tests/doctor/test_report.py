@@ -43,7 +43,7 @@ def test_a_recipe_that_would_run_here(repository, recipe_path):
     found = levels(done)
     for what in ("versions", "GPUs", "network", "Slurm", "rendezvous", "CPU cores", "shared memory"):
         assert what in found
-    for what in ("weights", "tokenizer", "training data", "test data", "batch", "run folder"):
+    for what in ("weights", "tokenizer", "training data", "test data", "batch", "loggers", "run folder"):
         assert found[what] in ("ok", "warning"), done.stdout
     assert "48 samples and 6 steps per epoch" in done.stdout
     assert "8 samples over 1 rank, in 4 micro-steps of 2 samples" in done.stdout

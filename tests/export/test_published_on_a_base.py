@@ -11,8 +11,8 @@ from documents import run_by
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.model import trainable_shapes
 from dsmemvp.prompts.memvp.published import Published
+from dsmemvp.stages import trainable_shapes
 
 
 @pytest.fixture

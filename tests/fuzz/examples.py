@@ -42,9 +42,10 @@ from dsmemvp.errors import UserError
 from dsmemvp.evaluation.rescore import rescore
 from dsmemvp.export.export import export
 from dsmemvp.fault_tolerance.restart_limit import count_start
-from dsmemvp.model import add_trainables, build_frozen, count
+from dsmemvp.model import add_trainables, build_frozen
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.prompts.memvp.published import Published
+from dsmemvp.stages import count
 from dsmemvp.training.monitor import Monitor
 
 TEXT = "Question: What colour is the circle? 42 Ünïcode"

@@ -12,6 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsmemvp.checkpoints.loading import load_run
+from dsmemvp.inspection.heat_map import of_patches
 from dsmemvp.inspection.look import open_model
 
 MODULE = ["--module", "dsmemvp"]
@@ -55,6 +56,6 @@ def test_a_run_is_looked_into_scored_and_exported(recipe, tmp_path, one_rank):
 
     opened = open_model(load_run(run), one_rank)
     seen = opened.attend(opened.sample(0, test=True))
-    assert seen.weights_HkN.shape == (4, 2, 17) and seen.patches == 16
+    assert seen.weights_HkN.shape == (4, 2, 17) and of_patches(seen.weights_HkN).shape[-1] == 16
     torch.testing.assert_close(seen.weights_HkN.sum(-1), torch.ones(4, 2))
     assert len(seen.table()) == 4 + 4

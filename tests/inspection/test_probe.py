@@ -14,17 +14,21 @@ from dsmemvp.data.sample import read_sample
 from dsmemvp.data.stream import read_all
 from dsmemvp.data.text import Tokenizer
 from dsmemvp.errors import UserError
+from dsmemvp.inspection.page import maps
 from dsmemvp.inspection.probe import Memory, memory_of, probe
 from dsmemvp.inspection.table import lines, memory_norms, shares
+from dsmemvp.inspection.words import Word
 from dsmemvp.model import add_trainables, build_frozen
 
 PATCHES, SLOTS = 16, 24
 
 
-@pytest.fixture(params=["joint", "separable"])
+@pytest.fixture(params=[("joint", False), ("separable", True)], ids=["joint", "separable, with class token"])
 def tiny(request, recipe_path, demo_shards):
     """(model, batch of three samples, the second one without picture)"""
-    recipe = read_recipe(recipe_path, [f"method.scores={request.param}", "method.dropout=0"])
+    scores, class_token = request.param
+    words = [f"method.scores={scores}", f"method.class_token={class_token}", "method.dropout=0"]
+    recipe = read_recipe(recipe_path, words)
     configs = read_configs(recipe)
     model = build_frozen(recipe, configs)
     Base(recipe).load(model)
@@ -72,11 +76,15 @@ def _active(model, x_Ld, key_Nd):
 
 def test_activation_contribution_change_and_norms_are_the_formulas(tiny):
     model, batch = tiny
+    class_token = model.vision.features.class_token
     other = Memory(torch.randn(1, SLOTS, 32), torch.randn(1, SLOTS, 32))
     found = probe(model, model, batch, other)
     keys, values, inputs, outputs = _recorded(model, batch)
     scale, offsets = model.method.output_scale, batch.cu_seqlens.tolist()
-    assert found.activation.shape == found.change.shape == (2, offsets[-1], SLOTS) and found.patches == PATCHES
+    assert found.activation.shape == found.change.shape == (2, offsets[-1], SLOTS)
+    assert found.visual == model.method.image_tokens == PATCHES + class_token
+    word = Word("", (1,))
+    torch.testing.assert_close(maps(found, word)[:-1], found.change[:, 1, class_token : class_token + PATCHES])
     for layer, (x, y) in enumerate(zip(inputs, outputs, strict=True)):
         for b in range(3):
             for n, token in enumerate(range(offsets[b], offsets[b + 1])):
@@ -98,6 +106,7 @@ def test_activation_contribution_change_and_norms_are_the_formulas(tiny):
 
 def test_visual_and_learned_contributions_add_up_to_the_branchs_output(tiny):
     model, batch = tiny
+    visual_slots = model.method.image_tokens
     found = probe(model, model, batch)
     torch.testing.assert_close(found.contribution.sum(-1), found.branch_norm**2, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found.at([1, 4], "contribution", 2).sum(-1), torch.ones(2), rtol=1e-3, atol=1e-4)
@@ -105,12 +114,17 @@ def test_visual_and_learned_contributions_add_up_to_the_branchs_output(tiny):
     keys, values, inputs, _ = _recorded(model, batch)
     for layer, row in enumerate(shares(found, 0)):
         active = _active(model, inputs[layer][0], keys[0])
-        visual, whole = active[:, :PATCHES] @ values[0, :PATCHES], active @ values[0]
+        visual, whole = active[:, :visual_slots] @ values[0, :visual_slots], active @ values[0]
         assert row.visual_output == pytest.approx(((visual * whole).sum() / (whole**2).sum()).item(), abs=1e-3)
-        part = active[:, :PATCHES].abs().sum() / active.abs().sum()
+        part = active[:, :visual_slots].abs().sum() / active.abs().sum()
         assert row.visual_activation == pytest.approx(part.item(), abs=1e-3)
-    assert memory_norms(found)["learned_keys"] == pytest.approx(keys[0, PATCHES:].norm(dim=-1).mean().item(), rel=1e-4)
-    assert "16 visual and 8 learned slots" in lines(found)[0] and len(lines(found)) == 4 + 2
+    assert memory_norms(found)["learned_keys"] == pytest.approx(
+        keys[0, visual_slots:].norm(dim=-1).mean().item(), rel=1e-4
+    )
+    assert (
+        f"{visual_slots} visual and {SLOTS - visual_slots} learned slots" in lines(found)[0]
+        and len(lines(found)) == 4 + 2
+    )
 
 
 def test_nothing_changes_against_the_same_memory_and_the_forward_is_as_without_a_probe(tiny):

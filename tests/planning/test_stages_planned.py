@@ -7,8 +7,8 @@ import small
 
 import dsmemvp.prompts
 from dsmemvp.config.methods import method_settings
-from dsmemvp.model import stages_of
 from dsmemvp.planning.trace import trace
+from dsmemvp.stages import stages_of
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 

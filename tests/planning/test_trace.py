@@ -10,8 +10,9 @@ from benchmarks.measured_memory import held_and_peak
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.model import add_trainables, build_frozen, count, loss_sum
+from dsmemvp.model import add_trainables, build_frozen, loss_sum
 from dsmemvp.planning.trace import example_batch, trace
+from dsmemvp.stages import count
 
 RECIPE = Path(__file__).parent.parent.parent / "recipes" / "scienceqa-13b.yaml"
 METHODS = {

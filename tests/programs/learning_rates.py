@@ -11,6 +11,7 @@ from dsmemvp.backbones.partitioned import fill_randomly
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.errors import UserError
+from dsmemvp.stages import check_scaled, stages_of
 from dsmemvp.training.engine import build_trainer
 
 STARTS = ["method.projector.fc1.", "vision.layers.0."]
@@ -29,7 +30,8 @@ def main(out: Path) -> None:
     ranks = join_ranks(seconds=60)
     refused = ""
     try:
-        build_trainer(recipe(["method.nothing"]), small.configs(), ranks, load=fill_randomly)
+        wrong = recipe(["method.nothing"])
+        check_scaled(wrong, small.configs(), stages_of(wrong, small.configs()))
     except UserError as error:
         refused = str(error)
     trainer = build_trainer(recipe(STARTS), small.configs(), ranks, load=fill_randomly)

@@ -59,7 +59,7 @@ def _loaded(recipe, ranks) -> dict:
     for name, part in model.named_modules():
         if isinstance(part, Linear) and part.layout:
             dtype, values = NAMED[recipe.model.dtype], stored[f"{name}.weight"].float()
-            codes, scales = quantize(part.layout.form, values.view(-1, part.layout.unit), dtype)
+            codes, scales = quantize(part.layout, values.view(-1, part.layout.unit), dtype)
             expected |= {f"{name}.weight": codes.view(part.layout.codes_shape), f"{name}.weight_scale": scales}
     wrong = [name for name in frozen if not _equal(frozen[name], expected[name])]
     buffers = {name: buffer.tolist() for name, buffer in model.named_buffers()}

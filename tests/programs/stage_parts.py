@@ -15,7 +15,7 @@ from dsmemvp.backbones.weights import Base
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.distributed.stopping import Stop
-from dsmemvp.model import stages_of
+from dsmemvp.stages import stages_of
 from dsmemvp.training.engine import build_trainer
 
 dsmemvp.prompts.__path__.append(str(Path(__file__).parent / "methods"))

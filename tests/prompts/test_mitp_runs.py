@@ -10,7 +10,7 @@ from making import picture
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.cli.main import main
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.model import count
+from dsmemvp.stages import count
 
 MODULE = ["--module", "dsmemvp"]
 MITP = ["method.name=mitp", "method.rank=8", "method.prompt_len=3"]

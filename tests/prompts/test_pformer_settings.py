@@ -8,9 +8,9 @@ from dsmemvp.cli.main import main
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.errors import UserError
-from dsmemvp.model import stage_counts
 from dsmemvp.prompts.interface import Sizes
 from dsmemvp.prompts.pformer import Method
+from dsmemvp.stages import stage_counts
 
 COUNTS = {  # (width of the vision tower, of the language model) -> stages, and `align` without alignment
     (1024, 4096): {"text": 131_727_873, "align": 186_315_582, "generate": 104_775_168, "alone": 183_165_758},

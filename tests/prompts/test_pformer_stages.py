@@ -236,13 +236,58 @@ def test_metrics_of_stage_text():
         logits, losses = made(given)
         state = made.method.begin(given)
     counts = made.method.loss_counts(given)
-    assert counts["accuracy"] == given.targets.numel() and counts["variance"] == 4
-    assert losses["accuracy"].item() == (logits.argmax(-1) == given.targets).sum().item()
+    assert counts["token_accuracy"] == given.targets.numel() and counts["variance"] == counts["reconstructed"] == 4
+    assert losses["token_accuracy"].item() == (logits.argmax(-1) == given.targets).sum().item()
     prompts = state["prompts"].double()
     assert losses["variance"].item() == pytest.approx(prompts.flatten(1).var(1).sum().item(), rel=1e-5)
     distance = torch.cdist(prompts, made.language.embed_tokens.weight.double()).amin(-1)
     assert losses["distance"].item() == pytest.approx(distance.mean(1).sum().item(), rel=1e-4)
     assert losses["vocabulary"].item() == pytest.approx((distance.square() / 32).mean(1).sum().item(), rel=1e-4)
+
+
+def _greedy(made: VisualLanguageModel, b: int, steps: int) -> list[int]:
+    """BOS and what the language model writes behind sample b's reference prompts, token by token."""
+    text = [1]
+    for _ in range(steps):
+        item = Item(b, EncodedText([*text, 0], 1, False), None)
+        packed = make_batch([item], small.RESOLUTION, made.method.reserved()).batch
+        read = batch(made, (b,), images=False).captions
+        text.append(int(made(replace(packed, captions=read))[0][-1].argmax()))
+    return text
+
+
+@pytest.mark.parametrize("layout", ["bos_prompts", "prompts_bos"])
+def test_captions_count_as_reconstructed_if_greedy_decoding_writes_them(layout):
+    made = model("text", layout=layout)
+    with torch.no_grad():
+        texts = [_greedy(made, b, steps=5) for b in range(4)]
+        assert len({tuple(text) for text in texts}) > 1
+        texts[1][4] += 1  # behind it the true beginning is another one, but the text is wrong already
+        items = [Item(b, EncodedText(text, 1, False), None) for b, text in enumerate(texts)]
+        given = batch(made, images=False)
+        packed = make_batch(items, small.RESOLUTION, made.method.reserved()).batch
+        assert made(replace(packed, captions=given.captions))[1]["reconstructed"].item() == 3
+        empty = batch(made, (), images=False)
+        assert made(empty)[1]["reconstructed"].item() == 0
+
+
+def test_by_the_teacher_the_language_model_reads_the_captions_own_prompts():
+    made = model("generate")
+    given = batch(made, (0, 1, 2))
+    teacher = made.method._teacher[0]
+    with torch.no_grad():
+        reference = teacher(given.captions, Noise())
+        taught, losses = made(given, None, True)
+        other = made(given)[0]
+        hook = made.method.projection.register_forward_hook(lambda *_: reference)
+        wanted = made(given)[0]
+        hook.remove()
+    assert torch.equal(taught, wanted) and not losses and not torch.equal(taught, other)
+    assert [made.method.settings.reference_steps, made.method.stage.reference_every] == [100, 100]
+    assert model("generate", generate_weight=0.0).method.stage.reference_every == 0
+    with torch.no_grad():  # without an image nothing is there to be replaced
+        alone = batch(made, (0, 2), images=False)
+        assert torch.equal(made(alone, None, True)[0], made(alone)[0])
 
 
 def test_a_row_of_padding_has_a_value():

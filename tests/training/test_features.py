@@ -84,6 +84,7 @@ def test_other_settings_and_damage_are_refused(case):
         "model.dtype=bf16": "holds features of dtype 'fp32' instead of 'bf16'",
         "vision.adapter_dim=4": "features change while adapters are trained",
         "vision.cache_features=../x": "give a name that can be a folder",
+        "vision.cache_features=000000.tar": f"vision.cache_features: {case.data}/000000.tar is not a folder",
     }.items():
         done = case.start("other", f"vision.cache_features={NAME}", override)
         assert done.codes == [1] and why in done.text and "Traceback" not in done.text, done.text

@@ -123,7 +123,7 @@ def test_tensorboard_meets_a_full_disk_in_one_line_and_loses_nothing(tmp_path, c
 def test_tensorboard_calls_a_run_by_its_folder_and_forgets_later_steps_where_it_goes_on(tmp_path):
     for start, value in ((0, 1.0), (2, 2.0)):
         monitor = Monitor(tmp_path / "demo", active=True, steps=4, start=start)
-        monitor.show_text("recipe", "name: demo\nseed: 0\n", start)
+        monitor.show_recipe({}, "name: demo\nseed: 0\n", start)
         for step in range(start + 1, 5):
             monitor.record(step, {"loss/train": value}, "x")
         monitor.close()

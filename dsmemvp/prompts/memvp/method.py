@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dsmemvp.config.fields import CONFIG, Factor, Fraction, Width
-from dsmemvp.config.methods import MethodSettings
+from dsmemvp.config.methods import MethodSettings, VisionFeatures
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
@@ -46,6 +46,8 @@ class Settings(MethodSettings):
     """Factor on the output of the memory branch (s)."""
     dropout: Fraction = 0.1
     """Dropout on the slot activations."""
+    class_token: bool = False
+    """Whether tokens before the patches, such as the class token, are among the image tokens."""
     scores: Literal["joint", "separable"] = "joint"
     """How a token scores a slot: silu(x K^T), or as in ADEM-VL silu(x) silu(K)^T, of which each token's lowest tenth is
     zero. The latter has no dropout."""
@@ -55,6 +57,9 @@ class Settings(MethodSettings):
         if self.scores == "separable" and self.dropout:
             raise ValueError(f"dropout: is {self.dropout}; separable scores have none, set method.dropout=0")
         return self
+
+    def vision_features(self) -> VisionFeatures:
+        return VisionFeatures(class_token=self.class_token)
 
 
 class Method(VisualPrompt):

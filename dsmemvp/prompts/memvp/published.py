@@ -30,6 +30,7 @@ class Published:
     }
     fixed: Mapping[str, Any] = {
         "method.visual_scale": 0.01,
+        "method.class_token": False,
         "method.scores": "joint",
         "vision.adapter_scale": 0.1,
         "vision.statistics": "imagenet",

@@ -43,6 +43,7 @@ class Method(VisualPrompt):
         " wants for its caption"
     )
 
+    acts_in_tower = False
     published = Published()
 
     @classmethod
@@ -132,6 +133,10 @@ class Method(VisualPrompt):
         vector_BH = self.pformer.encoder(tokens_BL, captions.mask_BL, self._noise(batch, "text", tokens_BL.shape[1]))
         return {"vector": vector_BH, "prompts": self.pformer.head(vector_BH)}
 
+    def taught(self, batch: Batch) -> State:
+        rows = [b for b, image in enumerate(batch.image_rows) if image >= 0] or [0]
+        return {"prompts": self._teacher[0](rows_of(_given(batch), rows), Noise())}
+
     def finish(self, tower: Tower, output: torch.Tensor, state: State, batch: Batch) -> State:
         """Of the vision tower: `seen` [max(I, 1), n, d], the prompts, and in the stage `align` its losses."""
         if tower == "decoder":
@@ -196,7 +201,7 @@ class Method(VisualPrompt):
             return {}
         if self.stage.name == "text":
             counted = dict.fromkeys(("contrast", "vocabulary", "variance", "distance"), _real(captions))
-            return counted | {"accuracy": batch.targets.shape[0]}
+            return counted | {"reconstructed": _real(captions), "token_accuracy": batch.targets.shape[0]}
         rows, _, weight = self._pairs(batch)
         pairs = len(rows) if weight else 0
         written = sum(captions.lengths[row] - 1 for row in rows) if weight else 0
@@ -218,10 +223,10 @@ class Method(VisualPrompt):
         if self._vocabulary:
             squares_B, distances_B = vocabulary_losses(state["prompts"], self._vocabulary[0])
             found |= {"vocabulary": squares_B.sum(), "distance": distances_B.sum()}
-        found = {name: value * float(real > 0) for name, value in found.items()}
         if "logits" in state:
-            found["accuracy"] = (state["logits"].argmax(-1) == batch.targets).sum().float()
-        return found
+            right_S = state["logits"].argmax(-1) == batch.targets
+            found |= {"reconstructed": _all_right(right_S, batch), "token_accuracy": right_S.sum().float()}
+        return {name: value * float(real > 0) for name, value in found.items()}
 
     def _pairs(self, batch: Batch) -> tuple[list[int], list[int], float]:
         """Samples with a caption and an image, the rows of their images, and 1; or any one, and weight 0."""
@@ -245,6 +250,15 @@ class Method(VisualPrompt):
 def _given(batch: Batch) -> Captions:
     assert batch.captions is not None, "the stage reads captions, and the batch has none"
     return batch.captions
+
+
+def _all_right(right_S: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """How many samples have all of their supervised tokens right: each is then the likeliest one behind its true
+    beginning, so that greedy decoding writes the sample's text."""
+    counts = torch.tensor(batch.supervised_counts, device=right_S.device)
+    sample_S = torch.arange(batch.size, device=right_S.device).repeat_interleave(counts, output_size=len(right_S))
+    wrong_B = torch.zeros(batch.size, device=right_S.device).index_add(0, sample_S, (~right_S).float())
+    return (wrong_B == 0).sum().float()
 
 
 def _real(captions: Captions) -> int:

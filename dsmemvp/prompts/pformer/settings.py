@@ -1,6 +1,6 @@
 """P-Former's keys under `method:`, and the stages that they make."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -71,6 +71,9 @@ class Settings(MethodSettings):
     stored_vectors: bool = False
     """Store the class vector of every caption beside the shards, once, so that later stages run P-Former's head alone.
     Not with `target_dropout`. A run's own text stage makes them anew: its P-Former is another one."""
+    reference_steps: Annotated[int, Field(ge=0, le=10**9)] = 100
+    """Every so many steps of the stage `generate`, if it has an alignment, the language model's loss with P-Former's
+    prompts in the place of the Q-Former's is recorded: as far as the alignment can lead. 0: never."""
     target_dropout: bool = False
     """Leave dropout on in the frozen P-Former while others are trained, as the published runs did, not meaning to."""
     align_text: Literal["none", "answer", "question+answer"] = "none"
@@ -107,6 +110,12 @@ class Settings(MethodSettings):
             return 0.0
         return generate if self.generate_weight is None else self.generate_weight
 
+    def stage_names(self) -> tuple[str, ...]:
+        return tuple(self.stages)
+
+    def known_stages(self) -> tuple[str, ...]:
+        return ORDER
+
     def run_stages(self) -> tuple[Stage, ...]:
         made = {"text": self._text, "align": self._align, "generate": self._generate, "finetune": self._finetune}
         return tuple(made[name]() for name in self.stages)
@@ -119,7 +128,7 @@ class Settings(MethodSettings):
             modules=("pformer",),
             vocabulary=True,
             vision=False,
-            measures=("variance", "distance", "accuracy"),
+            measures=("variance", "distance", "reconstructed", "token_accuracy"),
         )
 
     def _align(self) -> Stage:
@@ -143,7 +152,8 @@ class Settings(MethodSettings):
         return bool(weight) and self.stored_vectors and not self.target_dropout
 
     def _generate(self) -> Stage:
-        return self._prompting("generate")
+        stage = self._prompting("generate")
+        return replace(stage, reference_every=self.reference_steps if stage.losses else 0)
 
     def _finetune(self) -> Stage:
         return self._prompting("finetune")

@@ -34,6 +34,11 @@ class Settings(MethodSettings):
     vectors: bool = False
     """Of these, whether `match` takes what the teacher makes of captions from where it is stored."""
 
+    def stage_names(self) -> tuple[str, ...]:
+        if self.pieces:
+            return ("words", "match", "write")
+        return ("train",) if self.stages == 1 else ("first", "second")
+
 
 class Shift(nn.Module):
     """x -> x W^T + b, from small values."""
