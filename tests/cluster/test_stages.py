@@ -33,6 +33,6 @@ def test_a_run_of_stages_that_is_preempted_in_one_goes_on_there_to_the_same_loss
     assert begun["a"] == [("align", str(TEXT + 1)), ("generate", str(ALIGN + 1)), ("finetune", str(GENERATE + 1))]
 
     assert job.losses() == whole.losses() and job.order() == whole.order()
-    for name in ("evaluation.json", f"checkpoints/step-{END:08d}/trained.safetensors"):
+    for name in ("evaluation-captions-off.json", f"checkpoints/step-{END:08d}/trained.safetensors"):
         assert (job.run / name).read_bytes() == (whole.run / name).read_bytes(), name
-    assert json.loads((job.run / "evaluation.json").read_text())["epoch"] == 1 + 10 + 1 + 1
+    assert json.loads((job.run / "evaluation-captions-off.json").read_text())["epoch"] == 1 + 10 + 1 + 1
