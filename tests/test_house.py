@@ -1,6 +1,8 @@
-"""The order of the rooms: imports inside the package point only backwards along the pipeline."""
+"""The order of the house: imports inside the package point only backwards along the pipeline, and test files have names
+of their own."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import dsmemvp
@@ -73,3 +75,9 @@ def test_only_the_rooms_of_ranks_and_training_import_deepspeed():
             names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
             names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
             assert not any(name.split(".")[0] == "deepspeed" for name in names), path
+
+
+def test_no_two_files_of_tests_have_the_same_name():
+    """pytest would not collect one of them."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert not [name for name, files in names.items() if files > 1]

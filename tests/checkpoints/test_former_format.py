@@ -19,7 +19,7 @@ from dsmemvp.export.export import export
 
 GOLDEN = Path("tests/golden")
 RUN = GOLDEN / "checkpoint-v5"
-MEMVP = {"name", "hidden", "slots", "visual_scale", "output_scale", "dropout"}
+MEMVP = {"name", "hidden", "slots", "visual_scale", "output_scale", "dropout", "class_token", "scores"}
 BASE = [
     f"model.{key}={GOLDEN}/base/{name}"
     for key, name in (
