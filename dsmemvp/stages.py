@@ -54,13 +54,13 @@ def stage_counts(recipe: Recipe, configs: Configs) -> dict[str, int]:
 def check_scaled(recipe: Recipe, configs: Configs, stages: Sequence[Stage]) -> None:
     """Raises UserError for a beginning of names in training.scaled_tensors that no trained tensor has: of any of the
     method's `stages`, or of the one for which the recipe gives it."""
-    asked: list[tuple[str, str, Sequence[Stage]]] = []
     key = "training.scaled_tensors"
-    asked += [(key, start, stages) for start in recipe.training.scaled_tensors]
+    asked: list[tuple[str, str, Sequence[Stage]]] = [(key, start, stages) for start in recipe.training.scaled_tensors]
     for stage in stages:
         own = recipe.stages.get(stage.name, {}).get("training", {}).get("scaled_tensors", ())
         asked += [(f"stages.{stage.name}.{key}", start, [stage]) for start in own]
+    trained = {stage.name: list(trained_shapes(recipe, configs, stage)) for stage in stages if asked}
     for key, start, where in asked:
-        names = [name for stage in where for name in trained_shapes(recipe, configs, stage)]
+        names = [name for stage in where for name in trained[stage.name]]
         if not any(name.startswith(start) for name in names):
             raise UserError(f"{key}: no trained tensor's name begins with {start!r}; one is {names[0]}")

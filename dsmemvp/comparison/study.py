@@ -17,7 +17,7 @@ loss on data.validation; then it is trained with each of `seeds` and evaluated o
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 from dsmemvp.comparison.study_file import Settings, read_study_file
 from dsmemvp.config.conversion import Values
 from dsmemvp.config.methods import method_module
-from dsmemvp.config.reading import as_dict, read_recipe, recipe_of
+from dsmemvp.config.reading import as_dict, leaves, read_recipe, recipe_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.config.yaml_text import shown
 from dsmemvp.errors import UserError
@@ -186,9 +186,9 @@ def _check_same(path: Path, contenders: Sequence[Contender]) -> None:
     first, *others = contenders
     if first.recipe.training.stop_at_step:
         raise UserError(f"{path}: training.stop_at_step: whole trainings are compared; leave it out, a study resumes")
-    wanted = dict(_leaves(as_dict(first.recipe)))
+    wanted = dict(leaves(as_dict(first.recipe)))
     for other in others:
-        found = dict(_leaves(as_dict(other.recipe)))
+        found = dict(leaves(as_dict(other.recipe)))
         for key in sorted(wanted.keys() | found.keys()):
             if key.startswith(("method.", "stages.")) or key in (*OWN, "name"):  # stages: guards.py
                 continue
@@ -197,11 +197,3 @@ def _check_same(path: Path, contenders: Sequence[Contender]) -> None:
                     f"{path}: contenders {first.name} and {other.name} differ in {key}: {wanted.get(key)!r} and"
                     f" {found.get(key)!r}; a study compares methods with all else equal"
                 )
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

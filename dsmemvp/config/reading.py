@@ -5,7 +5,7 @@ Paths in a recipe are relative to the folder the command is run in.
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,15 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     if not recipe.stages:
         del whole["stages"]
     return whole
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Of what `as_dict` gives, every setting by its whole key, such as "training.epochs"."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def as_yaml(recipe: Recipe) -> str:

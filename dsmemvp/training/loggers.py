@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dsmemvp.atomic_files import replace_file
+from dsmemvp.config.reading import leaves
 from dsmemvp.data.location import masked
 from dsmemvp.errors import UserError
 
@@ -181,7 +182,7 @@ class _MLflow:
     def recipe(self, values: dict[str, Any]) -> None:
         """A parameter of MLflow cannot change, a recipe can, where a run resumes: those that are new count."""
         known = self._client.get_run(self._run).data.params
-        flat = {key: str(value)[:MOST_TEXT] for key, value in _flat(values)}
+        flat = {key: str(value)[:MOST_TEXT] for key, value in leaves(values)}
         for key in flat.keys() - known.keys():
             self._client.log_param(self._run, key, flat[key])
 
@@ -196,14 +197,6 @@ class _MLflow:
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _known_run(folder: Path, logger: str) -> str:

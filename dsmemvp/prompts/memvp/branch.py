@@ -83,13 +83,14 @@ class _Branch(torch.autograd.Function):
         multiplied = F.silu(x) if separable else x
         scores = grouped_product(multiplied, key.transpose(1, 2), sizes)
         gradient = gradient * ctx.memory.scale
-        active = without_lowest(scores) if separable else _active(scores, keys, ctx.p)
+        lowest = _lowest(scores) if separable else None
+        active = _active(scores, keys, ctx.p) if lowest is None else scores.masked_fill(lowest, 0)
         _add_products(value_sum, active, gradient, sizes)
         to_active = grouped_product(gradient, value.transpose(1, 2), sizes)
-        if separable:
-            to_scores = to_active.masked_fill(_lowest(scores), 0)
-        else:
+        if lowest is None:
             to_scores = _active_backward(to_active, scores, keys, ctx.p)
+        else:
+            to_scores = to_active.masked_fill(lowest, 0)
         _add_products(key_sum, to_scores, multiplied, sizes)
         to_x = grouped_product(to_scores, key, sizes) if ctx.needs_input_grad[0] else None
         if separable and to_x is not None:
