@@ -9,8 +9,10 @@
 
 --split is train, validation or test (default: the name of --out): test are the questions whose phrase_type begins with
 "test", 451 of 2,248. The set has no validation split: --held-out 0.1 takes all questions about a tenth of the pictures
-out of train for it, the same ones every time. Answers are put in lower case, in which they are compared: the set has
-Yes beside yes. Most test pictures are also in train; that is how the set is made.
+out of train for it, the same ones every time; --held-out-by question takes a tenth of the questions, about pictures
+that train keeps, which asks what a model can say of pictures that it has been trained on. Answers are put in lower
+case, in which they are compared: the set has Yes beside yes. Most test pictures are also in train; that is how the set
+is made.
 """
 
 import hashlib
@@ -38,6 +40,9 @@ def main() -> int:
         default=0.0,
         help="share of train's pictures that are validation's instead (default: 0)",
     )
+    parser.add_argument(
+        "--held-out-by", choices=("picture", "question"), default="picture", help="what --held-out is a share of"
+    )
     given = parser.parse_args()
     split = given.split or given.out.name
     if split not in SPLITS:
@@ -46,23 +51,27 @@ def main() -> int:
     if not 0 <= given.held_out < 1 or (split == "validation" and not given.held_out):
         say("vqa_rad", f"error: --held-out: give a share for validation, below 1, not {given.held_out}", error=True)
         return 1
-    return convert("vqa_rad", given, given.images, [given.questions], plan_rows(given.questions, split, given.held_out))
+    key = {"picture": "image_name", "question": "qid"}[given.held_out_by]
+    planned = plan_rows(given.questions, split, given.held_out, key)
+    return convert("vqa_rad", given, given.images, [given.questions], planned)
 
 
-def plan_rows(path: Path, split: str, held_out: float = 0.0) -> Iterator[Planned | SampleError]:
+def plan_rows(path: Path, split: str, held_out: float = 0.0, by: str = "image_name") -> Iterator[Planned | SampleError]:
     for number, question in enumerate(load_json(path, list), 1):
         where = f"{path}, question {number}"
         try:
-            if _split_of(question, where, held_out) == split:
+            if _split_of(question, where, held_out, by) == split:
                 yield _row(question, where)
         except SampleError as error:
             yield error
 
 
-def _split_of(question: Any, where: str, held_out: float) -> str:
+def _split_of(question: Any, where: str, held_out: float, by: str) -> str:
     if part(question, "phrase_type", str, where).startswith("test"):
         return "test"
-    digest = hashlib.sha256(part(question, "image_name", str, where).encode()).digest()
+    # a qid is a text or a number, which _row checks
+    value = part(question, by, str, where) if by == "image_name" else str(question.get(by))
+    digest = hashlib.sha256(value.encode()).digest()
     return "validation" if int.from_bytes(digest[:4], "big") < held_out * 2**32 else "train"
 
 

@@ -277,7 +277,8 @@ def test_vqa_rad_has_three_splits(convert, tmp_path):
         assert code == 1 and said in err
 
 
-def test_questions_about_a_held_out_picture_of_vqa_rad_are_validation_s(convert, tmp_path):
+@pytest.mark.parametrize("by", ["picture", "question"])
+def test_questions_of_vqa_rad_are_held_out_by_picture_or_one_by_one(convert, tmp_path, by):
     names = [f"synpic{i}.jpg" for i in range(20)]
     images(tmp_path, *names)
     asked = [rad_question(f"{i}-{n}", image_name=name) for i, name in enumerate(names) for n in range(2)]
@@ -285,10 +286,11 @@ def test_questions_about_a_held_out_picture_of_vqa_rad_are_validation_s(convert,
     found = {}
     for split in ("train", "validation", "test"):
         given = ["--questions", write(tmp_path / "q.json", asked), "--split", split, "--held-out", "0.3"]
-        assert convert(vqa_rad, *given)[0] == 0
+        assert convert(vqa_rad, *given, "--held-out-by", by)[0] == 0
         found[split] = keys(tmp_path / "out")
     assert found["test"] == ["t"] and sorted(found["train"] + found["validation"]) == sorted(
         q["qid"] for q in asked[:-1]
     )
     pictures = {split: {key.partition("-")[0] for key in own} for split, own in found.items()}
-    assert pictures["train"].isdisjoint(pictures["validation"]) and 2 <= len(pictures["validation"]) <= 10
+    assert pictures["train"].isdisjoint(pictures["validation"]) == (by == "picture")
+    assert 2 <= len(pictures["validation"]) <= 15
