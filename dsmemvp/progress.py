@@ -64,5 +64,7 @@ class Progress:
         if self._unit == "B":
             amounts = f"{self.done / 1e9:.2f} of {self._total / 1e9:.2f} GB, {rate / 1e9:.2f} GB/s"
         else:
-            amounts = f"{self.done} of {counted(self._total, self._unit)}, {rate:.1f} {self._unit}s/s"
+            slow = f"{1 / rate:.0f} s per {self._unit}" if rate else "?"
+            pace = f"{rate:.1f} {self._unit}s/s" if rate >= 0.1 else slow
+            amounts = f"{self.done} of {counted(self._total, self._unit)}, {pace}"
         return f"{self._name}: {amounts}, {left} left"

@@ -19,6 +19,16 @@ def test_a_line_every_half_minute_with_rate_and_time_left(monkeypatch, capsys):
     ]
 
 
+def test_what_takes_long_is_told_by_the_seconds_of_one(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = Progress("study", total=5, unit="run")
+    now[0] = 80.0
+    shown.advance(2)
+    shown.close()
+    assert "study: 2 of 5 runs, 40 s per run, 00:02:00 left" in capsys.readouterr().out
+
+
 def test_other_ranks_say_nothing(capsys, monkeypatch):
     monkeypatch.setattr(Progress, "every", 0.0)
     shown = Progress("captions off", total=10, unit="sample", active=False)

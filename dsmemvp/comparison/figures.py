@@ -2,6 +2,7 @@
 
 from functools import partial
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dsmemvp.log import log
 
 Estimates = dict[str, Estimate]
 Curves = dict[str, list[list[tuple[int, float]]]]
+MARKERS = "os^vD<>P*X"
 
 
 def draw(
@@ -60,10 +62,10 @@ def _scores(axes: Any, seeing: Estimates, blind: Estimates) -> None:
 
 
 def _cost(axes: Any, seeing: Estimates, costs: dict[str, Cost]) -> None:
-    for name, own in seeing.items():
-        flops = costs[name].flops / 1e9
-        axes.errorbar([flops], [own.value], yerr=[[own.value - own.low], [own.high - own.value]], fmt="o", capsize=3)
-        axes.annotate(name, (flops, own.value), xytext=(5, 5), textcoords="offset points")
+    for marker, (name, own) in zip(cycle(MARKERS), seeing.items(), strict=False):
+        reach = [[own.value - own.low], [own.high - own.value]]
+        axes.errorbar([costs[name].flops / 1e9], [own.value], reach, fmt=marker, capsize=3, alpha=0.7, label=name)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the points: names among them would cover one another
     axes.set_xlabel("GFLOP per sample and training step")
     axes.set_ylabel("score, %")
 

@@ -23,6 +23,7 @@ Application", 1997, section 3.8).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
@@ -182,11 +183,17 @@ def _cohens_h(a: float, b: float) -> float:
 
 def _resampled(points_SN: np.ndarray) -> np.ndarray:
     """[RESAMPLES] means."""
-    generator = np.random.default_rng(SEED)
     seeds, samples = points_SN.shape
-    counts = generator.multinomial(samples, np.full(samples, 1 / samples), size=RESAMPLES)
-    drawn = generator.integers(seeds, size=(RESAMPLES, seeds))
-    of_seeds = counts @ points_SN.T / samples  # [RESAMPLES, S]
+    drawn = np.random.default_rng((SEED, seeds)).integers(seeds, size=(RESAMPLES, seeds))
+    of_seeds = _drawn(samples) @ points_SN.T / samples  # [RESAMPLES, S]
     means = of_seeds.mean(1, keepdims=True)
     spread = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
     return (means + spread * (np.take_along_axis(of_seeds, drawn, axis=1) - means)).mean(1)
+
+
+@lru_cache(maxsize=1)
+def _drawn(samples: int) -> np.ndarray:
+    """[RESAMPLES, N], how often each sample is in a resample: the same ones for all that a study estimates, since they
+    take seconds to draw. 8 bytes each, so that BLAS multiplies them."""
+    generator = np.random.default_rng(SEED)
+    return generator.multinomial(samples, np.full(samples, 1 / samples), size=RESAMPLES).astype(np.float64)

@@ -24,7 +24,7 @@ def _losses(run) -> list[dict]:
 
 
 @pytest.mark.ranks
-def test_all_stages_on_two_ranks_stopped_in_each_and_answered(pformer_run, tmp_path, capsys):
+def test_all_stages_on_two_ranks_stopped_in_one_and_answered(pformer_run, tmp_path, capsys):
     given = [*pformer_run, f"output={tmp_path / 'runs'}"]
     said = run_on_ranks(MODULE, 2, "train", *given)
     whole = _losses(tmp_path / "runs" / "pformer")
@@ -41,7 +41,7 @@ def test_all_stages_on_two_ranks_stopped_in_each_and_answered(pformer_run, tmp_p
     }.items():
         assert all(keys <= line.keys() for line in steps[name]), (name, steps[name][0].keys())
 
-    for step in (2, 5, 8, 11, 0):
+    for step in (5, 0):  # tests/fault_tolerance/test_faults_in_stages.py kills it in every stage
         run_on_ranks(MODULE, 2, "train", *given, "name=stopped", f"training.stop_at_step={step}")
     stopped = _losses(tmp_path / "runs" / "stopped")
     assert [line for line in stopped if line in reference] == reference
