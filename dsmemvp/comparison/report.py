@@ -32,10 +32,10 @@ def write_report(study: Study, out: Path, checked: Checked) -> str:
     """Returns report.md's text. Raises UserError or OSError."""
     found, remarks = _find(study, out, checked.prompt_tokens), checked.remarks
     content = as_json(study, found, remarks)
-    replace_file(out / "report.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    replace_file(out / "report.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(), shared=True)
     names = draw(found.seeing, found.blind, found.costs, found.results.curves, found.calibrations, out)
     text = as_markdown(study, found, remarks) + "".join(f"\n![{about}]({name})\n" for name, about in names)
-    replace_file(out / "report.md", text.encode())
+    replace_file(out / "report.md", text.encode(), shared=True)
     for contender in study.contenders:
         _show(contender, found, out)
     return text

@@ -62,7 +62,7 @@ def write_study(study: Study, out: Path) -> None:
     path, text = out / "study.json", json.dumps(study.as_dict(), indent=1, ensure_ascii=False) + "\n"
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text.encode())
+        replace_file(path, text.encode(), shared=True)
     elif path.read_bytes() != text.encode():
         raise UserError(
             f"{path} is of other settings than {study.path} has now; give another --out, or the old settings"

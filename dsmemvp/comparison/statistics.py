@@ -22,7 +22,7 @@ Application", 1997, section 3.8).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
@@ -78,8 +78,10 @@ class Part(NamedTuple):
 
 
 def estimates(points: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-    """Of every contender's points, [S, N]; seeds of one that has a single one are no source of chance."""
-    return {name: _estimate(own, parts_of(own)) for name, own in _in_percent(points).items()}
+    """Of every contender's points, [S, N]; seeds of one that has a single one are no source of chance. Intervals end at
+    0 and 100."""
+    found = {name: _estimate(own, parts_of(own)) for name, own in _in_percent(points).items()}
+    return {name: replace(own, low=max(own.low, 0.0), high=min(own.high, 100.0)) for name, own in found.items()}
 
 
 def differences(points: Mapping[str, np.ndarray]) -> list[Difference]:

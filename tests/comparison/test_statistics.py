@@ -136,6 +136,7 @@ def test_one_run_of_an_untrained_model_stands_beside_every_seed():
     (own,) = differences(points)
     assert own.estimate.value == -37.5 and own.estimate.seeds == (-25.0, -50.0)
     assert estimates(points)["none"].seeds == (50.0,)
+    assert (estimates(points)["a"].low, estimates(points)["a"].high) == (0.0, 100.0)  # of two seeds, 75 and 100
 
 
 def test_contenders_without_any_mistake_are_no_error():

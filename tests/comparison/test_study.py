@@ -111,7 +111,7 @@ def test_recipes_are_a_study_as_they_are(recipe_path, tmp_path):
     assert not is_study(recipe_path) and not is_study(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("name", ["easy_vqa", "vqa_rad"])
+@pytest.mark.parametrize("name", ["easy_vqa", "vqa_rad", "vqa_rad_organs"])
 def test_the_studies_of_this_repository_can_be_read(name, repository, monkeypatch, tmp_path):
     monkeypatch.chdir(repository)
     study = read_study(repository / "studies" / f"{name}.yaml", tmp_path)
