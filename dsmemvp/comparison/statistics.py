@@ -18,11 +18,12 @@ chance make a difference sure, or the other way round. With one seed each all sp
 
 The percentile bootstrap over samples and seeds stands beside it; seeds are spread around their mean by
 sqrt(S / (S - 1)), without which S of them vary too little (Davison and Hinkley, "Bootstrap Methods and their
-Application", 1997, section 3.8).
+Application", 1997, section 3.8). It is the wider one: what a seed does to single samples counts up to three times in
+it (Owen, "The pigeonhole bootstrap", 2007).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
@@ -78,10 +79,8 @@ class Part(NamedTuple):
 
 
 def estimates(points: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-    """Of every contender's points, [S, N]; seeds of one that has a single one are no source of chance. Intervals end at
-    0 and 100."""
-    found = {name: _estimate(own, parts_of(own)) for name, own in _in_percent(points).items()}
-    return {name: replace(own, low=max(own.low, 0.0), high=min(own.high, 100.0)) for name, own in found.items()}
+    """Of every contender's points, [S, N]; seeds of one that has a single one are no source of chance."""
+    return {name: _estimate(own, parts_of(own), lowest=0.0) for name, own in _in_percent(points).items()}
 
 
 def differences(points: Mapping[str, np.ndarray]) -> list[Difference]:
@@ -159,14 +158,14 @@ def _welch(seeds: Sequence[Part]) -> np.ndarray:
     return np.divide(total**2, squares, out=equal, where=squares > 0)
 
 
-def _estimate(points_SN: np.ndarray, parts: Sequence[Part]) -> Estimate:
-    """In per cent."""
+def _estimate(points_SN: np.ndarray, parts: Sequence[Part], lowest: float = -100.0) -> Estimate:
+    """In per cent; the interval ends at what is possible, `lowest` and 100."""
     value, half = float(points_SN.mean()), float(reach(1 - LEVEL, parts))
     # a single answer says nothing of how much answers vary
     p = float(p_values(np.array(value), parts)) if half > 0 else float(value == 0 or points_SN.size == 1)
     low, high = np.percentile(_resampled(points_SN), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     seeds = tuple(map(float, points_SN.mean(1)))
-    return Estimate(value, value - half, value + half, p, seeds, (float(low), float(high)))
+    return Estimate(value, max(value - half, lowest), min(value + half, 100.0), p, seeds, (float(low), float(high)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
