@@ -22,7 +22,9 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
+from data_prep.plan import Planned
 from data_prep.vqa_rad import plan_rows
+from dsmemvp.data.sample import SampleError
 
 MEAN, STD, PIXELS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
 WEIGHTS = (0.0, 0.3, 1.0, 3.0)
@@ -36,11 +38,13 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--tower", type=Path, required=True)
     given = parser.parse_args()
-    train, test = (list(plan_rows(given.questions, split)) for split in ("train", "test"))
+    train, test = (_rows(given.questions, split) for split in ("train", "test"))
     rows = [*train, *test]
     words = _words([row.fields["question"] for row in rows], len(train))
-    names = sorted({row.image for row in rows})
-    seen = _features([given.images / name for name in names], given.tower)[[names.index(row.image) for row in rows]]
+    names = sorted({str(row.image) for row in rows})
+    seen = _features([given.images / name for name in names], given.tower)[
+        [names.index(str(row.image)) for row in rows]
+    ]
     asked, alike = words @ words.T, seen @ seen.T
     answers = [row.fields["answer"].strip(" .") for row in rows]
     known = {answer: n for n, answer in enumerate(dict.fromkeys(answers[: len(train)]))}
@@ -56,7 +60,7 @@ def main() -> None:
     rng, everything = np.random.default_rng(0), np.arange(len(train))
     drawn = {"known": rng.integers(PARTS, size=len(train))}
     of_pictures = dict(zip(names, rng.integers(PARTS, size=len(names)), strict=True))
-    drawn["new"] = np.array([of_pictures[row.image] for row in train])
+    drawn["new"] = np.array([of_pictures[str(row.image)] for row in train])
     print("| parts | c | cross-validated | test | test less c = 0, paired |\n|---|---:|---:|---:|---:|")
     for how, part in drawn.items():
         alone = None
@@ -77,6 +81,16 @@ def main() -> None:
                 f" {100 * apart.mean():.1f} ± {100 * half:.1f} |",
                 flush=True,
             )
+
+
+def _rows(questions: Path, split: str) -> list[Planned]:
+    """Raises SampleError for a damaged one."""
+    rows = []
+    for row in plan_rows(questions, split):
+        if isinstance(row, SampleError):
+            raise row
+        rows.append(row)
+    return rows
 
 
 def _words(questions: list[str], fitted: int) -> np.ndarray:

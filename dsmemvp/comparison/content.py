@@ -91,9 +91,10 @@ def _name(manifest: Manifest, shard: int, max_pixels: int) -> str:
 def _read(file: Path) -> dict[str, Any] | None:
     """None if it is not there, or was damaged."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+    return found if isinstance(found, dict) and found.keys() >= {"samples", "pictures", "captions"} else None
 
 
 def _hashed(manifest: Manifest, shard: int, max_pixels: int) -> dict[str, Any]:

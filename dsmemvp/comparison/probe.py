@@ -72,15 +72,20 @@ def known_paces(study: Study, out: Path) -> dict[str, Pace]:
 
 
 def _pace(text: str) -> Pace:
+    """Raises ValueError, KeyError or TypeError for a damaged one."""
     content = json.loads(text)
     del content["recipe"]
-    return Pace(**content)
+    pace = Pace(**{name: float(seconds) for name, seconds in content.items()})
+    if not all(0 <= seconds < float("inf") for seconds in asdict(pace).values()):
+        raise ValueError("seconds")
+    return pace
 
 
 def _read(file: Path, about: str = "") -> str:
     """Empty if it is not there, of another recipe, or damaged."""
     try:
         text = file.read_text(encoding="utf-8")
+        _pace(text)
         return text if about in ("", json.loads(text)["recipe"]) else ""
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return ""

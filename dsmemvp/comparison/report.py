@@ -23,6 +23,7 @@ from dsmemvp.comparison.statistics import Difference, Estimate, differences, est
 from dsmemvp.comparison.study import Contender, Study
 from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.counting import counted
+from dsmemvp.errors import UserError
 from dsmemvp.markdown import table
 from dsmemvp.planning.trace import SUPERVISED
 from dsmemvp.training.event_file import EventFile
@@ -82,7 +83,14 @@ def _as_found(contender: Contender, tuned: dict[str, Any] | None) -> Contender:
 
 def _tuned(out: Path) -> dict[str, Any]:
     """Contender -> its trials and the chosen one."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("tuned/*.json"))}
+    found = {}
+    for path in sorted(out.glob("tuned/*.json")):
+        try:
+            found[path.stem] = own = json.loads(path.read_text(encoding="utf-8"))
+            _chosen(own)
+        except (ValueError, KeyError, IndexError, TypeError):
+            raise UserError(f"{path} is damaged; delete it, and start the study again") from None
+    return found
 
 
 def as_json(study: Study, found: _Found, remarks: Sequence[str]) -> dict[str, Any]:

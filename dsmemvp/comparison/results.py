@@ -58,7 +58,13 @@ def collect(study: Study) -> Results:
     # blind, a sample whose picture is damaged is asked, too, and stands beside nothing
     others = [samples - own.keys() for runs in blind.values() for own in runs]
     if any(others) or any(own.keys() != samples for runs in seeing.values() for own in runs):
-        raise UserError(f"{study.path}: contenders were evaluated on different test samples; see data.on_bad_sample")
+        counts = {name: sorted({len(own) for own in runs}) for name, runs in seeing.items()}
+        said = ", ".join(f"{name} {' and '.join(map(str, own))}" for name, own in counts.items())
+        raise UserError(
+            f"{study.path}: contenders were evaluated on different test samples ({said}): a file of predictions was"
+            " cut, or samples were left out (data.on_bad_sample); delete evaluation and predictions of the runs that"
+            " lack some, and start the study again"
+        )
     sure = {c.name: [_confidences(c, seed) for seed in seeds_of(study, c)] for c in study.contenders}
     sure = {name: own for name, own in sure.items() if all(of_seed.keys() >= samples for of_seed in own)}
     return Results(_matrices(seeing, samples), _matrices(blind, samples), curves, speed, _matrices(sure, samples))

@@ -31,7 +31,6 @@ ContextOf = Callable[[Recipe], RunContext]
 
 def run_study(study: Study, out: Path, ranks: Ranks, context_of: ContextOf, task: int | None = None) -> None:
     """All contenders, or the one of a Slurm array's task. Raises UserError or OSError with what to do, and Stopped."""
-    ranks.together(lambda: write_study(study, out) if ranks.first else None)
     contenders = study.contenders if task is None else study.contenders[task : task + 1]
     progress = Progress("study", sum(runs_of(study, c) for c in contenders), "run", active=ranks.first)
     for contender in contenders:
@@ -49,7 +48,12 @@ def runs_of(study: Study, contender: Contender) -> int:
 def is_finished(study: Study) -> bool:
     """Whether every run has its scores, and the report can be written."""
     recipes = [recipe_for(c, run_name(c, seed), seed, ()) for c in study.contenders for seed in seeds_of(study, c)]
-    return all(evaluation_file(recipe, blind).exists() for recipe in recipes for blind in evaluations_of(study))
+    return all(_is_evaluated(recipe, blind) for recipe in recipes for blind in evaluations_of(study))
+
+
+def _is_evaluated(recipe: Recipe, blind: bool) -> bool:
+    both = evaluation_file(recipe, blind), evaluation_file(recipe, blind, "predictions", "jsonl")
+    return all(path.exists() for path in both)
 
 
 def evaluations_of(study: Study) -> tuple[bool, ...]:
@@ -59,14 +63,24 @@ def evaluations_of(study: Study) -> tuple[bool, ...]:
 
 def write_study(study: Study, out: Path) -> None:
     """Once, before any result; later starts must be of the same study."""
-    path, text = out / "study.json", json.dumps(study.as_dict(), indent=1, ensure_ascii=False) + "\n"
-    if not path.exists():
+    if not check_written(study, out):
         out.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text.encode(), shared=True)
-    elif path.read_bytes() != text.encode():
+        replace_file(out / "study.json", _as_text(study), shared=True)
+
+
+def check_written(study: Study, out: Path) -> bool:
+    """Whether the folder is that of this study; raises UserError if it is another one's. To be asked before anything in
+    it is changed."""
+    path = out / "study.json"
+    if path.exists() and path.read_bytes() != _as_text(study):
         raise UserError(
             f"{path} is of other settings than {study.path} has now; give another --out, or the old settings"
         )
+    return path.exists()
+
+
+def _as_text(study: Study) -> bytes:
+    return (json.dumps(study.as_dict(), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def tune(
@@ -131,7 +145,7 @@ def run(
     """Train with a seed, then evaluate with and without images."""
     recipe = recipe_for(contender, run_name(contender, seed), seed, chosen)
     context = context_of(recipe)
-    todo = [blind for blind in evaluations_of(study) if not _is_there(ranks, evaluation_file(recipe, blind))]
+    todo = [blind for blind in evaluations_of(study) if not _is_there(ranks, recipe, blind)]
     if not todo:
         if ranks.first:
             log.info(f"{recipe.name}: trained and evaluated already")
@@ -155,8 +169,8 @@ def lend_token_counts(run: Path) -> None:
             replace_file(run / file.name, file.read_bytes())
 
 
-def _is_there(ranks: Ranks, path: Path) -> bool:
-    return bool(ranks.gather([""] if ranks.first and path.exists() else []))
+def _is_there(ranks: Ranks, recipe: Recipe, blind: bool) -> bool:
+    return bool(ranks.gather([""] if ranks.first and _is_evaluated(recipe, blind) else []))
 
 
 def seeds_of(study: Study, contender: Contender) -> list[int]:

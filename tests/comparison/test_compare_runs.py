@@ -1,5 +1,6 @@
 """Whole studies: interrupted or not, on one rank or two, they end in the same report."""
 
+import itertools
 import json
 import os
 import random
@@ -109,9 +110,11 @@ def test_the_layer_that_a_search_finds_is_what_all_runs_of_a_contender_have(reci
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
+    number = itertools.count()
+
     def said(*more: str, code: int = 0) -> str:
         command = ["compare", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), *more]
-        with Ranks(command, tmp_path / f"logs-{len(more)}", ranks=1) as started:
+        with Ranks(command, tmp_path / f"logs-{next(number)}", ranks=1) as started:
             ended = started.ended()
         assert ended.codes == [code], ended.text
         return ended.text
@@ -130,3 +133,19 @@ def test_the_layer_that_a_search_finds_is_what_all_runs_of_a_contender_have(reci
     for name, own in report["calibration"].items():
         assert sum(count for _, _, count in own["bins"]) == 48, name
     assert list(report["calibration"]) == ["dvp", "none"] and (tmp_path / "out" / "reliability.png").exists()
+
+    # another study changes nothing of this one, which goes on where something was lost
+    out = tmp_path / "out"
+    kept = {path: path.read_bytes() for path in (out / "probe" / "dvp.json", out / "report.json", out / "study.json")}
+    for way in ("--plan", "--report"):
+        assert "is of other settings" in said(way, "--set", "training.weight_decay=0.5", code=1)
+    assert kept == {path: path.read_bytes() for path in kept}
+    tuned, trials = out / "tuned" / "dvp.json", (out / "tuned" / "dvp.json").read_bytes()
+    tuned.write_text('{"trials": [')
+    assert f"{tuned} is damaged; delete it, and start the study again" in said("--report", code=1)
+    tuned.write_bytes(trials)
+    (predictions,) = (out / "runs" / "dvp-seed-3").glob("predictions*.jsonl")
+    answers = predictions.read_bytes()
+    predictions.unlink()
+    said()
+    assert predictions.read_bytes() == answers and json.loads((out / "report.json").read_text()) == report

@@ -84,9 +84,10 @@ def test_content_is_counted_once_and_computed_once(tmp_path):
     for shard in manifest.shards:
         (tmp_path / "train" / shard.name).rename(tmp_path / shard.name)
     assert content_of([manifest] * 2, 10**6, tmp_path / "content") == content  # without a look at the shards
-    damaged.write_text('{"samples": [')
-    with pytest.raises(OSError, match="tar"):
-        content_of([manifest], 10**6, tmp_path / "content")
+    for content_now in ('{"samples": [', "{}", "[]"):
+        damaged.write_text(content_now)
+        with pytest.raises(OSError, match="tar"):
+            content_of([manifest], 10**6, tmp_path / "content")
     for shard in manifest.shards:
         (tmp_path / shard.name).rename(tmp_path / "train" / shard.name)
     assert content_of([manifest] * 2, 10**6, tmp_path / "content") == content
