@@ -1,7 +1,7 @@
 """Every trial and run of a study, one after another on all ranks. What is finished is not done again, and a training
 that was cut off resumes from its checkpoint: a killed study goes on if the same command is started again.
 
-    OUT/study.json                    what is compared, written before the first training
+    OUT/study.json                    what is compared, as given, written before the first training
     OUT/tuned/CONTENDER.json          its trials' losses and the chosen settings
     OUT/runs/CONTENDER-trial-0 ...    a run's folder for each trial, and for each seed CONTENDER-seed-0 ...
 """
