@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,8 @@ class Remote:
             if os.fstat(descriptor).st_size == size:
                 identity = _identity(descriptor, sha256)
                 if self._stamped(kept, stamps) == identity:
-                    os.utime(kept, dir_fd=stamps, follow_symlinks=False)
+                    with suppress(FileNotFoundError):  # another process is making room: what is open stays readable
+                        os.utime(kept, dir_fd=stamps, follow_symlinks=False)
                     return descriptor
                 if _digest(descriptor) == sha256:
                     _write_stamp(kept, stamps, identity)

@@ -11,6 +11,7 @@ from serving import serve
 from data_prep.shards import write_shards
 from dsmemvp.data.location import is_remote
 from dsmemvp.data.manifest import FILE, open_manifest, read_manifest
+from dsmemvp.data.remote import Remote
 from dsmemvp.data.sample import EncodedSample
 from dsmemvp.data.stream import read_all
 from dsmemvp.errors import UserError
@@ -211,3 +212,18 @@ def test_reading_goes_on_where_the_shard_is_deleted_from_the_cache_meanwhile(ser
     for path in (cache.folder / "shards").rglob("*.tar"):
         path.unlink()
     assert [first.index, *(entry.index for entry in entries)] == list(range(9))
+
+
+def test_a_shard_whose_room_another_process_takes_while_it_is_opened_is_read(server, cache, monkeypatch):
+    manifest = open_manifest(server.location, cache)
+    use(manifest, 0)
+    stamped = Remote._stamped
+
+    def and_then_make_room(remote, kept, stamps):
+        stamp = stamped(remote, kept, stamps)
+        replace(cache, limit=1).make_room(1)
+        return stamp
+
+    monkeypatch.setattr(Remote, "_stamped", and_then_make_room)
+    use(manifest, 0)
+    assert kept(cache) == []
