@@ -1,9 +1,10 @@
-"""Whether answers are right as often as the model is sure of them, for choices that are answered by likelihood: its
-confidence is the probability of the chosen letter among those of the question's choices. Answers that are written have
-no such probability.
+"""Whether answers are right as often as the model is sure of them. Its confidence is the probability of the text that
+it writes, or of the class; for choices that are answered by likelihood, that of the chosen letter among those of the
+question's choices.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +47,16 @@ def _error(bins: Sequence[tuple[float, float, int]]) -> float:
 
 
 def confidences(path: Path, evaluation: str) -> dict[int, float]:
-    """Of the samples of an evaluation in its predictions.jsonl by their running number; those without a likelihood of
-    their choices are not in it."""
+    """Of the samples of an evaluation in its predictions.jsonl by their running number; those without a probability,
+    as sets of classes and answers of earlier versions, are not in it."""
     found = {}
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            if row.get("evaluation", "") == evaluation and row.get("log_likelihoods"):
+            if row.get("evaluation", "") != evaluation:
+                continue
+            if row.get("log_likelihoods"):
                 found[row["index"]] = float(softmax(row["log_likelihoods"]).max())
+            elif "log_probability" in row:
+                found[row["index"]] = math.exp(row["log_probability"])
     return found

@@ -189,8 +189,8 @@ def _answers(found: _Found) -> list[str]:
     if len(calibrations) < len(names):
         said += [
             "",
-            "No calibration error (-): answers are written, and no probability of them is kept. It needs questions with"
-            " choices and evaluation.protocol=likelihood.",
+            "No calibration error (-): predictions.jsonl holds no probability of what was answered. To have them,"
+            " delete it and evaluation.json in the contender's runs, and start the study again.",
         ]
     return said
 

@@ -14,10 +14,11 @@ from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.evaluation.likelihood import likeliest, log_likelihoods
 from dsmemvp.evaluation.scores import FULL_STOP
+from dsmemvp.generation.generate import Continuation
 
 Over = Callable[[int, list[int]], bool]
-Decode = Callable[[MicroBatch, int, Over], list[list[int]]]
-"""(batch, most tokens, over(b, tokens): whether sample b needs no token after these) -> tokens after each sample. All
+Decode = Callable[[MicroBatch, int, Over], list[Continuation]]
+"""(batch, most tokens, over(b, tokens): whether sample b needs no token after these) -> what follows each sample. All
 ranks call it together, with the same number, and perhaps without any sample. A sample's tokens must depend on its own
 batch alone, not on how many more are decoded; those after its end are not looked at."""
 
@@ -28,6 +29,9 @@ class Answer:
     """As decoded; by likelihood, the letter."""
     log_likelihoods: list[float] | None = None
     """Of all choices, by likelihood."""
+    log_probability: float | None = None
+    """Natural logarithm of the probability of what is written, up to the token that ends it, or of the class; None by
+    likelihood and where there may be several classes."""
     cut: str = ""
     """The setting at which an open answer was cut, as in "evaluation.max_new_tokens=10"; empty if it ended by itself.
     """
@@ -59,7 +63,7 @@ class Answering:
                 answers.append(self._written(sample, decoded[b], limits[b]))
         return answers
 
-    def _decoded(self, batch: MicroBatch, limits: list[int]) -> list[list[int]]:
+    def _decoded(self, batch: MicroBatch, limits: list[int]) -> list[Continuation]:
         """A single token is computed otherwise than several, and by rounding may be another one. Which way a batch goes
         follows from its own samples; all ranks go both ways that any of them goes, some with an empty batch."""
         wanted = max(limits, default=0)
@@ -68,7 +72,7 @@ class Answering:
         def over(b: int, tokens: list[int]) -> bool:
             return len(tokens) >= limits[b] or self._ended(batch.samples[b], tokens)
 
-        decoded: list[list[int]] = [[] for _ in limits]
+        decoded = [Continuation([], []) for _ in limits]
         for steps in ([1] if 1 in most else []) + ([max(most)] if max(most) > 1 else []):
             if min(wanted, 2) == min(steps, 2):
                 decoded = self.decode(batch, steps, over)
@@ -109,13 +113,17 @@ class Answering:
         stop = None if sample.free else FULL_STOP.search(text := self.tokenizer.decode(tokens))
         return stop is not None and stop.end() < len(text)
 
-    def _written(self, sample: Sample, tokens: list[int], limit: int) -> Answer:
+    def _written(self, sample: Sample, written: Continuation, limit: int) -> Answer:
         """Others may have needed more tokens than this sample. Tokens that are fewer than its limit ended with EOS."""
+        tokens = written.tokens
         ends = (n for n in range(1, min(limit, len(tokens)) + 1) if self._ended(sample, tokens[:n]))
         end = next(ends, None)
-        text = self.tokenizer.decode(tokens[: limit if end is None else end])
-        if end is not None or len(tokens) < limit or sample.choices:
-            return Answer(text)
-        if sample.free:
-            return Answer(text, cut=f"evaluation.caption_tokens={limit}")
-        return Answer(text, cut="" if FULL_STOP.search(text) else f"evaluation.max_new_tokens={limit}")
+        end = limit if (cut := end is None) else end
+        text = self.tokenizer.decode(tokens[:end])
+        logs = written.log_probabilities
+        probability = sum(logs[:end]) if logs else None
+        if not cut or len(tokens) < limit or sample.choices:
+            return Answer(text, log_probability=probability)
+        setting = "caption_tokens" if sample.free else "max_new_tokens"
+        whole = not sample.free and FULL_STOP.search(text) is not None
+        return Answer(text, log_probability=probability, cut="" if whole else f"evaluation.{setting}={limit}")

@@ -22,7 +22,8 @@ class Classifying:
         logits_SC, _ = self.forward(batch.batch)
         rows = logits_SC[: len(batch.samples)]
         if not self.labels.several:
-            return [Answer(str(best)) for best in rows.argmax(-1).tolist()]
+            best = zip(rows.argmax(-1).tolist(), rows.float().log_softmax(-1).amax(-1).tolist(), strict=True)
+            return [Answer(str(number), log_probability=log) for number, log in best]
         return [
             Answer(label_text(c for c, probability in enumerate(row) if probability >= THRESHOLD))
             for row in rows.sigmoid().tolist()

@@ -35,7 +35,7 @@ from dsmemvp.evaluation.remarks import remarks
 from dsmemvp.evaluation.report import Report
 from dsmemvp.evaluation.scores import main_score, scored
 from dsmemvp.generation.decoder import build_decoder
-from dsmemvp.generation.generate import Sampling, generate
+from dsmemvp.generation.generate import Continuation, likeliest
 from dsmemvp.inputs import open_inputs
 from dsmemvp.log import log
 from dsmemvp.prompts import method_class
@@ -43,7 +43,7 @@ from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.inference import Inference, open_for_inference
 
-ANSWERS = 2
+ANSWERS = 3
 """Counts up when the same model's answers are decoded or marked otherwise: those of an evaluation that was interrupted
 before belong to no later one."""
 
@@ -141,11 +141,13 @@ def answering_of(recipe: Recipe, ranks: Ranks, opened: Inference) -> Answering |
     tokenizer = Tokenizer(recipe.model.tokenizer)
     decoder = build_decoder(model, forward, ranks, tokenizer.eos)
 
-    def decode(batch: MicroBatch, steps: int, over: Over) -> list[list[int]]:
+    def decode(batch: MicroBatch, steps: int, over: Over) -> list[Continuation]:
         if steps == 1:  # no cache: the forward of training
             logits, _ = forward(batch.batch)
-            return [[token] for token in logits.argmax(-1).tolist()]
-        return generate(decoder, batch, Sampling(max_new_tokens=steps), over)
+            log_BV = logits.float().log_softmax(-1)
+            best = zip(log_BV.argmax(-1).tolist(), log_BV.amax(-1).tolist(), strict=True)
+            return [Continuation([token], [log]) for token, log in best]
+        return likeliest(decoder, batch, steps, over)
 
     return Answering(recipe.evaluation, ranks, tokenizer, forward, decode, model.method.reserved())
 

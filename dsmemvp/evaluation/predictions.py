@@ -33,8 +33,8 @@ class Predicted:
     """The first rank's; the others' is empty."""
 
     rows: list[dict[str, Any]]
-    """In the samples' order: all fields of Prediction ("cut" if the text was cut), question and choices, and by
-    likelihood "log_likelihoods"."""
+    """In the samples' order: all fields of Prediction ("cut" if the text was cut), question and choices, and and
+    "log_likelihoods" or "log_probability" as `Answer` has them."""
     skipped: list[str]
     """Messages of the samples that were left out."""
     cut: int
@@ -115,7 +115,8 @@ def _row(sample: Sample, answer: Answer) -> dict[str, Any]:
     if not answer.cut:
         del row["cut"]
     row |= {"question": sample.question, "choices": list(sample.choices)}
-    return row if answer.log_likelihoods is None else {**row, "log_likelihoods": answer.log_likelihoods}
+    known = {"log_likelihoods": answer.log_likelihoods, "log_probability": answer.log_probability}
+    return row | {name: value for name, value in known.items() if value is not None}
 
 
 def _joined(lines: list[str]) -> Predicted:

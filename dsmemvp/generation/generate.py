@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.tokenizer import Tokenizer
@@ -47,30 +53,64 @@ class Sampling:
             raise UserError(f"seed: must be at least 0 and below 2^63, is {self.seed}")
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """What follows a prompt."""
+
+    tokens: list[int]
+    """Up to EOS and without it."""
+    log_probabilities: list[float]
+    """Natural logarithm of the probability that the model gives each of them as the likeliest one, and EOS if it ended
+    with it."""
+
+
 def generate(
     decoder: Decoder, prompts: MicroBatch, sampling: Sampling, done: Done | None = None, state: State | None = None
 ) -> list[list[int]]:
     """The new tokens of every sample of `prompts` (made with last_only), up to EOS and without it. A sample also ends
     if `done` holds of its new tokens, the last of which it keeps. `state`: what the model has made of the images before
     (`VisualLanguageModel.look`). A batch without samples decodes nothing, but keeps step with the other ranks."""
+    rows, _ = _decoded(decoder, prompts, sampling, done, state)
+    return [_until(decoder.eos, tokens) for tokens in rows]
+
+
+def likeliest(decoder: Decoder, prompts: MicroBatch, most: int, done: Done | None = None) -> list[Continuation]:
+    """As `generate`, greedily, at most `most` tokens."""
+    rows, logs = _decoded(decoder, prompts, Sampling(most), done, None)
+    found = []
+    for row, own in zip(rows, logs, strict=True):
+        tokens = _until(decoder.eos, row)
+        found.append(Continuation(tokens, own[: len(tokens) + 1]))
+    return found
+
+
+def _until(eos: int, tokens: list[int]) -> list[int]:
+    """A sample that is done is filled up with EOS until the others are."""
+    return tokens[: tokens.index(eos)] if eos in tokens else tokens
+
+
+def _decoded(
+    decoder: Decoder, prompts: MicroBatch, sampling: Sampling, done: Done | None, state: State | None
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Of every sample: new tokens, filled up with EOS, and for each step the likeliest token's log-probability."""
     samples, batch = len(prompts.indices), prompts.batch.to(decoder.device)
     # the last tokens are supervised already, but for the lone token of a batch without samples
     batch = replace(batch, supervised=batch.cu_seqlens[1:].long() - 1, supervised_counts=(1,) * batch.size)
     # `generate` needs a prompt to append to: a column that nobody reads
     ids = torch.zeros(batch.size, 1, dtype=torch.long, device=decoder.device)
     writer: Any = decoder  # transformers' own declaration has more methods than it calls
+    watch = _Watch()
     with torch.random.fork_rng(devices=[decoder.device] if decoder.device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
         whole = writer.generate(
             inputs=ids,
             generation_config=_settings(sampling, decoder.eos),
+            logits_processor=LogitsProcessorList([watch]),
             stopping_criteria=StoppingCriteriaList([_Ends(samples, done)]),
             synced_gpus=decoder.in_step,
             steps=decoder.steps(batch, state),
         )
-    rows = whole[:samples, 1:].tolist()
-    # a sample that is done is filled up with EOS until the others are
-    return [tokens[: tokens.index(decoder.eos)] if decoder.eos in tokens else tokens for tokens in rows]
+    return whole[:samples, 1:].tolist(), torch.stack(watch.log_probabilities, 1)[:samples].tolist()
 
 
 def _settings(sampling: Sampling, eos: int) -> GenerationConfig:
@@ -83,6 +123,17 @@ def _settings(sampling: Sampling, eos: int) -> GenerationConfig:
         use_cache=False,  # transformers' own; ours is in `Steps`
         **drawing,
     )
+
+
+class _Watch(LogitsProcessor):
+    """Changes nothing; keeps the logarithm of the likeliest token's probability, [B], at every step."""
+
+    def __init__(self) -> None:
+        self.log_probabilities: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.log_probabilities.append(scores.amax(-1) - scores.logsumexp(-1))
+        return scores
 
 
 class _Ends(StoppingCriteria):

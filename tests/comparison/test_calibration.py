@@ -25,11 +25,15 @@ def test_answers_that_are_right_as_often_as_said_have_nearly_none():
     assert late.error == pytest.approx(10, abs=1.5) and np.ptp(late.seeds) < 2
 
 
-def test_confidence_is_the_share_of_the_likeliest_choice(tmp_path):
+def test_confidence_is_the_share_of_the_likeliest_choice_or_the_text_s_probability(tmp_path):
     rows = [
         {"evaluation": "captions off, likelihood", "index": 3, "log_likelihoods": [np.log(0.1), np.log(0.3)]},
         {"evaluation": "captions off, likelihood", "index": 4},
         {"evaluation": "captions on, likelihood", "index": 5, "log_likelihoods": [0.0, 0.0]},
+        {"evaluation": "captions off, likelihood", "index": 6, "log_probability": np.log(0.4)},
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert confidences(tmp_path / "p.jsonl", "captions off, likelihood") == {3: pytest.approx(0.75)}
+    assert confidences(tmp_path / "p.jsonl", "captions off, likelihood") == {
+        3: pytest.approx(0.75),
+        6: pytest.approx(0.4),
+    }

@@ -9,6 +9,7 @@ from dsmemvp.data.batch import Item, MicroBatch, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.evaluation.answering import Answering
+from dsmemvp.generation.generate import Continuation
 
 OPEN = sample(choices=(), answer="red")
 CAPTION = sample(choices=(), answer="A cat.", scores={"task": "caption"})
@@ -42,8 +43,9 @@ def answer(tokenizer):
                 asked.append("nothing")
                 return []
             tokens = [tokenizer.encode(text)[1:] + [tokenizer.eos] * 30 for text in written]
+            logs = [-float(2**i) for i in range(steps)]
             asked.append([next(n for n in range(1, 99) if over(b, own[:n])) for b, own in enumerate(tokens)])
-            return [own[:steps] for own in tokens]
+            return [Continuation(own[:steps], logs) for own in tokens]
 
         items = [Item(i, EncodedText([1, 2], 2, False), None, s) for i, s in enumerate(samples)]
         answering = Answering(Evaluation(**settings), ranks, tokenizer, forward, decode, ())
@@ -78,6 +80,9 @@ def test_an_open_answer_ends_behind_its_full_stop_and_a_caption_at_its_end(answe
     answers, asked = answer([OPEN, CAPTION, OPEN], [text, text, "red."], max_new_tokens=90, caption_tokens=90)
     assert answers[0].text.startswith("a red circle. ") and len(answers[0].text) < len("a red circle. The answer")
     assert answers[1].text == text and answers[2].text == "red."
+    # how probable: every token up to the one behind the stop, or to the end of the text
+    ends = [len(tokenizer.encode(t)[1:]) + 1 for t in ("a red circle.", text, "red.")]
+    assert [a.log_probability for a in answers] == [1 - 2.0**end for end in ends]
     # what stands behind the stop tells that it was one; the end of the text counts as a token
     assert asked[1][1:] == [len(tokenizer.encode(text)[1:]) + 1, len(tokenizer.encode("red.")[1:]) + 1]
 

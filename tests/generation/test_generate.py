@@ -18,7 +18,7 @@ from transformers import (
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.data.batch import make_batch
 from dsmemvp.errors import UserError
-from dsmemvp.generation.generate import Sampling, generate
+from dsmemvp.generation.generate import Sampling, generate, likeliest
 from dsmemvp.model import VisualLanguageModel
 
 STEPS = Sampling(max_new_tokens=12)
@@ -197,3 +197,23 @@ def test_equal_seeds_draw_equal_texts_and_leave_torch_s_generator_alone():
 def test_a_setting_out_of_range_is_named(setting, value):
     with pytest.raises(UserError, match=f"^{setting}: must be"):
         Sampling(**{setting: value})
+
+
+@pytest.mark.parametrize("method", small.METHODS)
+def test_how_probable_each_token_is_follows_from_a_forward_of_the_whole_text(method):
+    """In float64, from logits of texts that already hold the answer; also for EOS, at which an answer ends."""
+    model = small.model(method).double()
+    images = small.PICTURES if method != "none" else (False,) * 4
+    whole = likeliest(small.decoder(model, eos=small.VOCABULARY), small.prompts(model, images=images), 6)
+    eos = whole[0].tokens[3]
+    found = likeliest(small.decoder(model, eos=eos), small.prompts(model, images=images), 6)
+    assert found[0].tokens == whole[0].tokens[: whole[0].tokens.index(eos)]
+    assert len(found[0].log_probabilities) == len(found[0].tokens) + 1
+    pictures = [picture if image else None for picture, image in zip(small.pictures(4), images, strict=True)]
+    for text, picture, own, other in zip(small.TEXTS, pictures, whole, found, strict=True):
+        for n, (token, log) in enumerate(zip(own.tokens, own.log_probabilities, strict=True)):
+            with torch.no_grad():
+                logits, _ = model(small.prompts(model, [[*text, *own.tokens[:n]]], [picture], n).batch)
+            assert log == pytest.approx(logits[0].log_softmax(-1)[token].item(), abs=1e-5)
+        logs = other.log_probabilities
+        assert logs == pytest.approx(own.log_probabilities[: len(logs)], abs=1e-5)
