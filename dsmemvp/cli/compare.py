@@ -73,6 +73,8 @@ def _study(given: argparse.Namespace) -> Any:
     from dsmemvp.comparison.study import read_study, study_of_recipes
     from dsmemvp.comparison.study_file import is_study
 
+    if given.out.exists() and not given.out.is_dir():
+        raise UserError(f"--out: {given.out} is a file; name a folder")
     if len(given.files) == 1:
         if not is_study(given.files[0]):
             raise UserError(f"{given.files[0]} has no `contenders`; give a study, or two or more recipes")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dsmemvp.backbones.weights import Base
-from dsmemvp.comparison.study import Contender, Study
+from dsmemvp.comparison.study import Contender, Study, told_of
 from dsmemvp.comparison.study_file import Budget
 from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.config.recipe import Recipe
@@ -30,7 +30,8 @@ def with_budget(study: Study, seconds_per_step: Mapping[str, float] | None = Non
     made = []
     for contender in study.contenders:
         seconds = (seconds_per_step or {}).get(contender.name, 0.0)
-        made.append(_within(contender, budget, seconds) if contender.trains else contender)
+        with told_of(contender.name):
+            made.append(_within(contender, budget, seconds) if contender.trains else contender)
     return replace(study, contenders=tuple(made))
 
 
@@ -54,8 +55,7 @@ def _within(contender: Contender, budget: Budget, seconds_per_step: float) -> Co
     for span in before:
         if "epochs" not in recipe.stages.get(span.name, {}).get("training", {}):
             raise UserError(
-                f"contender {contender.name}: give stages.{span.name}.training.epochs; the study's budget is that of"
-                f" the last stage, {last.name}"
+                f"give stages.{span.name}.training.epochs; the study's budget is that of the last stage, {last.name}"
             )
     return replace(contender, recipe=stretched(recipe, budget.epochs or steps / last.per_epoch))
 

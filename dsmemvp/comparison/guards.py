@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dsmemvp.comparison.budget import spans
 from dsmemvp.comparison.content import NEAR, Content, content_of, near_duplicates
-from dsmemvp.comparison.study import OWN, Contender, Study
+from dsmemvp.comparison.study import OWN, Contender, Study, told_of
 from dsmemvp.config.recipe import START
 from dsmemvp.counting import counted
 from dsmemvp.data.datasets import open_search_data, open_test_data, open_validation_data
@@ -22,7 +22,7 @@ from dsmemvp.errors import UserError
 from dsmemvp.inputs import open_inputs
 from dsmemvp.training.stages import Span
 
-LISTED = 10
+LISTED = 3
 PROMPTS = 200
 """Test samples whose prompts are compared between contenders."""
 
@@ -96,10 +96,11 @@ def _leaks(study: Study, trained: Content, tested: Content) -> Iterator[str]:
         yield f"None of {counted(len(tested.samples), 'different test sample')} in the data of training and tuning"
         return
     said = f"{counted(len(found), 'test sample')} of {len(tested.samples)} also in the data of training and tuning"
-    pairs = "\n".join(f"  {test} is {other}" for test, other in found[:LISTED])
+    pairs = "; ".join(f"{test}, which is {other}" for test, other in found[:LISTED])
     if study.settings.leaks == "refuse":
         raise UserError(
-            f"data.test: {said}; leave them out of one of both, or write `leaks: report` into the study\n{pairs}"
+            f"data.test: {said}; leave them out of one of both, or write `leaks: report` into the study; such as:"
+            f" {pairs}"
         )
     yield said
 
@@ -125,8 +126,9 @@ def _check_prompts(study: Study, test: Manifest) -> float:
 
 def prompts_of(contender: Contender, samples: list[Sample]) -> list[list[int] | None]:
     """Tokens of each sample's prompt; None for one that cannot be asked, such as one over data.max_length."""
-    tokenizer = Tokenizer(contender.recipe.model.tokenizer)
-    collator = replace(open_inputs(contender.recipe).collator, answers=True)
+    with told_of(contender.name):
+        tokenizer = Tokenizer(contender.recipe.model.tokenizer)
+        collator = replace(open_inputs(contender.recipe).collator, answers=True)
     found: list[list[int] | None] = []
     for sample in samples:
         try:

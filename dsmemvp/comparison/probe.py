@@ -24,6 +24,7 @@ from dsmemvp.data.datasets import open_test_data
 from dsmemvp.data.loader import Share, evaluation_batches, evaluation_steps
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.evaluation.evaluate import answering_of
+from dsmemvp.fault_tolerance.lease import held_lease
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.inference import open_for_inference
@@ -93,15 +94,17 @@ def _read(file: Path, about: str = "") -> str:
 
 def _measure(study: Study, contender: Contender, out: Path, ranks: Ranks, context_of: ContextOf) -> Pace:
     context = context_of(_short(study, contender, out))
-    ranks.together(lambda: _begin_anew(context.folder) if ranks.first else None)
-    step = start = 0.0
-    if contender.trains:
-        began = time.monotonic()
-        train(context)
-        whole = time.monotonic() - began
-        if ranks.first:
-            step, start = _of_training(contender, context, whole)
-    return Pace(step, start, *_asked(context))
+    # of two starts at a time one measures: the other one would remove its folder
+    with held_lease(out / "probe" / contender.name, ranks, context.stop, context.heartbeat):
+        ranks.together(lambda: _begin_anew(context.folder) if ranks.first else None)
+        step = start = 0.0
+        if contender.trains:
+            began = time.monotonic()
+            train(context)
+            whole = time.monotonic() - began
+            if ranks.first:
+                step, start = _of_training(contender, context, whole)
+        return Pace(step, start, *_asked(context))
 
 
 def _begin_anew(run: Path) -> None:

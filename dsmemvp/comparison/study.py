@@ -17,7 +17,8 @@ loss on data.validation; then it is trained with each of `seeds` and evaluated o
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,22 @@ class Study:
         return {"name": self.name, **asdict(self.settings), "contenders": rows}
 
 
+@contextmanager
+def told_of(contender: str) -> Iterator[None]:
+    """What is wrong with a contender's settings, with its name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"contender {contender}: {error}") from None
+
+
 def read_study(path: Path, out: Path, overrides: Sequence[str] = ()) -> Study:
     """Raises OSError or UserError. `overrides` are of all contenders' recipes."""
     found = read_study_file(path)
     settings, contenders = found.settings, found.contenders
     if not settings.recipe:
         raise UserError(f"{path}: recipe: name the recipe that all contenders change")
-    if not contenders:
+    if len(contenders) < 2:
         raise UserError(f"{path}: contenders: name at least two, each with the keys in which it differs")
     if len(set(settings.seeds)) < len(settings.seeds) or not settings.seeds or settings.tune_seed in settings.seeds:
         raise UserError(f"{path}: seeds: need different numbers, none of them tune_seed = {settings.tune_seed}")
@@ -119,10 +129,8 @@ def _recipe(path: Path, name: str, base: str, own: Values, out: Path, overrides:
     file, where = own.get("recipe", (base, ""))
     if not isinstance(file, str):
         raise UserError(f"{where}: recipe: give the path of a recipe, not {shown(str(file))}")
-    try:
+    with told_of(name):
         return read_recipe(file, [*changes, *overrides, f"output={json.dumps(str(out / 'runs'))}"])
-    except UserError as error:
-        raise UserError(f"{path}, contender {name}: {error}") from None
 
 
 def _searched(changes: Values) -> tuple[str, Values]:
@@ -134,10 +142,8 @@ def _searched(changes: Values) -> tuple[str, Values]:
 def _to_search(path: Path, contender: Contender) -> Contender:
     """With 0, which every range has, until the search has found a value. Raises UserError for a key that no search
     finds, or without data to score on."""
-    try:
+    with told_of(contender.name):
         check_search(contender.recipe)
-    except UserError as error:
-        raise UserError(f"{path}, contender {contender.name}: {error}") from None
     known = f"method.{method_module(contender.recipe.method.name).Method.searched}"
     if contender.searched != known:
         raise UserError(
@@ -158,9 +164,13 @@ def _trials(path: Path, contender: Contender, tune: Values, own: Values) -> tupl
     """The grid of what is tuned; a contender's `tune.KEY` stands in place of the study's, with as many values."""
     grid: list[list[str]] = []
     for key, (common, where) in tune.items():
-        values = own.get(f"tune.{key}", (common, where))[0]
-        if not common or not isinstance(common, list) or not isinstance(values, list) or len(values) != len(common):
-            raise UserError(f"{where}: tune: {key} is a list of values, at least one, as long for every contender")
+        values, given = own.get(f"tune.{key}", (common, where))
+        if not common or not isinstance(common, list):
+            raise UserError(f"{where}: tune: {key} is a list of values, at least one")
+        if not isinstance(values, list) or len(values) != len(common):
+            raise UserError(
+                f"{given}: contender {contender.name}: tune.{key}: give as many values as the study, {len(common)}"
+            )
         if key not in OWN and (key == "method.name" or not key.startswith("method.")):
             raise UserError(f"{where}: tune: {key} is not a contender's own; tune a method's keys or {', '.join(OWN)}")
         grid.append([_override(key, value) for value in values])

@@ -60,11 +60,11 @@ class StudyFile:
 
 
 def is_study(path: Path) -> bool:
-    """Whether a YAML file has contenders; one that cannot be read is a recipe, whose reader says what is wrong."""
+    """Whether a YAML file has contenders, or cannot be read, of which `read_study_file` says why."""
     try:
         root = compose_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
+        return True
     return isinstance(root, yaml.MappingNode) and any(key.value == "contenders" for key, _ in root.value)
 
 

@@ -14,6 +14,8 @@ from faulty import Ranks
 
 from data_prep.demo import sample
 from data_prep.shards import write_shards
+from dsmemvp.fault_tolerance.holder import own_holder
+from dsmemvp.fault_tolerance.lease import Lease
 
 CONTENDERS = {
     "memvp": {},
@@ -120,6 +122,9 @@ def test_the_layer_that_a_search_finds_is_what_all_runs_of_a_contender_have(reci
         return ended.text
 
     assert "dvp was not measured yet" in said("--task", "0", code=1)
+    other = Lease(tmp_path / "out" / "probe" / "dvp", own_holder({}))  # a start that measures at this moment
+    assert other.attempt() and "is being trained by" in said("--plan", code=1)
+    other.release()
     assert "1 training and 2 evaluations, about" in said("--plan") and not (tmp_path / "out" / "runs").exists()
     whole = said()
     report = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -67,6 +67,7 @@ def test_all_that_train_have_as_many_trials(read, demo_shards):
     ("text", "said"),
     [
         ("seeds: [1]\n", "contenders: name at least two"),
+        ("contenders:\n  a: {}\n", "contenders: name at least two"),
         ("contender: {}\n", "line 2: unknown key 'contender'; did you mean 'contenders'"),
         (TWO + "seeds: [1, 1]\n", "seeds: need different numbers"),
         (TWO + "seeds: [0, 1000]\n", "none of them tune_seed = 1000"),
@@ -75,6 +76,12 @@ def test_all_that_train_have_as_many_trials(read, demo_shards):
         (TWO + "tune: {training.epochs: [1, 2]}\n", "training.epochs is not a contender's own"),
         (TWO + "tune: {training.learning_rate: 3}\n", "is a list of values"),
         (TWO + "tune: {training.learning_rate: []}\n", "at least one"),
+        (
+            "contenders:\n  a: {}\n  b: {tune: {seed: [1]}}\ntune: {seed: [1, 2]}\n".replace(
+                "seed", "training.learning_rate"
+            ),
+            "line 4: contender b: tune.training.learning_rate: give as many values as the study, 2",
+        ),
         ("contenders:\n  a: {training: {epochs: 3}}\n  b: {}\n", "a and b differ in training.epochs: 3.0 and"),
         ("contenders:\n  a: {method: {hiden: 3}}\n  b: {}\n", "contender a: .*hiden"),
         ("contenders:\n  a/b: {}\n  b: {}\n", "a name has letters"),
@@ -108,7 +115,23 @@ def test_recipes_are_a_study_as_they_are(recipe_path, tmp_path):
     other.write_text(recipe_path.read_text().replace("name: tiny", "name: two"))
     study = study_of_recipes([recipe_path, other], 2, tmp_path / "out")
     assert [c.name for c in study.contenders] == [recipe_path.stem, "other"] and study.settings.seeds == [0, 1]
-    assert not is_study(recipe_path) and not is_study(tmp_path / "none.yaml")
+    assert not is_study(recipe_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.mkdir(), "is not a file"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "utf-8"),
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_text("contenders: [a\n"), "is not YAML"),
+    ],
+)
+def test_what_cannot_be_read_is_no_recipe_either(make, said, tmp_path):
+    make(path := tmp_path / "study.yaml")
+    assert is_study(path)
+    with pytest.raises(UserError, match=f"study.yaml.*{said}"):
+        read_study(path, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["easy_vqa", "vqa_rad", "vqa_rad_organs"])
