@@ -60,8 +60,8 @@ class Continuation:
     tokens: list[int]
     """Up to EOS and without it."""
     log_probabilities: list[float]
-    """Natural logarithm of the probability that the model gives each of them as the likeliest one, and EOS if it ended
-    with it."""
+    """Natural logarithm of each one's probability; and one more, if there was a further step: EOS's, or without meaning
+    for a sample that `done` had ended."""
 
 
 def generate(
