@@ -92,8 +92,9 @@ real: $(PARTS)/ready
 	  $(ON_CPU) dsmemvp inspect --run runs/real --sample $$n --test --out runs/real/inspect/$$n > runs/real/inspect/$$n/table.txt || exit 1; \
 	  echo "heat map of test picture $$n: runs/real/inspect/$$n/heat-map.png"; done
 
+# two processes of one thread each: four threads on two cores wait for one another
 test: .venv/ready
-	python -m pytest -m "not cluster and not faults" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -m "not cluster and not faults" -n 2 --dist loadfile
 
 test-cluster: .venv/ready
 	python -m pytest -m "cluster or faults"
