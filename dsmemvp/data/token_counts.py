@@ -32,6 +32,8 @@ from dsmemvp.errors import UserError
 
 MOST = 2_000_000
 """Samples that are counted: some minutes on a node."""
+FEW = 10_000
+"""Samples that are counted sooner than other processes have started."""
 CHARACTERS, PROMPT = 4, 25
 """Of text per token, and tokens that every prompt has beside its texts, roughly."""
 
@@ -88,10 +90,11 @@ def counts_path(folder: Path, manifests: Sequence[Manifest], collator: Collator)
 
 
 def count_tokens(folder: Path, manifests: Sequence[Manifest], collator: Collator, processes: int = 0) -> TokenCounts:
-    """The counts, read from `folder` or counted and written there. `processes` 0: one per core. A sample that cannot be
-    used counts as one token. Raises UserError or OSError."""
+    """The counts, read from `folder` or counted and written there. `processes` 0: one per core, or this one for few
+    samples. A sample that cannot be used counts as one token. Raises UserError or OSError."""
     path = counts_path(folder, manifests, collator)
     if not path.exists():
+        processes = processes or int(sum(manifest.samples for manifest in manifests) <= FEW)
         counts = [
             part
             for manifest in manifests

@@ -23,10 +23,11 @@ def collator(tokenizer_path):
     return Collator(str(tokenizer_path), ImageTransform(4, 10_000), False, 60, skip_bad=False)
 
 
-def test_counts_are_those_of_the_encoded_samples_of_all_data_sets(tmp_path, collator, tokenizer_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_counts_are_those_of_the_encoded_samples_of_all_data_sets(tmp_path, collator, tokenizer_path, processes):
     data = [write_shards(good_rows(7), tmp_path / name, "train", per_shard=3) for name in ("one", "two")]
     assert countable(data)
-    counts, tokenizer = count_tokens(tmp_path, data, collator, processes=1), Tokenizer(tokenizer_path)
+    counts, tokenizer = count_tokens(tmp_path, data, collator, processes), Tokenizer(tokenizer_path)
     samples = [read_sample(entry) for manifest in data for entry in read_all(manifest)]
     assert [counts[i] for i in range(14)] == [len(collator.text(tokenizer, sample).tokens) for sample in samples]
     assert len(counts.check(14)) == 64
@@ -36,9 +37,9 @@ def test_counts_are_those_of_the_encoded_samples_of_all_data_sets(tmp_path, coll
 
 def test_counts_are_kept_and_others_are_made_for_other_settings(tmp_path, collator):
     data = [write_shards(good_rows(3), tmp_path / "data", "train")]
-    path = count_tokens(tmp_path, data, collator, processes=1).path
+    path = count_tokens(tmp_path, data, collator).path
     np.save(path, np.array([7, 7, 7], dtype=np.uint32))
-    assert count_tokens(tmp_path, data, collator, processes=1)[1] == 7  # not counted again
+    assert count_tokens(tmp_path, data, collator)[1] == 7  # not counted again
     others = [replace(collator, captions=True), replace(collator, max_length=61), replace(collator, answers=True)]
     assert len({path, *(counts_path(tmp_path, data, other) for other in others)}) == 4
 
