@@ -33,7 +33,7 @@ from dsmemvp.errors import UserError
 MOST = 2_000_000
 """Samples that are counted: some minutes on a node."""
 FEW = 10_000
-"""Samples that are counted sooner than other processes have started."""
+"""Samples for which no other processes are started, which takes longer than to count them."""
 CHARACTERS, PROMPT = 4, 25
 """Of text per token, and tokens that every prompt has beside its texts, roughly."""
 

@@ -7,6 +7,7 @@ from typing import Any
 from dsmemvp.data.batch import Batch, Labels, MicroBatch
 from dsmemvp.data.sample import label_text
 from dsmemvp.evaluation.answering import Answer
+from dsmemvp.generation.generate import highest_log_probability
 
 THRESHOLD = 0.5
 """Probability from which a sample has a class, if it may have several."""
@@ -22,7 +23,7 @@ class Classifying:
         logits_SC, _ = self.forward(batch.batch)
         rows = logits_SC[: len(batch.samples)]
         if not self.labels.several:
-            best = zip(rows.argmax(-1).tolist(), rows.float().log_softmax(-1).amax(-1).tolist(), strict=True)
+            best = zip(rows.argmax(-1).tolist(), highest_log_probability(rows).tolist(), strict=True)
             return [Answer(str(number), log_probability=log) for number, log in best]
         return [
             Answer(label_text(c for c, probability in enumerate(row) if probability >= THRESHOLD))

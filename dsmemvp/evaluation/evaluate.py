@@ -35,7 +35,7 @@ from dsmemvp.evaluation.remarks import remarks
 from dsmemvp.evaluation.report import Report
 from dsmemvp.evaluation.scores import main_score, scored
 from dsmemvp.generation.decoder import build_decoder
-from dsmemvp.generation.generate import Continuation, likeliest
+from dsmemvp.generation.generate import Continuation, highest_log_probability, likeliest
 from dsmemvp.inputs import open_inputs
 from dsmemvp.log import log
 from dsmemvp.prompts import method_class
@@ -144,8 +144,7 @@ def answering_of(recipe: Recipe, ranks: Ranks, opened: Inference) -> Answering |
     def decode(batch: MicroBatch, steps: int, over: Over) -> list[Continuation]:
         if steps == 1:  # no cache: the forward of training
             logits, _ = forward(batch.batch)
-            log_BV = logits.float().log_softmax(-1)
-            best = zip(log_BV.argmax(-1).tolist(), log_BV.amax(-1).tolist(), strict=True)
+            best = zip(logits.argmax(-1).tolist(), highest_log_probability(logits).tolist(), strict=True)
             return [Continuation([token], [log]) for token, log in best]
         return likeliest(decoder, batch, steps, over)
 

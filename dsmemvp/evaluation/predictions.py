@@ -33,7 +33,7 @@ class Predicted:
     """The first rank's; the others' is empty."""
 
     rows: list[dict[str, Any]]
-    """In the samples' order: all fields of Prediction ("cut" if the text was cut), question and choices, and and
+    """In the samples' order: all fields of Prediction ("cut" if the text was cut), question and choices, and
     "log_likelihoods" or "log_probability" as `Answer` has them."""
     skipped: list[str]
     """Messages of the samples that were left out."""

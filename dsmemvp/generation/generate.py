@@ -84,6 +84,12 @@ def likeliest(decoder: Decoder, prompts: MicroBatch, most: int, done: Done | Non
     return found
 
 
+def highest_log_probability(logits_BV: torch.Tensor) -> torch.Tensor:
+    """[B], float32: the natural logarithm of the likeliest token's probability."""
+    logits_BV = logits_BV.float()
+    return logits_BV.amax(-1) - logits_BV.logsumexp(-1)
+
+
 def _until(eos: int, tokens: list[int]) -> list[int]:
     """A sample that is done is filled up with EOS until the others are."""
     return tokens[: tokens.index(eos)] if eos in tokens else tokens
@@ -132,7 +138,7 @@ class _Watch(LogitsProcessor):
         self.log_probabilities: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.log_probabilities.append(scores.amax(-1) - scores.logsumexp(-1))
+        self.log_probabilities.append(highest_log_probability(scores))
         return scores
 
 
