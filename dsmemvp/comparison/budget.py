@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dsmemvp.backbones.weights import Base
-from dsmemvp.comparison.study import Contender, Study, told_of
+from dsmemvp.comparison.study import Contender, Study, errors_of
 from dsmemvp.comparison.study_file import Budget
 from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.config.recipe import Recipe
@@ -30,7 +30,7 @@ def with_budget(study: Study, seconds_per_step: Mapping[str, float] | None = Non
     made = []
     for contender in study.contenders:
         seconds = (seconds_per_step or {}).get(contender.name, 0.0)
-        with told_of(contender.name):
+        with errors_of(contender.name):
             made.append(_within(contender, budget, seconds) if contender.trains else contender)
     return replace(study, contenders=tuple(made))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dsmemvp.comparison.budget import spans
 from dsmemvp.comparison.content import NEAR, Content, content_of, near_duplicates
-from dsmemvp.comparison.study import OWN, Contender, Study, told_of
+from dsmemvp.comparison.study import OWN, Contender, Study, errors_of
 from dsmemvp.config.recipe import START
 from dsmemvp.counting import counted
 from dsmemvp.data.datasets import open_search_data, open_test_data, open_validation_data
@@ -126,7 +126,7 @@ def _check_prompts(study: Study, test: Manifest) -> float:
 
 def prompts_of(contender: Contender, samples: list[Sample]) -> list[list[int] | None]:
     """Tokens of each sample's prompt; None for one that cannot be asked, such as one over data.max_length."""
-    with told_of(contender.name):
+    with errors_of(contender.name):
         tokenizer = Tokenizer(contender.recipe.model.tokenizer)
         collator = replace(open_inputs(contender.recipe).collator, answers=True)
     found: list[list[int] | None] = []

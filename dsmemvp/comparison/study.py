@@ -81,8 +81,8 @@ class Study:
 
 
 @contextmanager
-def told_of(contender: str) -> Iterator[None]:
-    """What is wrong with a contender's settings, with its name."""
+def errors_of(contender: str) -> Iterator[None]:
+    """A UserError about a contender's settings begins with its name."""
     try:
         yield
     except UserError as error:
@@ -102,7 +102,7 @@ def read_study(path: Path, out: Path, overrides: Sequence[str] = ()) -> Study:
     made = []
     for name, own in contenders.items():
         searched, changes = _searched(found.common | own)
-        contender = Contender(name, _recipe(path, name, settings.recipe, changes, out, overrides), (), searched)
+        contender = Contender(name, _recipe(name, settings.recipe, changes, out, overrides), (), searched)
         made.append(_to_search(path, contender) if searched else contender)
     _check_same(path, made)
     tuned = [replace(c, trials=_trials(path, c, found.tune, contenders[c.name])) if c.trains else c for c in made]
@@ -124,12 +124,12 @@ def study_of_recipes(paths: Sequence[Path], seeds: int, out: Path, overrides: Se
     return Study(Settings("-".join(names), str(paths[0]), list(range(seeds))), made, paths[0])
 
 
-def _recipe(path: Path, name: str, base: str, own: Values, out: Path, overrides: Sequence[str]) -> Recipe:
+def _recipe(name: str, base: str, own: Values, out: Path, overrides: Sequence[str]) -> Recipe:
     changes = [_override(key, value) for key, (value, _) in own.items() if key != "recipe" and not _is_tuned(key)]
     file, where = own.get("recipe", (base, ""))
     if not isinstance(file, str):
         raise UserError(f"{where}: recipe: give the path of a recipe, not {shown(str(file))}")
-    with told_of(name):
+    with errors_of(name):
         return read_recipe(file, [*changes, *overrides, f"output={json.dumps(str(out / 'runs'))}"])
 
 
@@ -142,7 +142,7 @@ def _searched(changes: Values) -> tuple[str, Values]:
 def _to_search(path: Path, contender: Contender) -> Contender:
     """With 0, which every range has, until the search has found a value. Raises UserError for a key that no search
     finds, or without data to score on."""
-    with told_of(contender.name):
+    with errors_of(contender.name):
         check_search(contender.recipe)
     known = f"method.{method_module(contender.recipe.method.name).Method.searched}"
     if contender.searched != known:

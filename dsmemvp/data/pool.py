@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 
 def over_shards(work: Callable[[S], T], shards: Sequence[S], about: str, processes: int = 0) -> Iterator[T]:
-    """`work` of every shard, in their order. `processes` 0: one per core; 1: this one. Exceptions of `work` are raised
-    here."""
+    """`work` of every shard, in their order. `processes` 0: one per core; 1, as for one shard: this one. Exceptions of
+    `work` are raised here."""
     processes = min(processes or len(os.sched_getaffinity(0)), len(shards))
     progress = Progress(about, len(shards), "shard")
     if processes <= 1:

@@ -94,7 +94,8 @@ def count_tokens(folder: Path, manifests: Sequence[Manifest], collator: Collator
     samples. A sample that cannot be used counts as one token. Raises UserError or OSError."""
     path = counts_path(folder, manifests, collator)
     if not path.exists():
-        processes = processes or int(sum(manifest.samples for manifest in manifests) <= FEW)
+        if not processes and sum(manifest.samples for manifest in manifests) <= FEW:
+            processes = 1
         counts = [
             part
             for manifest in manifests

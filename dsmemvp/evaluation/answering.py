@@ -1,7 +1,7 @@
 """A batch of questions -> what the model answers, by the recipe's protocol, in step with the other ranks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dsmemvp.config.recipe import Evaluation
@@ -118,12 +118,11 @@ class Answering:
         tokens = written.tokens
         ends = (n for n in range(1, min(limit, len(tokens)) + 1) if self._ended(sample, tokens[:n]))
         end = next(ends, None)
-        end = limit if (cut := end is None) else end
-        text = self.tokenizer.decode(tokens[:end])
-        logs = written.log_probabilities
-        probability = sum(logs[:end]) if logs else None
-        if not cut or len(tokens) < limit or sample.choices:
-            return Answer(text, log_probability=probability)
-        setting = "caption_tokens" if sample.free else "max_new_tokens"
-        whole = not sample.free and FULL_STOP.search(text) is not None
-        return Answer(text, log_probability=probability, cut="" if whole else f"evaluation.{setting}={limit}")
+        kept = slice(limit if end is None else end)
+        text = self.tokenizer.decode(tokens[kept])
+        answer = Answer(text, log_probability=sum(written.log_probabilities[kept]))
+        if end is not None or len(tokens) < limit or sample.choices:
+            return answer
+        if sample.free:
+            return replace(answer, cut=f"evaluation.caption_tokens={limit}")
+        return answer if FULL_STOP.search(text) else replace(answer, cut=f"evaluation.max_new_tokens={limit}")

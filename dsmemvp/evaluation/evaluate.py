@@ -35,7 +35,7 @@ from dsmemvp.evaluation.remarks import remarks
 from dsmemvp.evaluation.report import Report
 from dsmemvp.evaluation.scores import main_score, scored
 from dsmemvp.generation.decoder import build_decoder
-from dsmemvp.generation.generate import Continuation, highest_log_probability, likeliest
+from dsmemvp.generation.generate import Continuation, greedy, highest_log_probability
 from dsmemvp.inputs import open_inputs
 from dsmemvp.log import log
 from dsmemvp.prompts import method_class
@@ -146,7 +146,7 @@ def answering_of(recipe: Recipe, ranks: Ranks, opened: Inference) -> Answering |
             logits, _ = forward(batch.batch)
             best = zip(logits.argmax(-1).tolist(), highest_log_probability(logits).tolist(), strict=True)
             return [Continuation([token], [log]) for token, log in best]
-        return likeliest(decoder, batch, steps, over)
+        return greedy(decoder, batch, steps, over)
 
     return Answering(recipe.evaluation, ranks, tokenizer, forward, decode, model.method.reserved())
 

@@ -70,18 +70,16 @@ def generate(
     """The new tokens of every sample of `prompts` (made with last_only), up to EOS and without it. A sample also ends
     if `done` holds of its new tokens, the last of which it keeps. `state`: what the model has made of the images before
     (`VisualLanguageModel.look`). A batch without samples decodes nothing, but keeps step with the other ranks."""
-    rows, _ = _decoded(decoder, prompts, sampling, done, state)
-    return [_until(decoder.eos, tokens) for tokens in rows]
+    return [_until(decoder.eos, tokens) for tokens in _decoded(decoder, prompts, sampling, done, state)]
 
 
-def likeliest(decoder: Decoder, prompts: MicroBatch, most: int, done: Done | None = None) -> list[Continuation]:
-    """As `generate`, greedily, at most `most` tokens."""
-    rows, logs = _decoded(decoder, prompts, Sampling(most), done, None)
-    found = []
-    for row, own in zip(rows, logs, strict=True):
-        tokens = _until(decoder.eos, row)
-        found.append(Continuation(tokens, own[: len(tokens) + 1]))
-    return found
+def greedy(decoder: Decoder, prompts: MicroBatch, most: int, done: Done | None = None) -> list[Continuation]:
+    """As `generate` with temperature 0, at most `most` tokens, and how probable they are."""
+    watch = _Watch()
+    rows = _decoded(decoder, prompts, Sampling(most), done, watch=watch)
+    logs = torch.stack(watch.log_probabilities, 1)[: len(rows)].tolist()
+    answers = [_until(decoder.eos, row) for row in rows]
+    return [Continuation(tokens, own[: len(tokens) + 1]) for tokens, own in zip(answers, logs, strict=True)]
 
 
 def highest_log_probability(logits_BV: torch.Tensor) -> torch.Tensor:
@@ -96,27 +94,31 @@ def _until(eos: int, tokens: list[int]) -> list[int]:
 
 
 def _decoded(
-    decoder: Decoder, prompts: MicroBatch, sampling: Sampling, done: Done | None, state: State | None
-) -> tuple[list[list[int]], list[list[float]]]:
-    """Of every sample: new tokens, filled up with EOS, and for each step the likeliest token's log-probability."""
+    decoder: Decoder,
+    prompts: MicroBatch,
+    sampling: Sampling,
+    done: Done | None,
+    state: State | None = None,
+    watch: "_Watch | None" = None,
+) -> list[list[int]]:
+    """The new tokens of every sample, filled up with EOS."""
     samples, batch = len(prompts.indices), prompts.batch.to(decoder.device)
     # the last tokens are supervised already, but for the lone token of a batch without samples
     batch = replace(batch, supervised=batch.cu_seqlens[1:].long() - 1, supervised_counts=(1,) * batch.size)
     # `generate` needs a prompt to append to: a column that nobody reads
     ids = torch.zeros(batch.size, 1, dtype=torch.long, device=decoder.device)
     writer: Any = decoder  # transformers' own declaration has more methods than it calls
-    watch = _Watch()
     with torch.random.fork_rng(devices=[decoder.device] if decoder.device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
         whole = writer.generate(
             inputs=ids,
             generation_config=_settings(sampling, decoder.eos),
-            logits_processor=LogitsProcessorList([watch]),
+            logits_processor=LogitsProcessorList([watch] if watch else []),
             stopping_criteria=StoppingCriteriaList([_Ends(samples, done)]),
             synced_gpus=decoder.in_step,
             steps=decoder.steps(batch, state),
         )
-    return whole[:samples, 1:].tolist(), torch.stack(watch.log_probabilities, 1)[:samples].tolist()
+    return whole[:samples, 1:].tolist()
 
 
 def _settings(sampling: Sampling, eos: int) -> GenerationConfig:

@@ -18,7 +18,7 @@ from transformers import (
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.data.batch import make_batch
 from dsmemvp.errors import UserError
-from dsmemvp.generation.generate import Sampling, generate, likeliest
+from dsmemvp.generation.generate import Sampling, generate, greedy
 from dsmemvp.model import VisualLanguageModel
 
 STEPS = Sampling(max_new_tokens=12)
@@ -204,9 +204,9 @@ def test_how_probable_each_token_is_follows_from_a_forward_of_the_whole_text(met
     """In float64, from logits of texts that already hold the answer; also for EOS, at which an answer ends."""
     model = small.model(method).double()
     images = small.PICTURES if method != "none" else (False,) * 4
-    whole = likeliest(small.decoder(model, eos=small.VOCABULARY), small.prompts(model, images=images), 6)
+    whole = greedy(small.decoder(model, eos=small.VOCABULARY), small.prompts(model, images=images), 6)
     eos = whole[0].tokens[3]
-    found = likeliest(small.decoder(model, eos=eos), small.prompts(model, images=images), 6)
+    found = greedy(small.decoder(model, eos=eos), small.prompts(model, images=images), 6)
     assert found[0].tokens == whole[0].tokens[: whole[0].tokens.index(eos)]
     assert len(found[0].log_probabilities) == len(found[0].tokens) + 1
     pictures = [picture if image else None for picture, image in zip(small.pictures(4), images, strict=True)]
