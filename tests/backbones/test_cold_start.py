@@ -15,6 +15,7 @@ PROGRAMS = Path(__file__).parent.parent / "programs"
 RANKS = 4
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_configurations_and_headers_are_read_once_and_the_base_is_known_once_per_node(
     recipe_path, tiny_models, tmp_path
@@ -50,6 +51,7 @@ def test_configurations_and_headers_are_read_once_and_the_base_is_known_once_per
     assert weights * 0.8 < sum(found["loaded"] for found in everyone) <= weights
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_the_command_that_resumes_a_run_opens_nothing_twice(repository, tmp_path):
     golden = repository / "tests" / "golden"

@@ -60,6 +60,7 @@ def _report(out: Path) -> dict:
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_study_that_was_killed_and_asked_to_end_says_what_one_says_that_was_not(study, tmp_path):
     whole, parts, two = tmp_path / "whole", tmp_path / "parts", tmp_path / "two"
@@ -89,6 +90,7 @@ def test_a_study_that_was_killed_and_asked_to_end_says_what_one_says_that_was_no
     assert other["scores"] == report["scores"] and other["blind"] == report["blind"]
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_the_layer_that_a_search_finds_is_what_all_runs_of_a_contender_have(recipe_path, tmp_path):
     """Measured, planned, searched, trained and reported."""

@@ -47,6 +47,7 @@ def test_the_budget_is_the_last_stage_s_and_what_comes_before_is_said(read, tmp_
     assert "of 24 in the test data" in checked.remarks[1]
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_it_is_trained_in_its_stages_and_stands_beside_the_others(read, tmp_path):
     read({}, budget={"steps": 3}, seeds=[0], blind=False)

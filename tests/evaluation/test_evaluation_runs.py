@@ -63,7 +63,7 @@ def alone(evaluate):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("sharding", ["zero3", "replicated"])
+@pytest.mark.parametrize("sharding", ["zero3", pytest.param("replicated", marks=pytest.mark.slow)])
 def test_the_number_of_ranks_changes_no_byte(evaluate, alone, sharding):
     for ranks in (2, 3):
         folder, ended = evaluate(f"{sharding}-{ranks}", ranks=ranks, sharding=sharding)
@@ -72,6 +72,7 @@ def test_the_number_of_ranks_changes_no_byte(evaluate, alone, sharding):
         assert not (folder / "evaluation").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_nor_where_letters_and_sentences_are_written(evaluate):
     """In 16 bits, where one token computed in another way is soon another one."""
@@ -109,6 +110,7 @@ def test_what_is_written(alone):
     assert text.step == 12 and all(f"**{rows[i]['id']}**: {rows[i]['question']}" in shown for i in (0, 5, 11, 17))
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_an_interrupted_one_goes_on_with_another_number_of_ranks(evaluate, alone):
     """12 batches of each of two evaluations. What was answered before the end is never computed again."""
@@ -131,6 +133,7 @@ def test_an_interrupted_one_goes_on_with_another_number_of_ranks(evaluate, alone
     assert written(folder) == written(alone) and not (folder / "evaluation").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_inside_training_the_best_by_score_is_kept_and_training_is_none_the_wiser(
     small_run, uninterrupted, mixed, tmp_path

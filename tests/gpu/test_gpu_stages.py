@@ -96,7 +96,14 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("gpu")
 
 
-@pytest.mark.parametrize("name", [s.name for s in stages("cpu", Path("work")) if not s.name.startswith(IN_OTHER_TESTS)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(s.name, marks=[pytest.mark.slow] if s.name == "step, 7B" else [])
+        for s in stages("cpu", Path("work"))
+        if not s.name.startswith(IN_OTHER_TESTS)
+    ],
+)
 def test_each_stage_passes_on_the_cpu(name, folder):
     """In their order: later ones of the 20 steps compare with the first."""
     todo = [s for s in stages("cpu", folder / "work") if s.name == name]

@@ -75,6 +75,7 @@ def _held_as_planned(memory, found, bucket: int) -> None:
     assert 0 <= found["storages"] - (memory.weights + memory.trained + bucket) < 100_000
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_zero3_with_half_a_billion_parameters_and_recomputation(tmp_path):
     memory, traffic, found = _run(tmp_path, {}, "full", HALF_A_BILLION)

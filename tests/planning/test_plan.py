@@ -76,6 +76,7 @@ def test_batches_are_made_to_fit_and_it_is_said(gpus, global_batch, micro_batch,
     assert note is None or note in notes[0]
 
 
+@pytest.mark.slow
 def test_the_fastest_that_fits_is_recommended_and_a_gpu_that_is_too_small_takes_another(shardings):
     recipe = read_recipe(RECIPE, [f"training.deepspeed={shardings}/flat.json", "training.micro_batch=1"])
     large, small, tiny = compare(recipe, [Cluster(16, 8, gpu_memory=gib * 2**30) for gib in (80, 20, 5)], 200)
@@ -229,6 +230,7 @@ def test_a_limit_in_tokens_says_how_many_samples_a_micro_batch_holds():
     assert (recipe.training.micro_batch, recipe.training.micro_steps(8), notes) == (2, 2, [])
 
 
+@pytest.mark.slow
 def test_under_auto_a_plan_has_the_mixture_that_a_run_takes(shardings):
     """For its budget, or for what the cluster's GPUs leave."""
     settings = [*TINY, f"training.deepspeed={shardings}/flat.json", "training.recompute=auto", "method.slots=80"]

@@ -86,6 +86,7 @@ class Method(VisualPrompt):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_method_is_one_file(recipe_path, repository, tmp_path):
     package = tmp_path / "copy" / "dsmemvp"

@@ -23,6 +23,7 @@ def _losses(run) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_all_stages_on_two_ranks_stopped_in_one_and_answered(pformer_run, tmp_path, capsys):
     given = [*pformer_run, f"output={tmp_path / 'runs'}"]

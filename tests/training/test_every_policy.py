@@ -10,6 +10,7 @@ from launch import run_on_ranks, written
 
 from dsmemvp.backbones.recompute import KEPT
 
+pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).parent.parent / "programs" / "every_policy.py"
 
 

@@ -66,6 +66,7 @@ def test_one_and_two_ranks_agree_and_a_run_goes_on_from_a_checkpoint_on_either(r
             torch.testing.assert_close(value, whole[name], atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_bf16_input_space_and_recomputation_train_past_a_bad_sample_and_evaluate(recipe_path, demo_shards, tmp_path):
     spoiled = tmp_path / "shards"

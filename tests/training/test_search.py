@@ -46,6 +46,7 @@ def _callback(output: Path, step: int) -> dict:
     return state["callbacks"][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_search_killed_in_the_middle_goes_on_to_the_same_preferences(command, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"

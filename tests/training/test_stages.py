@@ -94,6 +94,7 @@ def test_each_stage_moves_its_own_tensors_alone_and_a_run_resumes_in_and_between
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_stage_reads_its_own_data_and_other_stages_are_another_run(recipe_path, overrides, demo_shards, tmp_path):
     import shutil
 
