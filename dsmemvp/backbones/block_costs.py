@@ -33,6 +33,13 @@ def recomputed_flops(config: Any, policy: Policy) -> int:
     return flops
 
 
+def layer_flops(config: Any) -> int:
+    """FLOPs of a layer's products with frozen weights per token: forward, and backward to their input."""
+    width, heads, shared, head = attention_sizes(config)
+    weights = 2 * width * (heads + shared) * head + 3 * width * config.intermediate_size
+    return 4 * weights
+
+
 def attention_sizes(config: Any) -> tuple[int, int, int, int]:
     """(width, heads, key/value heads, width of a head)"""
     heads = config.num_attention_heads

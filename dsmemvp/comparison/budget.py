@@ -9,6 +9,7 @@ several stages the budget is that of the last one, which learns what all learn; 
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from dsmemvp.backbones.weights import Base
 from dsmemvp.comparison.study import Contender, Study, errors_of
@@ -61,14 +62,18 @@ def _within(contender: Contender, budget: Budget, seconds_per_step: float) -> Co
 
 
 def stretched(recipe: Recipe, epochs: float) -> Recipe:
-    """The recipe with a training of another length. Raises UserError for one that no recipe can have."""
+    """The recipe with a training, or last stage, of another length. Raises UserError for one that no recipe can
+    have."""
     training = recipe.training
     share = epochs / training.epochs
-    changed = {
-        "epochs": epochs,
-        "warmup_epochs": min(training.warmup_epochs * share, epochs),
-        "step_epochs": [end * share for end in training.step_epochs],
+    changed: dict[str, Any] = {
+        "training.epochs": epochs,
+        "training.warmup_epochs": min(training.warmup_epochs * share, epochs),
+        "training.step_epochs": [end * share for end in training.step_epochs],
     }
-    return recipe_of(
-        as_dict(recipe), "budget", [f"training.{key}={json.dumps(value)}" for key, value in changed.items()]
-    )
+    for stage in recipe.method.stage_names()[:-1]:
+        given = recipe.stages.get(stage, {}).get("training", {})
+        for key in ("warmup_epochs", "step_epochs"):  # what they have from the recipe stays as it is
+            if key not in given:
+                changed[f"stages.{stage}.training.{key}"] = getattr(training, key)
+    return recipe_of(as_dict(recipe), "budget", [f"{key}={json.dumps(value)}" for key, value in changed.items()])

@@ -23,6 +23,7 @@ from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Place
 from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
 from dsmemvp.data.stream import Reader
+from dsmemvp.evaluation.scores import kind_of
 
 VERSION = 1
 """Counts up when samples are hashed otherwise."""
@@ -43,6 +44,8 @@ class Content:
     """Pixels -> difference hash."""
     captions: int = 0
     """Samples with a caption."""
+    kinds: set[str] = field(default_factory=set)
+    """By what they are scored (evaluation/scores.py)."""
 
 
 def content_of(manifests: Sequence[Manifest], max_pixels: int, kept: Path, begin: float = 0.0) -> Content:
@@ -67,6 +70,7 @@ def content_of(manifests: Sequence[Manifest], max_pixels: int, kept: Path, begin
             content.samples.setdefault(digest, f"{manifest.path(shard)}, sample {key}")
         content.pictures |= own["pictures"]
         content.captions += own["captions"]
+        content.kinds |= set(own["kinds"])
     return content
 
 
@@ -94,13 +98,13 @@ def _read(file: Path) -> dict[str, Any] | None:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.keys() >= {"samples", "pictures", "captions"} else None
+    return found if isinstance(found, dict) and found.keys() >= {"samples", "pictures", "captions", "kinds"} else None
 
 
 def _hashed(manifest: Manifest, shard: int, max_pixels: int) -> dict[str, Any]:
     samples: list[tuple[str, str]] = []
     pictures: dict[str, int] = {}
-    captions = 0
+    captions, kinds = 0, set()
     for key, sample in _usable(manifest, shard):
         picture = ""
         if sample.image is not None:
@@ -115,7 +119,8 @@ def _hashed(manifest: Manifest, shard: int, max_pixels: int) -> dict[str, Any]:
         text = "\0".join(" ".join(word.casefold().split()) for word in words)
         samples.append((hashlib.sha256((picture + text).encode()).hexdigest(), key))
         captions += bool(sample.caption)
-    return {"samples": samples, "pictures": pictures, "captions": captions}
+        kinds.add(kind_of(sample))
+    return {"samples": samples, "pictures": pictures, "captions": captions, "kinds": sorted(kinds)}
 
 
 def _usable(manifest: Manifest, shard: int) -> Iterator[tuple[str, Sample]]:

@@ -72,8 +72,9 @@ def _cost(axes: Any, seeing: Estimates, costs: dict[str, Cost]) -> None:
 
 def _curves(axes: Any, curves: Curves) -> None:
     for name, own in curves.items():
-        steps = [step for step, _ in own[0]]
-        losses = np.array([[loss for _, loss in curve] for curve in own])
+        by_step = [dict(curve) for curve in own]  # a row is missing if no step since the one before was finite
+        steps = [step for step in by_step[0] if all(step in curve for curve in by_step)]
+        losses = np.array([[curve[step] for step in steps] for curve in by_step])
         (line,) = axes.plot(steps, losses.mean(0), label=name)
         axes.fill_between(steps, losses.min(0), losses.max(0), alpha=0.2, color=line.get_color())
     axes.set_xlabel("step")

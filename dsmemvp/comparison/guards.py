@@ -19,6 +19,7 @@ from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
 from dsmemvp.data.stream import read_each
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.errors import UserError
+from dsmemvp.evaluation.scores import NO_POINTS, UNSCORED
 from dsmemvp.inputs import open_inputs
 from dsmemvp.training.stages import Span
 
@@ -51,6 +52,8 @@ def check_study(study: Study, out: Path, task: int = 0) -> Checked:
     trained, tested = (
         content_of(manifests, recipe.vision.max_pixels, out / "content", begin) for manifests in (known, [test])
     )
+    if tested.kinds & set(UNSCORED):
+        raise UserError(f"data.test: {NO_POINTS}")
     remarks = list(_leaks(study, trained, tested))
     same = len(trained.pictures.keys() & tested.pictures.keys())
     near = near_duplicates(list(tested.pictures.values()), list(trained.pictures.values()))

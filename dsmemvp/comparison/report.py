@@ -1,6 +1,7 @@
 """A study's results -> OUT/report.json for programs, OUT/report.md for people, figures, TensorBoard's table.
 
-report.json is the same byte for byte however often the study was interrupted, but for what stands under "times".
+report.json is the same byte for byte however often the study was interrupted, but for what stands under "times", and
+for the first point of a curve behind an interruption: it is the mean since then, not since the point before.
 """
 
 import json
@@ -76,9 +77,8 @@ def _find(study: Study, out: Path, prompt_tokens: float) -> _Found:
 
 
 def _as_found(contender: Contender, tuned: dict[str, Any] | None) -> Contender:
-    """With the value that its search has found."""
-    searched = tuned["searched"] if tuned else []
-    return replace(contender, recipe=recipe_of(as_dict(contender.recipe), contender.name, searched))
+    """With the value that its search has found, and the settings of its best trial."""
+    return replace(contender, recipe=recipe_of(as_dict(contender.recipe), contender.name, _settings(tuned)))
 
 
 def _tuned(out: Path) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _tuned(out: Path) -> dict[str, Any]:
     for path in sorted(out.glob("tuned/*.json")):
         try:
             found[path.stem] = own = json.loads(path.read_text(encoding="utf-8"))
-            _chosen(own)
+            _settings(own)
         except (ValueError, KeyError, IndexError, TypeError):
             raise UserError(f"{path} is damaged; delete it, and start the study again") from None
     return found
@@ -164,8 +164,8 @@ def _scores(found: _Found) -> list[str]:
         ["tokens", *(f"{costs[name].decoder_tokens:.0f}" for name in names)],
         ["GFLOP/sample", *(f"{costs[name].flops / 1e9:.3g}" for name in names)],
         ["kept MiB/sample", *(f"{costs[name].kept / 2**20:.3g}" for name in names)],
-        ["sent MB/step", *(f"{costs[name].sent / 1e6:.3g}" for name in names)],
-        ["chosen", *(_chosen(tuned.get(name)) for name in names)],
+        ["sent MB/step", *(_megabytes(costs[name].sent) for name in names)],
+        ["chosen", *(" ".join(_settings(tuned.get(name))) or "-" for name in names)],
     ]
     return table(columns, left=1)
 
@@ -195,15 +195,19 @@ def _answers(found: _Found) -> list[str]:
     return said
 
 
+def _megabytes(sent: float | None) -> str:
+    return "-" if sent is None else f"{sent / 1e6:.3g}"
+
+
 def _interval(own: Estimate) -> str:
     return f"{own.value:.2f} [{own.low:.2f}, {own.high:.2f}]"
 
 
-def _chosen(tuned: dict[str, Any] | None) -> str:
+def _settings(tuned: dict[str, Any] | None) -> list[str]:
     if not tuned:
-        return "-"
+        return []
     chosen = tuned["trials"][tuned["chosen"]]["settings"] if tuned["trials"] else []
-    return " ".join([*tuned["searched"], *chosen])
+    return [*tuned["searched"], *chosen]
 
 
 def _said(own: Difference) -> str:
@@ -224,7 +228,7 @@ def _show(contender: Contender, found: _Found, out: Path) -> None:
     own = contender.recipe
     settings: dict[str, Any] = {"method": own.method.name, "learning_rate": own.training.learning_rate}
     if contender.name in found.tuned:
-        settings["chosen"] = _chosen(found.tuned[contender.name])
+        settings["chosen"] = " ".join(_settings(found.tuned[contender.name]))
     scores = {"score/test": found.seeing[contender.name].value}
     if found.blind:
         scores["score/blind"] = found.blind[contender.name].value

@@ -13,11 +13,8 @@ from dsmemvp.comparison.running import evaluation_file, recipe_for, run_name, se
 from dsmemvp.comparison.study import Contender, Study
 from dsmemvp.errors import UserError
 from dsmemvp.evaluation.rescore import read_predictions
-from dsmemvp.evaluation.scores import points
+from dsmemvp.evaluation.scores import NO_POINTS, UNSCORED, points
 from dsmemvp.training.record import rows_of
-
-UNSCORED = ("caption", "labels")
-"""Kinds of samples without points of their own."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def _points(contender: Contender, seed: int, blind: bool) -> dict[int, float]:
         table = evaluation_file(recipe, blind)
         raise UserError(f"{error}; for a study, delete {path} and {table}, and start it again") from None
     if any(p.kind in UNSCORED for p in predictions):
-        raise UserError(f"{path}: captions and several classes have no score per sample, on which a comparison rests")
+        raise UserError(f"{path}: {NO_POINTS}")
     return {p.index: points(p) for p in predictions}
 
 

@@ -1,13 +1,15 @@
 """Features of a frozen vision tower, computed once and kept beside the shards; training then reads them in the place of
 pixels (`vision.cache_features`).
 
-    DATA/NAME/000000.tar.features    rows [P, v] of the shard's distinct images, one after another
-    DATA/NAME/000000.tar.json        what they follow from, the shard's checksum, and of each row the SHA-256 of the
-                                     encoded image that it is of and its own CRC-32
+    DATA/NAME/000000.tar.0123456789abcdef.features    rows [P, v] of the shard's distinct images, one after another
+    DATA/NAME/000000.tar.json        what they follow from, the shard's checksum, the digits in the name of the rows,
+                                     and of each row the SHA-256 of the encoded image that it is of and its own CRC-32
 
 The JSON file is written last: a shard that has one is whole. Until a file of rows is whole it is named
-partial-HOST-..., and locked by the process that writes it; what a killed one has left is removed by the next run. A row
-is read by its bytes alone, checked, and never mapped: a file that is cut off meanwhile is an error to be reported.
+partial-HOST-..., and locked by the process that writes it; what a killed one has left is removed by the next run. The
+digits follow from the content: of two runs that compute the same shard at once, on machines that round otherwise,
+neither writes over rows that the other one reads. A row is read by its bytes alone, checked, and never mapped: a file
+that is cut off meanwhile is an error to be reported.
 
 P image tokens, v width of the tower.
 """
@@ -37,7 +39,7 @@ from dsmemvp.dtypes import NAMED
 from dsmemvp.errors import UserError
 from dsmemvp.json_text import read_json
 
-FORMAT = 1
+FORMAT = 2
 KEY = "vision.cache_features"
 DIGEST = hashlib.sha256().digest_size
 PARTIAL = "partial-"
@@ -76,8 +78,8 @@ class Settings:
         return json.loads(json.dumps({"format": FORMAT, **vars(self)}))
 
 
-def rows_path(manifest: Manifest, name: str, shard: int) -> Path:
-    return manifest.folder / name / f"{manifest.shards[shard].name}.features"
+def rows_path(manifest: Manifest, name: str, shard: int, digits: str) -> Path:
+    return manifest.folder / name / f"{manifest.shards[shard].name}.{digits}.features"
 
 
 def about_path(manifest: Manifest, name: str, shard: int) -> Path:
@@ -99,10 +101,10 @@ def write_shard(
     """`rows` are (SHA-256 of the encoded image, [P, v] on any device), one for each distinct image. Returns their
     number. Raises OSError, or UserError if the folder may not be written; then, or if `rows` end in an error, nothing
     of it counts."""
-    path = rows_path(manifest, name, shard)
     digests, checksums = [], []
     # several runs may compute the same features at once, as the tasks of a study's array do
-    partial = path.with_name(f"{_own_partial()}{os.getpid()}-{path.name}")
+    own = f"{_own_partial()}{os.getpid()}-{manifest.shards[shard].name}.features"
+    partial = manifest.folder / name / own
     try:
         with _new_file(partial) as file:
             for digest, row in rows:
@@ -113,13 +115,14 @@ def write_shard(
                 checksums.append(zlib.crc32(content))
             file.flush()
             os.fsync(file.fileno())
-            partial.replace(path)
+            digits = hashlib.sha256(json.dumps([digests, checksums]).encode()).hexdigest()[:16]
+            partial.replace(rows_path(manifest, name, shard, digits))
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     about: dict[str, Any] = {"settings": settings.plain(), "shard": manifest.shards[shard].sha256}
-    about |= {"images": digests, "crc32": checksums}
-    replace_file(about_path(manifest, name, shard), json.dumps(about).encode())
+    about |= {"rows": digits, "images": digests, "crc32": checksums}
+    replace_file(about_path(manifest, name, shard), json.dumps(about).encode(), shared=True)
     return len(digests)
 
 
@@ -153,28 +156,36 @@ def _new_file(path: Path) -> BinaryIO:
         raise UserError(f"{KEY}: {path.parent} beside the shards cannot be written ({error.strerror})") from None
 
 
-def _about(manifest: Manifest, name: str, shard: int, settings: Settings) -> dict[str, Any] | None:
-    """What the JSON file of a shard says; None if there is none, or one of an earlier version of the shard. Raises
-    UserError."""
-    path, rows = about_path(manifest, name, shard), rows_path(manifest, name, shard)
+class _About(NamedTuple):
+    """What a shard's JSON file says."""
+
+    rows: Path
+    digests: list[bytes]
+    crc32: list[int]
+
+
+def _about(manifest: Manifest, name: str, shard: int, settings: Settings) -> _About | None:
+    """None if there is no JSON file, or one of an earlier version of the shard. Raises UserError."""
+    path = about_path(manifest, name, shard)
     try:
         about = read_json(path)
-        found, digests, checksums, of_shard = (about[key] for key in ("settings", "images", "crc32", "shard"))
-        if len(digests) != len(checksums) or any(len(bytes.fromhex(text)) != DIGEST for text in digests):
+        if about["shard"] != manifest.shards[shard].sha256:
+            return None
+        _compare(path.parent, about["settings"], settings.plain())
+        digests, checksums = [bytes.fromhex(text) for text in about["images"]], about["crc32"]
+        if len(digests) != len(checksums) or any(len(digest) != DIGEST for digest in digests):
             raise ValueError("its lists do not fit together")
         if not all(type(number) is int and 0 <= number < 1 << 32 for number in checksums):
             raise ValueError("its checksums are none")
+        rows = rows_path(manifest, name, shard, bytes.fromhex(about["rows"]).hex())
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{KEY}: {path} is damaged ({error}); remove it, and it is computed again") from None
-    if of_shard != manifest.shards[shard].sha256:
-        return None
-    _compare(path.parent, found, settings.plain())
     size = len(digests) * settings.row_bytes
     if not rows.is_file() or rows.stat().st_size != size:
         raise UserError(f"{KEY}: {rows} has not the {size} bytes that {path.name} says; remove both")
-    return about
+    return _About(rows, digests, checksums)
 
 
 def _compare(folder: Path, found: Any, wanted: Mapping[str, Any]) -> None:
@@ -193,6 +204,7 @@ def _compare(folder: Path, found: Any, wanted: Mapping[str, Any]) -> None:
 class _Table(NamedTuple):
     """Of all rows of all shards, sorted by `keys`."""
 
+    files: list[Path]
     keys: np.ndarray
     """uint64: the first bytes of the images' SHA-256"""
     shards: np.ndarray
@@ -230,20 +242,16 @@ class CachedFeatures:
             raise UserError(
                 f"{KEY}: the features of {where} are not in {self.name}; remove that folder beside its shards"
             )
-        path, size = self._files[int(table.shards[at])], self.settings.row_bytes
+        path, size = table.files[int(table.shards[at])], self.settings.row_bytes
         content = bytearray(_read(path, int(table.rows[at]) * size, size))
         if zlib.crc32(content) != int(table.crc32[at]):
             raise UserError(f"{KEY}: {path} is damaged (row {int(table.rows[at])}); remove its folder")
         return torch.frombuffer(content, dtype=NAMED[self.settings.dtype]).view(self.settings.shape)
 
     @cached_property
-    def _files(self) -> list[Path]:
-        return [rows_path(m, self.name, shard) for m in self.manifests for shard in range(len(m.shards))]
-
-    @cached_property
     def _table(self) -> _Table:
         """Raises UserError if a shard has no features."""
-        keys, shards, rows, checksums = [], [], [], []
+        files, keys, shards, rows, checksums = [], [], [], [], []
         places = [(m, shard) for m in self.manifests for shard in range(len(m.shards))]
         for number, (manifest, shard) in enumerate(places):
             about = _about(manifest, self.name, shard, self.settings)
@@ -252,14 +260,15 @@ class CachedFeatures:
                     f"{KEY}: {about_path(manifest, self.name, shard)} is not there on this node; data.train and"
                     " data.validation must lie on a file system that all nodes share"
                 )
-            count = len(about["images"])
-            keys.append(np.array([_key(bytes.fromhex(text)) for text in about["images"]], dtype=np.uint64))
+            count = len(about.digests)
+            files.append(about.rows)
+            keys.append(np.array([_key(digest) for digest in about.digests], dtype=np.uint64))
             shards.append(np.full(count, number, dtype=np.int32))
             rows.append(np.arange(count, dtype=np.int32))
-            checksums.append(np.array(about["crc32"], dtype=np.uint32))
+            checksums.append(np.array(about.crc32, dtype=np.uint32))
         columns = [np.concatenate(column) for column in (keys, shards, rows, checksums)]
         order = np.argsort(columns[0], kind="stable")
-        return _Table(*(column[order] for column in columns))
+        return _Table(files, *(column[order] for column in columns))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: vars(self)[name] for name in ("pixels", "settings", "name", "manifests")}

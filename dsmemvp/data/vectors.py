@@ -9,6 +9,8 @@ bad sample to those who read it.
 
 import hashlib
 import json
+import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,27 +75,39 @@ def part_path(path: Path, shard: int) -> Path:
 def write_part(path: Path, shard: int, vectors_NH: np.ndarray) -> None:
     part = part_path(path, shard)
     part.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(part, vectors_NH.astype(np.float32).tobytes())
+    replace_file(part, vectors_NH.astype(np.float32).tobytes(), shared=True)
 
 
 def join_parts(path: Path, counts: Sequence[int], width: int, known: dict[str, Any]) -> None:
-    """One file of all parts, whole or not there, and the file that describes it; the parts go. Raises OSError."""
-    partial, digest = path.with_name(f"partial-{path.name}"), hashlib.sha256()
-    with partial.open("wb") as file:
-        shape = {"descr": "<f4", "fortran_order": False, "shape": (sum(counts), width)}
-        np.lib.format.write_array_header_1_0(file, shape)
-        for shard in range(len(counts)):
-            content = part_path(path, shard).read_bytes()
-            digest.update(content)
-            file.write(content)
-    flush(partial)
-    about = {"follows_from": known, "samples": sum(counts), "width": width, "sha256": digest.hexdigest()}
-    replace_file(path.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
-    partial.rename(path)
+    """One file of all parts, whole or not there, and the file that describes it; the parts go. Another run that stores
+    the same may be first. Raises OSError."""
+    if not path.is_file():
+        try:
+            _join(path, counts, width, known)
+        except FileNotFoundError:
+            if not path.is_file():
+                raise
+    shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
+
+
+def _join(path: Path, counts: Sequence[int], width: int, known: dict[str, Any]) -> None:
+    partial, digest = path.with_name(f"partial-{uuid.uuid4().hex}-{path.name}"), hashlib.sha256()
+    try:
+        with partial.open("wb") as file:
+            shape = {"descr": "<f4", "fortran_order": False, "shape": (sum(counts), width)}
+            np.lib.format.write_array_header_1_0(file, shape)
+            for shard in range(len(counts)):
+                content = part_path(path, shard).read_bytes()
+                digest.update(content)
+                file.write(content)
+        flush(partial)
+        about = {"follows_from": known, "samples": sum(counts), "width": width, "sha256": digest.hexdigest()}
+        replace_file(path.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode(), shared=True)
+        partial.rename(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     flush(path.parent)
-    for shard in range(len(counts)):
-        part_path(path, shard).unlink()
-    path.with_suffix(".parts").rmdir()
 
 
 def check_vectors(path: Path, samples: int) -> None:

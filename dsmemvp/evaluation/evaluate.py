@@ -83,7 +83,7 @@ def evaluate(
     own_data = ranks.together(lambda: data_name(file, data.fingerprint) if ranks.first else "")
     which = "-".join(filter(None, (which, *ranks.gather([own_data]))))
     about = {"answers": ANSWERS, "checkpoint": [state.step, digest], "base": base, "data": data.fingerprint}
-    about |= _what_counts(recipe)
+    about |= settings_of_answers(recipe)
     predicted: dict[str, Predicted] = {}
     partials: list[Partial | None] = []
     for captions in recipe.evaluation.captions:
@@ -188,8 +188,10 @@ def _open_partial(ranks: Ranks, path: Path, belongs: dict[str, Any]) -> Partial 
     return Partial(path, belongs) if ranks.first else None
 
 
-def _what_counts(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's part in the answers, beside what the collator has of it."""
-    whole = as_dict(recipe)
+def settings_of_answers(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's part in the answers, beside what the collator has of it: an evaluation that was interrupted resumes
+    under the same alone."""
+    whole, model = as_dict(recipe), recipe.model
     evaluation = {key: value for key, value in whole["evaluation"].items() if key != "captions"}
-    return {"dtype": recipe.model.dtype, "vision": whole["vision"], "method": whole["method"], "settings": evaluation}
+    counts = {"dtype": model.dtype, "vision": whole["vision"], "method": whole["method"], "settings": evaluation}
+    return counts | ({} if model.quantize == "none" else {"quantize": [model.quantize, model.nf4_scales]})

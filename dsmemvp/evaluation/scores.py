@@ -35,6 +35,9 @@ from dsmemvp.evaluation.vqa import GIVEN, vqa_accuracy
 
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 KINDS = ("choice", "vqa", "gqa", "caption", "open", "label", "labels")
+UNSCORED = ("caption", "labels")
+"""Those without points of their own."""
+NO_POINTS = "captions and several classes have no score per sample, on which a comparison rests"
 F1 = ("F1-micro", "F1-macro")
 MAIN = ("Avg", "Overall", "Accuracy", *CAPTION_COLUMNS, *F1)
 """The columns that the table shows with their interval; the first of them that an evaluation has is its main score."""
@@ -89,9 +92,11 @@ def predict(sample: Sample, decoded: str) -> Prediction:
     elif kind in ("label", "labels"):
         answers, predicted = (label_text(sample.labels or ()),), decoded
     elif kind == "vqa":
-        answers, predicted = tuple(sample.scores["answers"]), _answer(decoded)
+        answers = tuple(sample.scores["answers"])
+        predicted = _answer(decoded, answers)
     else:
-        answers, predicted = (_bare(str(sample.answer)).lower(),), _answer(decoded).lower()
+        answers = (_bare(str(sample.answer)).lower(),)
+        predicted = _answer(decoded.lower(), answers)
     return Prediction(sample.index, name, kind, decoded, predicted, answers, classes_of(sample, kind))
 
 
@@ -109,8 +114,10 @@ def kind_of(sample: Sample) -> str:
     return "gqa" if {"structural_type", "semantic_type"} & scores.keys() else "open"
 
 
-def _answer(text: str) -> str:
-    return _bare(FULL_STOP.split(text, maxsplit=1)[0])
+def _answer(text: str, answers: tuple[str, ...]) -> str:
+    """The first sentence, or the whole text if that is an answer, as "fig. 3" is."""
+    whole = _bare(text)
+    return whole if whole in answers else _bare(FULL_STOP.split(text, maxsplit=1)[0])
 
 
 def _bare(text: str) -> str:
@@ -149,7 +156,7 @@ def _scienceqa_classes(sample: Sample) -> tuple[str, ...]:
 
 
 def points(prediction: Prediction) -> float:
-    """0 to 1, for all kinds but captions."""
+    """0 to 1, for all kinds but UNSCORED."""
     if prediction.kind == "vqa":
         return vqa_accuracy(prediction.predicted, prediction.answers)
     return float(prediction.predicted == prediction.answers[0])
@@ -160,7 +167,7 @@ def scored(predictions: Sequence[Prediction]) -> dict[str, Score]:
     captions need and do not find, they do without: captions.missing() says so."""
     counted: dict[str, list[float]] = {}
     for prediction in predictions:
-        if prediction.kind not in ("caption", "labels"):
+        if prediction.kind not in UNSCORED:
             value = points(prediction)
             for name in (*prediction.classes, _of_all(prediction.kind)):
                 counted.setdefault(name, []).append(value)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from dsmemvp.backbones.block_costs import kept_bytes, recomputed_flops
+from dsmemvp.backbones.block_costs import kept_bytes, layer_flops, recomputed_flops
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import KEPT, Policy
 from dsmemvp.config.recipe import Recipe
@@ -96,7 +96,7 @@ class ActivationBudget:
         with_gradient = choice[self.first :]
         layers = ", ".join(f"{number} {policy}" for policy, number in Counter(with_gradient).items())
         again = sum(recomputed_flops(self.config, policy) for policy in with_gradient)
-        share = again / (2 * len(choice) * recomputed_flops(self.config, "full"))
+        share = again / (len(choice) * layer_flops(self.config))
         peak = self.peak(choice, samples * tokens, samples)
         over = "" if peak <= self.budget else "; this is over the budget, and no policy keeps less"
         return (

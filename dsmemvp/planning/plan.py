@@ -107,7 +107,7 @@ def _of_stage(recipe: Recipe, configs: Configs, clusters: Sequence[Cluster], tok
     auto = activation_budget(recipe, configs, 0, stage) if budgeted else None
 
     for cluster in clusters:
-        fitted, notes = with_batch_for(recipe, cluster.gpus, tokens)
+        fitted, notes = with_batch_for(recipe, cluster.gpus, places)
         micro_batch = fitted.training.micro_batch
         _check_work(fitted, cluster.gpus, tokens)
         deepspeed_settings(fitted, cluster.gpus)  # what a run would refuse
@@ -219,12 +219,12 @@ def shardings_beside(recipe: Recipe) -> tuple[list[Sharding], list[str]]:
     return sorted(found, key=lambda s: s.name), sorted(problems)
 
 
-def with_batch_for(recipe: Recipe, gpus: int, tokens: int) -> tuple[Recipe, list[str]]:
-    """The recipe as it runs on so many GPUs: with the samples that a micro-batch holds on average, of `tokens` tokens
-    each; with a larger global batch if some GPU would have nothing to do."""
+def with_batch_for(recipe: Recipe, gpus: int, places: int) -> tuple[Recipe, list[str]]:
+    """The recipe as it runs on so many GPUs: with the samples that a micro-batch holds on average, of `places` tokens
+    each, those included that the method reserves; with a larger global batch if some GPU would have nothing to do."""
     training, notes = recipe.training, []
     global_batch = max(training.global_batch, gpus)
-    most = max(1, training.micro_tokens // tokens) if training.micro_tokens else training.micro_batch
+    most = max(1, training.micro_tokens // places) if training.micro_tokens else training.micro_batch
     micro_steps = -(-global_batch // (most * gpus))
     if global_batch != training.global_batch:
         rate = training.learning_rate * global_batch / training.global_batch

@@ -1,6 +1,7 @@
 """A contender that is trained in stages: the last one is what all learn, those before it are its own."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -9,8 +10,10 @@ from making import picture
 
 from data_prep.shards import Row, write_shards
 from dsmemvp.comparison.budget import spans, with_budget
+from dsmemvp.comparison.costs import cost_of
 from dsmemvp.comparison.guards import check_study
 from dsmemvp.comparison.study import read_study
+from dsmemvp.config.reading import as_dict, recipe_of
 from dsmemvp.errors import UserError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "house"]
@@ -45,6 +48,28 @@ def test_the_budget_is_the_last_stage_s_and_what_comes_before_is_said(read, tmp_
     checked = check_study(study, tmp_path / "out")
     assert checked.remarks[-1] == "pformer is trained before, in stages of its own: align (48 samples)"
     assert "of 24 in the test data" in checked.remarks[1]
+
+
+def test_the_budget_leaves_the_schedule_of_stages_before_as_the_recipe_has_it(read, tmp_path):
+    """They have 3 epochs, of which 1 is warm-up, as the recipe says of 2."""
+    own = {"data": {"train": str(tmp_path / "pairs")}, "training": {"epochs": 3}}
+    for steps in (40, 2):
+        contender = with_budget(read({"align": own}, budget={"steps": steps})).contenders[1]
+        align, last = (span.recipe.training for span in spans(contender.recipe))
+        assert align.warmup_epochs == 1 and last.warmup_epochs == pytest.approx(steps / 6 / 2)
+
+
+def test_what_it_costs_is_its_last_stage(read):
+    own, given = {"recompute": "full", "micro_batch": 8}, ["training.recompute=full", "training.micro_batch=8"]
+    staged, plain = read({"finetune": {"training": own}}).contenders[1], read({}).contenders[1]
+    whole = replace(plain, recipe=recipe_of(as_dict(plain.recipe), "whole", given))
+    assert cost_of(staged, 40) == cost_of(whole, 40) != cost_of(plain, 40)
+
+
+def test_captions_have_no_points_to_compare(read, tmp_path):
+    study = read({}, set={"data.test": str(tmp_path / "pairs")})
+    with pytest.raises(UserError, match=r"^data.test: captions and several classes have no score per sample"):
+        check_study(study, tmp_path / "out")
 
 
 @pytest.mark.slow

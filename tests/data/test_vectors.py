@@ -40,6 +40,17 @@ def test_rows_are_those_of_running_numbers_over_all_data_sets(stored):
     assert paths[0].name != paths[1].name and not part_path(paths[0], 0).parent.exists()
 
 
+def test_another_run_may_have_joined_the_parts_first(stored, tmp_path):
+    (path, _), _ = stored
+    content = path.read_bytes()
+    write_part(path, 1, np.ones((1, 5)))  # of a run that was slower
+    join_parts(path, COUNTS, 5, {"data": "one"})
+    assert path.read_bytes() == content and not part_path(path, 0).parent.exists()
+    with pytest.raises(FileNotFoundError):
+        join_parts(tmp_path / "vectors-0.npy", COUNTS, 5, {})
+    assert not list(tmp_path.glob("partial-*"))
+
+
 def test_what_is_not_as_it_was_written_is_told(stored):
     (path, _), _ = stored
     check_vectors(path, 6)

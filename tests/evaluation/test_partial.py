@@ -1,9 +1,12 @@
 """What is kept of an evaluation that was interrupted, and what is thrown away."""
 
+import itertools
 import json
 
 import pytest
 
+from dsmemvp.config.reading import read_recipe
+from dsmemvp.evaluation.evaluate import settings_of_answers
 from dsmemvp.evaluation.partial import Partial
 
 BELONGS = {"evaluation": "captions off", "checkpoint": [12, "ab"], "collator": {"slots": 4, "image": {"size": 2}}}
@@ -65,3 +68,10 @@ def test_two_that_end_at_the_same_time_do_not_trip_over_each_other(tmp_path):
     one.remove()
     other.remove()
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_another_quantisation_of_the_base_is_another_evaluation(recipe_path):
+    nf4 = ["model.quantize=nf4"]
+    given = ([], ["model.quantize=int8"], nf4, [*nf4, "model.nf4_scales=largest"])
+    found = [settings_of_answers(read_recipe(recipe_path, settings)) for settings in given]
+    assert all(one != other for one, other in itertools.combinations(found, 2))

@@ -111,6 +111,9 @@ def test_a_sample_without_id_goes_by_its_number():
         ("st. louis", "St. Louis. It is", True),
         ("st. louis", "st. paul", False),
         ("best", "best. Of all", True),
+        ("Fig. 3", " fig. 3.", True),
+        ("approx. 5 cm.", "approx. 5 cm", True),
+        ("fig. 3", "fig. 4.", False),
     ],
 )
 def test_open_answers_are_compared_without_case_up_to_the_full_stop(answer, decoded, right):

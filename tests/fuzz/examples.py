@@ -192,7 +192,8 @@ def _cached_features(folder: Path) -> Reader:
         found = CachedFeatures(ImageTransform(16, 1 << 20), settings, name, (read_manifest(place),))
         return str([found(image, "here").sum().item() for image in encoded])
 
-    return Reader("features", made, (f"{name}/000000.tar.json", f"{name}/000000.tar.features"), features, True)
+    (file,) = (made / name).glob("000000.tar.*.features")
+    return Reader("features", made, (f"{name}/000000.tar.json", f"{name}/{file.name}"), features, True)
 
 
 def _pixels(place: Path) -> str:

@@ -9,7 +9,7 @@ import pytest
 from transformers import LlamaConfig, Qwen3Config
 
 from benchmarks.measured_memory import held_and_peak
-from dsmemvp.backbones.block_costs import kept_bytes, recomputed_flops
+from dsmemvp.backbones.block_costs import kept_bytes, layer_flops, recomputed_flops
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.config.reading import read_recipe
@@ -54,7 +54,10 @@ def test_the_published_sizes():
     language = configs_of_shapes(read_recipe(RECIPE)).language
     assert kept_bytes(language, "elementwise", 2) <= 118_200 and kept_bytes(language, "full", 2) <= 10_700
     weights = 4 * 5120**2 + 3 * 5120 * 13824
+    assert layer_flops(language) == 4 * weights
     assert recomputed_flops(language, "full") / (4 * weights) <= 0.39
+    full = ActivationBudget(language, 2, 0, NONE).example(8)
+    assert "2 elementwise, 38 full" in full and "37% of the layers' FLOPs again" in full
 
 
 @pytest.mark.parametrize("gib", [3, 6, 10, 15, 20])

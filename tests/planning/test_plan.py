@@ -1,6 +1,7 @@
 """From a recipe to the table: sizes, batch sizes, which sharding is recommended, errors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.cli.main import main
+from dsmemvp.comparison.costs import reserved_places
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.errors import UserError
 from dsmemvp.planning.budget import activation_budget
@@ -228,6 +230,18 @@ def test_values_left_to_deepspeed_have_its_defaults(tmp_path):
 def test_a_limit_in_tokens_says_how_many_samples_a_micro_batch_holds():
     recipe, notes = with_batch_for(read_recipe(RECIPE, ["training.micro_tokens=450"]), 8, 200)
     assert (recipe.training.micro_batch, recipe.training.micro_steps(8), notes) == (2, 2, [])
+
+
+def test_places_that_a_method_reserves_count_towards_the_limit_in_tokens(shardings):
+    """input_space has as many as patches: one sample more would be over 2 x (100 + patches)."""
+    given = [*TINY, "method={name: input_space}", f"training.deepspeed={shardings}/flat.json"]
+    recipe = read_recipe(RECIPE, given)
+    places = 100 + reserved_places(recipe, configs_of_shapes(recipe))
+    assert places > 110
+    for limit, samples in ((2 * places, 2), (2 * places - 1, 1)):
+        training = replace(recipe.training, micro_tokens=limit)
+        (plan,) = compare(replace(recipe, training=training), [Cluster(1, 1)], 100)
+        assert plan.recipe.training.micro_batch == samples
 
 
 @pytest.mark.slow
