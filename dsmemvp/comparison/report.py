@@ -88,7 +88,7 @@ def _tuned(out: Path) -> dict[str, Any]:
         try:
             found[path.stem] = own = json.loads(path.read_text(encoding="utf-8"))
             _settings(own)
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             raise UserError(f"{path} is damaged; delete it, and start the study again") from None
     return found
 

@@ -1,7 +1,8 @@
 """Every trial and run of a study, one after another on all ranks. What is finished is not done again, and a training
 that was cut off resumes from its checkpoint: a killed study goes on if the same command is started again.
 
-    OUT/study.json                    what is compared, as given, written before the first training
+    OUT/study.json                    what is compared, as given, and the data's fingerprints, written before the first
+                                      training
     OUT/tuned/CONTENDER.json          its trials' losses and the chosen settings
     OUT/runs/CONTENDER-trial-0 ...    a run's folder for each trial, and for each seed CONTENDER-seed-0 ...
 """
@@ -10,6 +11,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dsmemvp.atomic_files import replace_file
 from dsmemvp.comparison.study import Contender, Study
@@ -19,13 +21,16 @@ from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.errors import UserError
 from dsmemvp.evaluation.evaluate import evaluate, look_and_score
 from dsmemvp.evaluation.naming import file_suffix
+from dsmemvp.json_text import read_json
 from dsmemvp.log import log
 from dsmemvp.progress import Progress
 from dsmemvp.training.checkpoint_manager import agreed_checkpoint
 from dsmemvp.training.context import RunContext
+from dsmemvp.training.health import Diverged
 from dsmemvp.training.loop import train
 from dsmemvp.training.search import search, searching
 
+WRITTEN, DATA = "study.json", "data"
 ContextOf = Callable[[Recipe], RunContext]
 
 
@@ -61,26 +66,52 @@ def evaluations_of(study: Study) -> tuple[bool, ...]:
     return (False, True) if study.settings.blind else (False,)
 
 
-def write_study(study: Study, out: Path) -> None:
-    """Once, before any result; later starts must be of the same study."""
-    if not check_written(study, out):
-        out.mkdir(parents=True, exist_ok=True)
-        replace_file(out / "study.json", _as_text(study), shared=True)
+def write_study(study: Study, out: Path, data: dict[str, str]) -> None:
+    """Once, before any result; later starts must be of the same study and of the same `data` (guards.py)."""
+    if check_written(study, out):
+        check_data(data, out)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(study.as_dict() | {DATA: data}, indent=1, ensure_ascii=False) + "\n"
+    replace_file(out / WRITTEN, text.encode(), shared=True)
 
 
 def check_written(study: Study, out: Path) -> bool:
     """Whether the folder is that of this study; raises UserError if it is another one's. To be asked before anything in
     it is changed."""
-    path = out / "study.json"
-    if path.exists() and path.read_bytes() != _as_text(study):
+    content, path = _written(out), out / WRITTEN
+    if content is None:
+        return False
+    content.pop(DATA, None)
+    if content != json.loads(json.dumps(study.as_dict())):
         raise UserError(
             f"{path} is of other settings than {study.path} has now; give another --out, or the old settings"
         )
-    return path.exists()
+    return True
 
 
-def _as_text(study: Study) -> bytes:
-    return (json.dumps(study.as_dict(), indent=1, ensure_ascii=False) + "\n").encode()
+def check_data(data: dict[str, str], out: Path) -> None:
+    """Raises UserError if runs of the folder were trained or evaluated on other samples than `data` has now."""
+    before = (_written(out) or {}).get(DATA, {})
+    changed = [key for key in data if key in before and before[key] != data[key]]
+    if changed:
+        raise UserError(
+            f"{changed[0]}: holds other samples than when {out / WRITTEN} was written, by its fingerprint; what was"
+            " trained or evaluated before cannot be compared with it: give another --out, or the old data"
+        )
+
+
+def _written(out: Path) -> dict[str, Any] | None:
+    path = out / WRITTEN
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get(DATA, {}), dict):
+        raise UserError(f"{path} is damaged; delete it if the study's settings and data are still those of its runs")
+    return content
 
 
 def tune(
@@ -95,13 +126,20 @@ def tune(
         recipe = recipe_for(contender, f"{contender.name}-trial-{i}", study.settings.tune_seed, overrides)
         context = context_of(recipe)
         _lend(context, ranks)
-        losses.append(_trained_loss(context, ranks))
+        try:
+            losses.append(_trained_loss(context, ranks))
+        except Diverged as error:
+            losses.append(math.inf)
+            if ranks.first:
+                log.info(f"{recipe.name}: is not chosen, its training diverged: {error}")
         progress.advance(1)
     if not losses:
         if found:
             ranks.together(lambda: _note_trials(out, contender, found, [], -1) if ranks.first else None)
         return found
     best = min(range(len(losses)), key=lambda i: (math.isnan(losses[i]), losses[i]))
+    if not math.isfinite(losses[best]):
+        raise UserError(f"tune: contender {contender.name}: every trial diverged; give lower learning rates")
     if ranks.first:
         log.info(f"{contender.name}: trial {best} has the lowest validation loss, {losses[best]:.4f}")
     ranks.together(lambda: _note_trials(out, contender, found, losses, best) if ranks.first else None)
@@ -132,7 +170,8 @@ def _trained_loss(context: RunContext, ranks: Ranks) -> float:
 
 
 def _note_trials(out: Path, contender: Contender, found: tuple[str, ...], losses: list[float], best: int) -> None:
-    rows = [{"settings": list(t), "validation_loss": x} for t, x in zip(contender.trials, losses, strict=True)]
+    known = [loss if math.isfinite(loss) else None for loss in losses]
+    rows = [{"settings": list(t), "validation_loss": x} for t, x in zip(contender.trials, known, strict=True)]
     content = {"searched": list(found), "trials": rows, "chosen": best}
     folder = out / "tuned"
     folder.mkdir(exist_ok=True)

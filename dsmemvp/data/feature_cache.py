@@ -169,23 +169,31 @@ def _about(manifest: Manifest, name: str, shard: int, settings: Settings) -> _Ab
     path = about_path(manifest, name, shard)
     try:
         about = read_json(path)
-        if about["shard"] != manifest.shards[shard].sha256:
-            return None
-        _compare(path.parent, about["settings"], settings.plain())
+        of_shard, found = about["shard"], about["settings"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from None
+    if of_shard != manifest.shards[shard].sha256:
+        return None
+    _compare(path.parent, found, settings.plain())
+    try:
         digests, checksums = [bytes.fromhex(text) for text in about["images"]], about["crc32"]
         if len(digests) != len(checksums) or any(len(digest) != DIGEST for digest in digests):
             raise ValueError("its lists do not fit together")
         if not all(type(number) is int and 0 <= number < 1 << 32 for number in checksums):
             raise ValueError("its checksums are none")
         rows = rows_path(manifest, name, shard, bytes.fromhex(about["rows"]).hex())
-    except FileNotFoundError:
-        return None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{KEY}: {path} is damaged ({error}); remove it, and it is computed again") from None
+        raise _damaged(path, error) from None
     size = len(digests) * settings.row_bytes
     if not rows.is_file() or rows.stat().st_size != size:
         raise UserError(f"{KEY}: {rows} has not the {size} bytes that {path.name} says; remove both")
     return _About(rows, digests, checksums)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{KEY}: {path} is damaged ({error}); remove it, and it is computed again")
 
 
 def _compare(folder: Path, found: Any, wanted: Mapping[str, Any]) -> None:

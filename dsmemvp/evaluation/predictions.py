@@ -5,6 +5,7 @@ depend on that number, not even by rounding. Batches that a run before has answe
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial as bound
@@ -21,6 +22,7 @@ from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.sample import Sample
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.distributed.stopping import Stopped
+from dsmemvp.errors import UserError
 from dsmemvp.evaluation.answering import Answer
 from dsmemvp.evaluation.partial import Partial
 from dsmemvp.evaluation.scores import Prediction, predict
@@ -111,6 +113,11 @@ def _line(number: int, batch: MicroBatch, answers: list[Answer]) -> str:
 
 
 def _row(sample: Sample, answer: Answer) -> dict[str, Any]:
+    if any(map(math.isnan, [*(answer.log_likelihoods or ()), answer.log_probability or 0.0])):
+        raise UserError(
+            f"{sample.where}: the model's outputs are not finite; its training has diverged: take an earlier checkpoint"
+            " (--checkpoint), or train again with a lower training.learning_rate"
+        )
     row = asdict(replace(predict(sample, answer.text), cut=answer.cut))
     if not answer.cut:
         del row["cut"]

@@ -1,6 +1,7 @@
 """Files of predictions -> the table of scores again, without a model and without a GPU."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,6 +13,9 @@ from dsmemvp.evaluation.scores import KINDS, Prediction, scored, table
 from dsmemvp.json_text import parse_json
 
 LONGEST_LINE = 16 << 20
+LABELS = re.compile(r"-|\d{1,9}( \d{1,9})*")
+ROUNDED = 1e-2
+"""What a sum of logarithms in 16 bits may be above 0."""
 FIELDS = {"index": int, "id": str, "kind": str, "text": str, "predicted": str, "answers": list, "classes": list}
 
 
@@ -63,6 +67,14 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
         raise UserError(f"{path}: is not UTF-8 text ({error.reason}); give a predictions.jsonl") from None
 
 
+def _check_probabilities(row: dict[str, Any], where: str) -> None:
+    """Of the answer, or of each choice; files of earlier versions have none."""
+    alone, several = row.get("log_probability", 0.0), row.get("log_likelihoods", [0.0])
+    for number in (alone, *(several if isinstance(several, list) else [None])):
+        if type(number) not in (int, float) or not number <= ROUNDED:
+            raise UserError(f"{where}: {json.dumps(number)[:60]} is no logarithm of a probability")
+
+
 def _prediction(line: str, where: str) -> tuple[str, Prediction]:
     row: Any = parse_json(line, f"{where}:")
     if not isinstance(row, dict):
@@ -80,6 +92,9 @@ def _prediction(line: str, where: str) -> tuple[str, Prediction]:
         raise UserError(f"{where}: kind is {row['kind']!r}, none of {', '.join(KINDS)}")
     if not row["answers"]:
         raise UserError(f"{where}: answers is empty")
+    _check_probabilities(row, where)
+    if row["kind"] in ("label", "labels") and not all(LABELS.fullmatch(t) for t in (row["predicted"], *row["answers"])):
+        raise UserError(f"{where}: predicted and answers of kind {row['kind']} are numbers of classes, or -")
     cut = row.get("cut", "")  # files of earlier versions do not say it
     if not isinstance(cut, str):
         raise UserError(f"{where}: cut is {json.dumps(cut)[:60]}, not a text")

@@ -52,7 +52,10 @@ class EventFile:
         self._add(summary=summary.text(name, text), step=step)
 
     def add_histogram(self, name: str, values: torch.Tensor, step: int) -> None:
-        self._add(summary=summary.histogram(name, values.numpy(), bins="auto", max_bins=512), step=step)
+        """Of the finite values; a model that has diverged may have none, and then nothing is written."""
+        finite = values[values.isfinite()].numpy()
+        if finite.size:
+            self._add(summary=summary.histogram(name, finite, bins="auto", max_bins=512), step=step)
 
     def add_image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """`pixels` is [height, width, 3] uint8."""

@@ -11,6 +11,10 @@ BEFORE, LEAST = 100, 20
 """Steps that a loss is compared with; fewer than LEAST say nothing."""
 
 
+class Diverged(UserError):
+    """Too many steps without a finite loss or gradient."""
+
+
 class Health:
     """All ranks see the same numbers, so all decide alike."""
 
@@ -26,7 +30,7 @@ class Health:
         self._losses.clear()
 
     def check(self, step: int, loss: float, norm: float) -> bool:
-        """Whether the step updated anything. Raises UserError at one too many that did not."""
+        """Whether the step updated anything. Raises Diverged at one too many that did not."""
         if math.isfinite(loss) and math.isfinite(norm):
             self._look_for_spike(step, loss)
             return True
@@ -34,7 +38,7 @@ class Health:
         what = "gradient norm is not finite" if math.isfinite(loss) else f"loss is {loss}"
         said = f"step {step}: the {what}; nothing was updated"
         if self.not_finite > self._most:
-            raise UserError(
+            raise Diverged(
                 f"{said}. {self.not_finite} such steps are more than training.most_not_finite = {self._most}; the last"
                 " checkpoint is good: lower training.learning_rate, or look at the samples of these steps"
                 " (data.record_order=true)"

@@ -27,6 +27,8 @@ def script(tmp_path_factory):
         (["train", "recipe.yaml", "method.lora_r"], "method.lora_rank="),
         (["export", "--pe"], "--peft"),
         (["score", "model.quan"], ""),
+        (["train", "recipe.yaml", "model.quantize", "=", "n"], ""),
+        (["train", "recipe.yaml", "data.train", "="], ""),
         (["data", ""], "show check"),
         (["evaluate", "recipe.yaml", "--b"], "--best --blind"),
     ],

@@ -42,7 +42,7 @@ def test_costs_are_of_the_chosen_trial_and_a_curve_may_lack_a_step(study, tmp_pa
     for name, chosen in (("a", 0), ("b", 1)):
         content = {"searched": [], "trials": trials, "chosen": chosen}
         (out / "tuned" / f"{name}.json").write_text(json.dumps(content))
-    assert "| a " in write_report(study, out, Checked([], 40.0))
+    assert "| a " in write_report(study, out, Checked([], 40.0, {}))
     report = json.loads((out / "report.json").read_text())
     fewer, more = (report["costs"][name]["trained"] for name in "ab")
     width = json.loads((Path(study.contenders[0].recipe.model.language_model) / "config.json").read_text())

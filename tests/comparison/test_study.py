@@ -1,12 +1,20 @@
 """What a study file may say, and what ends it in one line before any training."""
 
-import pytest
+import json
+from functools import partial
 
+import pytest
+import torch
+
+from dsmemvp.comparison import running
 from dsmemvp.comparison.results import collect
 from dsmemvp.comparison.running import recipe_for, write_study
 from dsmemvp.comparison.study import read_study, study_of_recipes
 from dsmemvp.comparison.study_file import is_study
+from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.errors import UserError
+from dsmemvp.progress import Progress
+from dsmemvp.training.health import Diverged
 
 TWO = "contenders:\n  memvp: {}\n  none: {method: {name: none}}\n"
 
@@ -134,7 +142,7 @@ def test_what_cannot_be_read_is_no_recipe_either(make, said, tmp_path):
         read_study(path, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["easy_vqa", "vqa_rad", "vqa_rad_organs"])
+@pytest.mark.parametrize("name", ["easy_vqa", "vqa_rad", "vqa_rad_known", "vqa_rad_organs"])
 def test_the_studies_of_this_repository_can_be_read(name, repository, monkeypatch, tmp_path):
     monkeypatch.chdir(repository)
     study = read_study(repository / "studies" / f"{name}.yaml", tmp_path)
@@ -143,13 +151,47 @@ def test_the_studies_of_this_repository_can_be_read(name, repository, monkeypatc
 
 
 def test_a_folder_is_of_one_study(read, tmp_path):
-    write_study(read(TWO), tmp_path / "out")
-    write_study(read(TWO), tmp_path / "out")
+    data = {"data.train": "a", "data.test": "b"}
+    for _ in range(2):
+        write_study(read(TWO), tmp_path / "out", data)
     with pytest.raises(UserError, match="is of other settings"):
-        write_study(read(TWO + "seeds: [5]\n"), tmp_path / "out")
-    (tmp_path / "out" / "study.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="is of other settings"):
-        write_study(read(TWO), tmp_path / "out")
+        write_study(read(TWO + "seeds: [5]\n"), tmp_path / "out", data)
+    with pytest.raises(UserError, match=r"^data\.test: holds other samples than when .*study\.json was written"):
+        write_study(read(TWO), tmp_path / "out", data | {"data.test": "c"})
+    for damaged in (b"\xff\xfe", b"", b"[]", b'{"data": 1}'):
+        (tmp_path / "out" / "study.json").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"study\.json is damaged"):
+            write_study(read(TWO), tmp_path / "out", data)
+
+
+def test_a_trial_that_diverges_is_not_chosen(read, demo_shards, tmp_path, monkeypatch):
+    text = TWO + "tune: {training.learning_rate: [1.0e-3, 100, 1.0e-2]}\n"
+    study = read(text, f"data.validation={demo_shards}")
+    ranks, progress = Ranks(0, 1, torch.device("cpu")), Progress("study", 3, "run", active=False)
+    (tmp_path / "out").mkdir()
+
+    def chosen(losses: dict[str, float]) -> tuple[str, ...]:
+        def loss(context, ranks):
+            if context.folder.name not in losses:
+                raise Diverged("step 9: the loss is nan")
+            return losses[context.folder.name]
+
+        monkeypatch.setattr(running, "_trained_loss", loss)
+        context_of = partial(_Context, tmp_path)
+        return running.tune(study, study.contenders[0], tmp_path / "out", ranks, context_of, progress)
+
+    assert chosen({"memvp-trial-0": 2.0, "memvp-trial-2": 1.0}) == ("training.learning_rate=0.01",)
+    (noted,) = (tmp_path / "out" / "tuned").glob("*.json")
+    assert [row["validation_loss"] for row in json.loads(noted.read_text())["trials"]] == [2.0, None, 1.0]
+    with pytest.raises(UserError, match="contender memvp: every trial diverged; give lower learning rates"):
+        chosen({})
+
+
+class _Context:
+    """Of a run, as far as its loss needs one."""
+
+    def __init__(self, place, recipe):
+        self.folder = place / "runs" / recipe.name
 
 
 @pytest.mark.parametrize("content", ["", "{}\n", '{"evaluation": "cut'])

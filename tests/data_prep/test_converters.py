@@ -259,6 +259,8 @@ def test_vqa_rad(convert, tmp_path):
         ({"phrase_type": 1}, "question 1: phrase_type is not text: 1"),
         ({"image_name": None}, "question 1: image_name is not text: None"),
         ({"answer": " "}, "question 1: "),
+        ({"answer": None}, "question 1: answer is not a text or a number: None"),
+        ({"image_name": ""}, "question 1: image_name is empty"),
     ],
 )
 def test_a_bad_question_of_vqa_rad_is_told_with_its_place(convert, tmp_path, question, part):

@@ -48,6 +48,31 @@ def test_what_is_not_this_wheel_is_told(prepare, tmp_path):
         assert code == 1 and why in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("questions", "said"),
+    [
+        ("{}", "is not a list"),
+        ("[" * 100_000, "is not JSON"),
+        ("oops", "questions.json is not JSON"),
+        ('[["q", "a"]]', "question 0: is not [text, answer, number of the picture]: ['q', 'a']"),
+        ('[["q", "a", "../x"]]', "question 0: is not [text, answer, number of the picture]"),
+    ],
+)
+def test_questions_that_are_none_are_told(prepare, tmp_path, questions, said):
+    with zipfile.ZipFile(tmp_path / "w.whl", "w") as wheel:
+        for split in ("train", "test"):
+            wheel.writestr(f"easy_vqa/data/{split}/questions.json", questions)
+    code, _, err = prepare(tmp_path / "w.whl")
+    assert code == 1 and said in err and "Traceback" not in err
+
+
+def test_no_questions_at_all_may_not_be_asked_for(prepare, tmp_path):
+    _wheel(tmp_path / "w.whl")
+    for most in ("0", "-5"):
+        code, _, err = prepare(tmp_path / "w.whl", "--test", most)
+        assert code == 1 and f"--test: give at least 1 question, not {most}" in err
+
+
 def test_the_real_wheel_has_the_published_numbers(prepare, tmp_path):
     code, out, _ = prepare(wheel("easy_vqa-1.0"), "--train", "100")
     assert code == 0 and "9673 samples" in out

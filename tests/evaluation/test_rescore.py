@@ -67,6 +67,11 @@ def test_captions_that_cannot_be_scored_here_are_spoken_of(tmp_path, monkeypatch
         (line(index=5, answers=[]), "line 3: answers is empty"),
         (line(index=5, kind="essay"), "line 3: kind is 'essay', none of choice, vqa, gqa, caption, open"),
         (line(index=5, cut=3), "line 3: cut is 3, not a text"),
+        (line(index=5, log_probability="x"), 'line 3: "x" is no logarithm of a probability'),
+        (line(index=5, log_probability=7), "line 3: 7 is no logarithm of a probability"),
+        (line(index=5, log_probability=float("nan")), "line 3: NaN is no logarithm"),
+        (line(index=5, log_likelihoods="abc"), "line 3: null is no logarithm"),
+        (line(index=5, kind="labels"), "line 3: predicted and answers of kind labels are numbers of classes"),
         (line(index=1), "line 3: sample 1 of 'captions off' is also in line 2"),
     ],
 )

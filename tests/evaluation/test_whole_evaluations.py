@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -116,3 +117,16 @@ def test_other_data_do_not_take_the_place_of_what_was_scored(evaluate, tokenizer
     assert json.loads(other.read_text())["samples"] == 3 and f"written: {other.name}" in out
     evaluate(tokenizer_path, " B.", rows[:3])  # the same again, in the same files
     assert len(list(evaluate.run.glob("evaluation*.json"))) == 2
+
+
+def test_a_model_that_has_diverged_is_told_and_no_answer_of_it_is_kept(evaluate, small_letters, recipe_path, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    rows = [fields(i, **OPEN) for i in range(3)]
+    evaluate(small_letters, " red.", rows)
+    tensors = load_file(tmp_path / "bigram" / "model.safetensors")
+    poisoned = shutil.copytree(tmp_path / "bigram", tmp_path / "poisoned")
+    save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, poisoned / "model.safetensors")
+    with pytest.raises(AssertionError, match=r"the model's outputs are not finite; its training has diverged"):
+        evaluate(small_letters, " red.", rows, f"model.language_model={poisoned}", "name=poisoned")
+    assert not list((tmp_path / "runs" / "poisoned").glob("predictions*"))

@@ -89,6 +89,7 @@ def test_other_settings_and_damage_are_refused(case):
     }.items():
         done = case.start("other", f"vision.cache_features={NAME}", override)
         assert done.codes == [1] and why in done.text and "Traceback" not in done.text, done.text
+        assert "is damaged" not in done.text
     (rows,) = (case.data / NAME).glob("000000.tar.*.features")
     content = bytearray(rows.read_bytes())
     content[5::1000] = bytes(255 - b for b in content[5::1000])
