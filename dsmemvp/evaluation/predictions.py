@@ -26,6 +26,7 @@ from dsmemvp.errors import UserError
 from dsmemvp.evaluation.answering import Answer
 from dsmemvp.evaluation.partial import Partial
 from dsmemvp.evaluation.scores import Prediction, predict
+from dsmemvp.generation.generate import NOT_FINITE
 from dsmemvp.log import log
 from dsmemvp.progress import Progress
 
@@ -114,10 +115,7 @@ def _line(number: int, batch: MicroBatch, answers: list[Answer]) -> str:
 
 def _row(sample: Sample, answer: Answer) -> dict[str, Any]:
     if any(map(math.isnan, [*(answer.log_likelihoods or ()), answer.log_probability or 0.0])):
-        raise UserError(
-            f"{sample.where}: the model's outputs are not finite; its training has diverged: take an earlier checkpoint"
-            " (--checkpoint), or train again with a lower training.learning_rate"
-        )
+        raise UserError(f"{sample.where}: {NOT_FINITE}")
     row = asdict(replace(predict(sample, answer.text), cut=answer.cut))
     if not answer.cut:
         del row["cut"]

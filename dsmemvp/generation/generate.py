@@ -21,6 +21,10 @@ from dsmemvp.errors import UserError
 from dsmemvp.generation.decoder import Decoder
 from dsmemvp.prompts.interface import State
 
+NOT_FINITE = (
+    "the model's outputs are not finite; its training has diverged: take an earlier checkpoint (--checkpoint), or train"
+    " again with a lower training.learning_rate"
+)
 Done = Callable[[int, list[int]], bool]
 """done(b, tokens): whether sample b needs no token after these new ones."""
 
@@ -113,7 +117,7 @@ def _decoded(
         whole = writer.generate(
             inputs=ids,
             generation_config=_settings(sampling, decoder.eos),
-            logits_processor=LogitsProcessorList([watch] if watch else []),
+            logits_processor=LogitsProcessorList([_Finite(), *([watch] if watch else [])]),
             stopping_criteria=StoppingCriteriaList([_Ends(samples, done)]),
             synced_gpus=decoder.in_step,
             steps=decoder.steps(batch, state),
@@ -131,6 +135,20 @@ def _settings(sampling: Sampling, eos: int) -> GenerationConfig:
         use_cache=False,  # transformers' own; ours is in `Steps`
         **drawing,
     )
+
+
+class _Finite(LogitsProcessor):
+    """Raises UserError at the first token if the model's outputs are not finite: a drawn token would end in an error of
+    torch, and greedy decoding would write nonsense."""
+
+    def __init__(self) -> None:
+        self._checked = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not self._checked and scores.isnan().any():
+            raise UserError(NOT_FINITE)
+        self._checked = True
+        return scores
 
 
 class _Watch(LogitsProcessor):

@@ -217,3 +217,12 @@ def test_how_probable_each_token_is_follows_from_a_forward_of_the_whole_text(met
             assert log == pytest.approx(logits[0].log_softmax(-1)[token].item(), abs=1e-5)
         logs = other.log_probabilities
         assert logs == pytest.approx(own.log_probabilities[: len(logs)], abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_has_diverged_is_told(temperature):
+    model = small.model("memvp")
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if name.endswith("norm.weight")).fill_(float("nan"))
+    with pytest.raises(UserError, match="the model's outputs are not finite"):
+        generate(small.decoder(model), small.prompts(model), Sampling(max_new_tokens=4, temperature=temperature))
