@@ -37,7 +37,10 @@ SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science
 KINDS = ("choice", "vqa", "gqa", "caption", "open", "label", "labels")
 UNSCORED = ("caption", "labels")
 """Those without points of their own."""
-NO_POINTS = "captions and several classes have no score per sample, on which a comparison rests"
+NO_POINTS = (
+    "captions and several classes have no score per sample, on which a comparison rests; leave those samples out, or"
+    " evaluate the runs one by one"
+)
 F1 = ("F1-micro", "F1-macro")
 MAIN = ("Avg", "Overall", "Accuracy", *CAPTION_COLUMNS, *F1)
 """The columns that the table shows with their interval; the first of them that an evaluation has is its main score."""
