@@ -47,16 +47,17 @@ def cost_of(contender: Contender, prompt_tokens: float) -> Cost:
     whole, tokens = contender.recipe, round(prompt_tokens)
     recipe, configs = stage_recipe(whole, whole.method.stage_names()[-1]), read_configs(whole)
     policy = "elementwise" if recipe.training.recompute == "auto" else recipe.training.recompute
-    # evaluation looks at pictures, also of a run that was trained on features
-    seen = replace(recipe, vision=replace(recipe.vision, cache_features=""))
-    answered = trace(seen, configs, tokens + SUPERVISED, policy)
-    answer = answered.forward_flops / recipe.training.micro_batch
-    if not contender.trains:
-        return Cost(0, tokens, 0.0, 0.0, 0.0, answer)
     reserved = reserved_places(recipe, configs)
     places = tokens + SUPERVISED + reserved
     alone, _ = with_batch_for(recipe, 1, places)
     found, micro = trace(alone, configs, tokens + SUPERVISED, policy), alone.training.micro_batch
+    answered = found
+    if recipe.vision.cache_features:  # evaluation looks at pictures, also of a run that was trained on features
+        seen = replace(alone, vision=replace(alone.vision, cache_features=""))
+        answered = trace(seen, configs, tokens + SUPERVISED, policy)
+    answer = answered.forward_flops / micro
+    if not contender.trains:
+        return Cost(0, tokens, 0.0, 0.0, 0.0, answer)
     trained = sum(parameter.numel for parameter in found.parameters if parameter.trained)
     sent = _sent(recipe, found, policy, places)
     return Cost(trained, tokens + reserved, found.flops / micro, found.held / micro, sent, answer)

@@ -1,5 +1,5 @@
 """Features of the frozen vision tower, computed once before training (`vision.cache_features`): every rank takes its
-shards of those that are missing, and all ranks then read what all have written (data/feature_cache.py)."""
+shards of those that are missing, and all ranks then read what all have written (data/feature_files.py)."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -14,15 +14,8 @@ from dsmemvp.backbones.filling import fill_from_files, matched
 from dsmemvp.backbones.vision import VisionTower
 from dsmemvp.backbones.vision_families import built_blocks
 from dsmemvp.backbones.weights import VISION_KEY, Base
-from dsmemvp.data.feature_cache import (
-    KEY,
-    CachedFeatures,
-    Settings,
-    distinct,
-    missing_shards,
-    remove_partial,
-    write_shard,
-)
+from dsmemvp.data.feature_cache import CachedFeatures
+from dsmemvp.data.feature_files import KEY, Settings, distinct, missing_shards, remove_partial, write_shard
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Place

@@ -9,14 +9,8 @@ import time
 import pytest
 import torch
 
-from dsmemvp.data.feature_cache import (
-    ABANDONED,
-    CachedFeatures,
-    Settings,
-    missing_shards,
-    remove_partial,
-    write_shard,
-)
+from dsmemvp.data.feature_cache import CachedFeatures
+from dsmemvp.data.feature_files import ABANDONED, Settings, missing_shards, remove_partial, write_shard
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.errors import UserError
@@ -56,7 +50,7 @@ def test_another_run_that_rounds_otherwise_takes_nothing_from_one_that_reads(dem
     reading = CachedFeatures(ImageTransform(8, 1 << 20), SETTINGS, "features", (manifest,))
     assert [float(reading(image, "here")[0, 0]) for image in encoded] == [0, 1, 2]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("dsmemvp.data.feature_cache.replace_file", _interrupt)
+        patch.setattr("dsmemvp.data.feature_files.replace_file", _interrupt)
         write_shard(manifest, "features", 0, SETTINGS, rows(0.5))
     assert missing_shards(manifest, "features", SETTINGS) == []
     write_shard(manifest, "features", 0, SETTINGS, rows(0.5))

@@ -119,7 +119,7 @@ def test_other_data_do_not_take_the_place_of_what_was_scored(evaluate, tokenizer
     assert len(list(evaluate.run.glob("evaluation*.json"))) == 2
 
 
-def test_a_model_that_has_diverged_is_told_and_no_answer_of_it_is_kept(evaluate, small_letters, recipe_path, tmp_path):
+def test_a_model_that_has_diverged_is_told_and_no_answer_of_it_is_kept(evaluate, small_letters, tmp_path):
     from safetensors.torch import load_file, save_file
 
     rows = [fields(i, **OPEN) for i in range(3)]

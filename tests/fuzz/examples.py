@@ -31,7 +31,8 @@ from dsmemvp.checkpoints.choosing import newest_checkpoint
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.convert.convert import convert
-from dsmemvp.data.feature_cache import CachedFeatures, Settings, distinct, write_shard
+from dsmemvp.data.feature_cache import CachedFeatures
+from dsmemvp.data.feature_files import Settings, distinct, write_shard
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.index import index_shard
 from dsmemvp.data.manifest import read_manifest
