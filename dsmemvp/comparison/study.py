@@ -39,7 +39,7 @@ OWN: tuple[str, ...] = (
     "training.micro_batch",
 )
 OWN += ("training.micro_tokens", "training.recompute", "training.deepspeed")
-OWN += ("vision.adapter_dim", "vision.adapter_scale", "vision.adapter_dropout")
+OWN += ("vision.adapter_dim", "vision.adapter_scale", "vision.adapter_dropout", "vision.cache_features")
 """Keys in which contenders may differ beside `method`: all others are the study's, or it would compare more than the
 method."""
 MOST_TRIALS = 100

@@ -54,6 +54,13 @@ def test_a_setting_that_is_searched_for_is_no_value_of_the_recipe(read, demo_sha
             read(f"contenders:\n  a: {method}\n  b: {{}}\n", f"data.search={data}")
 
 
+def test_one_contender_may_look_at_pictures_where_the_others_train_on_features(read):
+    a, b = read(
+        "contenders:\n  a: {vision: {adapter_dim: 0, cache_features: features}}\n  b: {}\n", "vision.adapter_dim=0"
+    ).contenders
+    assert (a.recipe.vision.cache_features, b.recipe.vision.cache_features) == ("features", "")
+
+
 def test_set_is_for_all_and_a_contender_s_own_comes_after_it(read):
     text = "set: {training: {epochs: 5, micro_batch: 4}, seed: 3}\n"
     text += "contenders:\n  a: {training: {micro_batch: 8}}\n  b: {}\n"
