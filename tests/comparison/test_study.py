@@ -153,7 +153,7 @@ def test_what_cannot_be_read_is_no_recipe_either(make, said, tmp_path):
 def test_the_studies_of_this_repository_can_be_read(name, repository, monkeypatch, tmp_path):
     monkeypatch.chdir(repository)
     study = read_study(repository / "studies" / f"{name}.yaml", tmp_path)
-    assert len(study.contenders) >= 3 and len(study.settings.seeds) == 3
+    assert len(study.contenders) >= 3 and len(study.settings.seeds) >= 3
     assert len({len(c.trials) for c in study.contenders if c.trains}) == 1
 
 
