@@ -9,7 +9,7 @@ each pixel of a 9 x 8 copy in grey is darker than its neighbour), by which those
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from dsmemvp.atomic_files import replace_file
 from dsmemvp.data.images import decoded
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Place
-from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample
+from dsmemvp.data.sample import BadSample, SampleError, read_sample
 from dsmemvp.data.stream import Reader
 from dsmemvp.evaluation.scores import kind_of
 
-VERSION = 1
+VERSION = 2
 """Counts up when samples are hashed otherwise."""
 NEAR = 2
 """Bits in which the difference hashes of two pictures may differ that are nearly the same."""
@@ -46,6 +46,8 @@ class Content:
     """Samples with a caption."""
     kinds: set[str] = field(default_factory=set)
     """By what they are scored (evaluation/scores.py)."""
+    damaged: str = ""
+    """Where the first sample is that cannot be read, and why; empty if all can."""
 
 
 def content_of(
@@ -78,6 +80,7 @@ def content_of(
         content.pictures |= own["pictures"]
         content.captions += own["captions"]
         content.kinds |= set(own["kinds"])
+        content.damaged = content.damaged or own["damaged"]
     return content
 
 
@@ -105,7 +108,8 @@ def _read(file: Path) -> dict[str, Any] | None:
         found = json.loads(file.read_text(encoding="utf-8"))
         pairs = all(len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in found["samples"])
         known = all(0 <= bits < 2**64 for bits in found["pictures"].values())
-        return found if pairs and known and found["captions"] >= 0 and isinstance(found["kinds"], list) else None
+        rest = isinstance(found["kinds"], list) and isinstance(found["damaged"], str) and found["captions"] >= 0
+        return found if pairs and known and rest else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -113,35 +117,32 @@ def _read(file: Path) -> dict[str, Any] | None:
 def _hashed(manifest: Manifest, shard: int, max_pixels: int, poll: Callable[[], object]) -> dict[str, Any]:
     samples: list[tuple[str, str]] = []
     pictures: dict[str, int] = {}
-    captions, kinds = 0, set()
-    for key, sample in _usable(manifest, shard):
-        poll()
-        picture = ""
-        if sample.image is not None:
-            try:
-                image = decoded(sample.image, sample.where, max_pixels)
-            except SampleError:
-                continue
-            picture = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-            if picture not in pictures:
-                pictures[picture] = _difference_hash(image)
-        words = [sample.question, *sample.choices, *([] if picture else [sample.context])]
-        text = "\0".join(" ".join(word.casefold().split()) for word in words)
-        samples.append((hashlib.sha256((picture + text).encode()).hexdigest(), key))
-        captions += bool(sample.caption)
-        kinds.add(kind_of(sample))
-    return {"samples": samples, "pictures": pictures, "captions": captions, "kinds": sorted(kinds)}
-
-
-def _usable(manifest: Manifest, shard: int) -> Iterator[tuple[str, Sample]]:
-    """With their keys; the others are training's and evaluation's to complain of."""
+    captions, kinds, damaged = 0, set(), ""
     reader = Reader([manifest], indexes=1)
     for place, encoded in reader.read(Place(0, shard, i) for i in range(manifest.counts[shard])).items():
-        if not isinstance(encoded, BadSample):
-            try:
-                yield reader.entry(place).key, read_sample(encoded)
-            except SampleError:
-                continue
+        poll()
+        picture = ""
+        try:
+            if isinstance(encoded, BadSample):
+                raise encoded.error
+            sample = read_sample(encoded)
+            if sample.image is not None:
+                image = decoded(sample.image, sample.where, max_pixels)
+                picture = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+                if picture not in pictures:
+                    pictures[picture] = _difference_hash(image)
+        except SampleError as error:
+            damaged = damaged or str(error)
+            continue
+        words = [sample.question, *sample.choices, *([] if picture else [sample.context])]
+        text = "\0".join(" ".join(word.casefold().split()) for word in words)
+        samples.append((hashlib.sha256((picture + text).encode()).hexdigest(), reader.entry(place).key))
+        captions += bool(sample.caption)
+        kinds.add(kind_of(sample))
+    return {
+        **{"samples": samples, "pictures": pictures, "captions": captions, "kinds": sorted(kinds)},
+        "damaged": damaged,
+    }
 
 
 def _difference_hash(image: Image.Image) -> int:

@@ -1,4 +1,5 @@
-"""What has to hold before a study is worth its hours: no test sample in training, the same prompts for all contenders.
+"""What has to hold before a study is worth its hours: every sample can be read, no test sample is in training, all
+contenders are asked with the same prompts.
 
 A test sample leaks if the same one (content.py) is trained or tuned on.
 """
@@ -8,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dsmemvp.backbones.fingerprint import fingerprint
+from dsmemvp.backbones.weights import VISION_KEY, Base
 from dsmemvp.comparison.budget import spans
 from dsmemvp.comparison.content import NEAR, Content, content_of, near_duplicates
 from dsmemvp.comparison.study import OWN, Contender, Study, errors_of
@@ -35,7 +38,7 @@ class Checked:
     prompt_tokens: float
     """Of a test sample, on average over the first PROMPTS, without the places that a method reserves."""
     data: dict[str, str]
-    """Key of the recipe -> fingerprint of the samples."""
+    """Key of the recipe -> fingerprint of its samples or weights."""
 
 
 def check_study(study: Study, out: Path, task: int = 0, poll: Callable[[], object] = lambda: None) -> Checked:
@@ -54,6 +57,9 @@ def check_study(study: Study, out: Path, task: int = 0, poll: Callable[[], objec
     trained, tested = (
         content_of(manifests, recipe.vision.max_pixels, out / "content", begin, poll) for manifests in (known, [test])
     )
+    for content in (trained, tested):
+        if content.damaged and recipe.data.on_bad_sample == "fail":
+            raise UserError(f"{content.damaged}; mend it, or leave such samples out with data.on_bad_sample=skip")
     if tested.kinds & set(UNSCORED):
         raise UserError(f"data.test: {NO_POINTS}")
     remarks = list(_leaks(study, trained, tested))
@@ -69,7 +75,16 @@ def check_study(study: Study, out: Path, task: int = 0, poll: Callable[[], objec
     trained_by_all = [manifest.fingerprint for manifest in _different(trained_on)]
     data = {"data.train": " ".join(trained_by_all), "data.test": test.fingerprint}
     data |= {"data.validation": validation.fingerprint} if validation else {}
-    return Checked(remarks + stages, tokens, data)
+    return Checked(remarks + stages, tokens, data | _base(study))
+
+
+def _base(study: Study) -> dict[str, str]:
+    """Key of the recipe -> fingerprint of the frozen weights and of the tokenizer, which are the same for all."""
+    found: dict[str, str] = {}
+    for contender in study.contenders:
+        if VISION_KEY not in found:  # the first ones may see no images
+            found |= fingerprint(Base(contender.recipe))
+    return found
 
 
 def _different(manifests: list[Manifest]) -> list[Manifest]:

@@ -91,13 +91,15 @@ def check_written(study: Study, out: Path) -> bool:
 
 
 def check_data(data: dict[str, str], out: Path) -> None:
-    """Raises UserError if runs of the folder were trained or evaluated on other samples than `data` has now."""
+    """Raises UserError if runs of the folder were trained or evaluated on other samples, or another base, than `data`
+    has now."""
     before = (_written(out) or {}).get(DATA, {})
     changed = [key for key in data if key in before and before[key] != data[key]]
     if changed:
+        what = "another model" if changed[0].startswith("model.") else "other samples"
         raise UserError(
-            f"{changed[0]}: holds other samples than when {out / WRITTEN} was written, by its fingerprint; what was"
-            " trained or evaluated before cannot be compared with it: give another --out, or the old data"
+            f"{changed[0]}: holds {what} than when {out / WRITTEN} was written, by its fingerprint; what was trained or"
+            " evaluated before cannot be compared with it: give another --out, or restore it"
         )
 
 

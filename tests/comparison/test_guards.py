@@ -2,16 +2,19 @@
 
 import io
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
 from PIL import Image, ImageEnhance
+from safetensors.torch import load_file, save_file
 
 from data_prep.demo import sample
 from data_prep.shards import write_shards
 from dsmemvp.comparison import guards
 from dsmemvp.comparison.content import content_of, near_duplicates
 from dsmemvp.comparison.guards import check_study
+from dsmemvp.comparison.running import check_data, write_study
 from dsmemvp.comparison.study import read_study
 from dsmemvp.data.manifest import read_manifest
 from dsmemvp.errors import UserError
@@ -32,9 +35,11 @@ def study_path(recipe_path, tmp_path):
 def _study(path, tmp_path, train, test, *more):
     for name, rows in (("train", train), ("test", test)):
         write_shards(iter(rows), tmp_path / name, name, per_shard=8)
-    return read_study(
-        path, tmp_path / "out", [f"data.train={tmp_path / 'train'}", f"data.test={tmp_path / 'test'}", *more]
-    )
+    return read_study(path, tmp_path / "out", [*_folders(tmp_path), *more])
+
+
+def _folders(tmp_path):
+    return [f"data.train={tmp_path / 'train'}", f"data.test={tmp_path / 'test'}"]
 
 
 def test_a_planted_leak_is_refused_with_its_place_or_reported(study_path, tmp_path):
@@ -61,11 +66,37 @@ def test_pictures_in_another_format_are_the_same_and_brighter_ones_nearly(study_
     assert remarks[1].startswith("1 picture of 2 in the test data") and "2 nearly so" in remarks[1]
 
 
-def test_a_damaged_picture_is_left_to_training_which_may_skip_it(study_path, tmp_path):
-    train = _rows("train", 0, 12)
-    train[1] = replace(train[1], image=train[1].image[:40])
-    study = _study(study_path, tmp_path, train, _rows("test", 0, 3))
-    assert check_study(study, tmp_path / "out").remarks[0].startswith("None of 3")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_damaged_picture_ends_a_study_before_its_hours_unless_it_may_be_skipped(split, study_path, tmp_path):
+    rows = {"train": _rows("train", 0, 12), "test": _rows("test", 0, 4)}
+    rows[split][1] = replace(rows[split][1], image=rows[split][1].image[:40])
+    study = _study(study_path, tmp_path, rows["train"], rows["test"])
+    for _ in range(2):  # as hashed now, and as kept
+        with pytest.raises(UserError, match=rf"{split}/000000.tar, sample {split}001: image cannot be.*=skip$"):
+            check_study(study, tmp_path / "out")
+    study = read_study(study_path, tmp_path / "out", ["data.on_bad_sample=skip", *_folders(tmp_path)])
+    left = 3 if split == "test" else 4
+    assert check_study(study, tmp_path / "out").remarks[0].startswith(f"None of {left}")
+
+
+def test_a_base_that_was_exchanged_is_noticed(study_path, tmp_path):
+    study = _study(study_path, tmp_path, _rows("train", 0, 8), _rows("test", 0, 3))
+    known = check_study(study, tmp_path / "out").data
+    assert known.keys() > {"model.language_model", "model.vision_tower", "model.tokenizer"}
+    write_study(study, tmp_path / "out", known)
+    model = study.contenders[0].recipe.model
+    tensors = load_file(f"{model.vision_tower}/model.safetensors")
+    tensors = {name: tensor + 1 for name, tensor in tensors.items()}
+    other = tmp_path / "other"
+    shutil.copytree(model.vision_tower, other)
+    save_file(tensors, other / "model.safetensors")
+    model.vision_tower = str(other)
+    now = check_study(study, tmp_path / "out").data
+    with pytest.raises(
+        UserError, match=r"^model\.vision_tower: holds another model than when .*study\.json was written"
+    ):
+        check_data(now, tmp_path / "out")
+    assert {key for key in known if known[key] != now[key]} == {"model.vision_tower"}
 
 
 def test_near_is_two_bits_of_64():
