@@ -157,10 +157,8 @@ def sample_from_row(row: Any, image: bytes | None, where: str, index: int = 0) -
             raise SampleError(where, "its caption is empty")
         raise SampleError(where, "has neither choices nor an answer in text, nor a label")
     texts = [question, _text(row, "context", where), _text(row, "caption", where), *choices, str(answer)]
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:  # JSON can write half a surrogate pair; a tokenizer cannot read it
-        raise SampleError(where, "holds text that is not Unicode (half of a surrogate pair)") from None
+    if not all(map(is_text, texts)):  # JSON can write half a surrogate pair; a tokenizer cannot read it
+        raise SampleError(where, "holds text that is not Unicode (half of a surrogate pair)")
     fields = ("question", "context", "caption", "choices", "answer", "label", "labels")
     scores = {k: v for k, v in row.items() if k not in fields}
     return Sample(
@@ -176,6 +174,15 @@ def sample_from_row(row: Any, image: bytes | None, where: str, index: int = 0) -
         labels=labels,
         several=several,
     )
+
+
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can write it, so that a tokenizer can read it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def label_text(labels: Iterable[int]) -> str:

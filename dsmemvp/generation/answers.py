@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from dsmemvp.checkpoints.loading import LoadedRun, load_run
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.letters import longest_letter
-from dsmemvp.data.sample import Sample
+from dsmemvp.data.sample import Sample, is_text
 from dsmemvp.data.text import LETTER, EncodedText, chosen, encode_for_answer
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.distributed.ranks import Ranks, own_device
@@ -126,7 +126,7 @@ def _sample(question: str, choices: Sequence[str], context: str, free: bool) -> 
     if not question.strip():
         raise UserError("a question has no words")
     for text in (question, context, *choices):
-        if not _is_text(text):
+        if not is_text(text):
             raise UserError(f"{text!r} is not text that UTF-8 can write")
     if isinstance(choices, str):
         raise UserError("choices: give a list of texts")
@@ -134,14 +134,6 @@ def _sample(question: str, choices: Sequence[str], context: str, free: bool) -> 
         raise UserError(f"{len(choices)} choices: at most 26 have letters, A to Z")
     scores = {"task": "conversation"} if free else {}
     return Sample(question, 0, tuple(choices), context, scores=scores, where=f"question {question[:40]!r}")
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _choice(text: str, choices: Sequence[str]) -> str:

@@ -22,13 +22,14 @@ from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.datasets import open_test_data, open_training_data
 from dsmemvp.data.images import decoded
-from dsmemvp.data.sample import BadSample, Sample, SampleError, read_sample, sample_from_row
+from dsmemvp.data.sample import BadSample, Sample, SampleError, is_text, read_sample, sample_from_row
 from dsmemvp.data.stream import read_each
 from dsmemvp.data.text import chosen
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.answers import right_answer
 from dsmemvp.distributed.ranks import Ranks, join_ranks
 from dsmemvp.errors import UserError
+from dsmemvp.generation.generate import NOT_FINITE
 from dsmemvp.inputs import open_inputs
 from dsmemvp.inspection import table
 from dsmemvp.inspection.attended import Attended, attention_weights, looks
@@ -60,6 +61,9 @@ class Question:
         path = Path(self.image)
         if not path.is_file():
             raise UserError(f"--image: {path} does not exist")
+        for text in (self.text, self.context, *self.choices):
+            if not is_text(text):
+                raise UserError(f"{text!r} is not text that UTF-8 can write")
         row = {"question": self.text, "context": self.context, "choices": list(self.choices)}
         return sample_from_row({**row, "answer": 0 if self.choices else "?"}, path.read_bytes(), str(path))
 
@@ -169,6 +173,7 @@ class Opened:
         batch = make_batch([item], self.collator.image.resolution, self.collator.reserved, last_only=True)
         against = against or self.nothing(sample)
         found = probe(self.model, self.forward, batch.batch, against)
+        _check_finite(found.logits)
         assert sample.image is not None
         picture = decoded(sample.image, sample.where, self.collator.image.max_pixels)
         answer = model_answer(self.tokenizer, int(found.logits[0].argmax()), sample.choices)
@@ -182,6 +187,7 @@ class Opened:
         collator = self.collator
         batch = make_batch([item], collator.image.resolution, collator.reserved, True, collator.labels)
         found = compare(self.model, self.forward, batch.batch)
+        _check_finite(found.logits)
         if not found.found:
             raise UserError("method.hub: is off in this run, so there is no similarity to show")
         answer = answer_of(self.tokenizer, collator, found.logits[0], sample)
@@ -194,6 +200,7 @@ class Opened:
         collator = self.collator
         batch = make_batch([self.item(sample)], collator.image.resolution, collator.reserved, True, collator.labels)
         (weights,), logits = attention_weights(self.model, self.forward, batch.batch)
+        _check_finite(logits)
         return attended(sample, weights, logits[0], self.tokenizer, collator, right)
 
     def sample(self, number: int, test: bool) -> Sample:
@@ -210,6 +217,12 @@ class Opened:
             if isinstance(entry, BadSample):
                 raise entry.error
             yield read_sample(entry)
+
+
+def _check_finite(logits: torch.Tensor) -> None:
+    """Raises UserError: numbers of a model that has diverged say nothing."""
+    if not logits.isfinite().all():
+        raise UserError(NOT_FINITE)
 
 
 def attended(

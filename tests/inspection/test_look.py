@@ -31,13 +31,17 @@ PROGRAM = Path(__file__).parent.parent / "programs" / "looked_into.py"
 @pytest.fixture
 def run(recipe_path) -> Path:
     """A run's folder with one checkpoint of values that let every part of the memory speak."""
+    return _run(recipe_path, 0.2)
+
+
+def _run(recipe_path: Path, scale: float) -> Path:
     recipe = read_recipe(recipe_path)
     configs = read_configs(recipe)
     model = build_frozen(recipe, configs)
     add_trainables(model, recipe, configs)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        values = {n: p.detach() + 0.2 * torch.randn_like(p) for n, p in model.trainables().items()}
+        values = {n: p.detach() + scale * torch.randn_like(p) for n, p in model.trainables().items()}
     folder = Path(recipe.output) / recipe.name
     save_checkpoint(folder, State(step=3, recipe=as_dict(recipe), base=fingerprint(Base(recipe))), values, {})
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
@@ -150,6 +154,17 @@ def test_an_image_that_does_not_decode_ends_in_one_line(command, run, tmp_path):
     (tmp_path / "x.png").write_bytes(b"no picture")
     code, out, err = command("--run", run, "--image", tmp_path / "x.png", "What?")
     assert code == 1 and out == "" and "x.png: image cannot be decoded" in err and err.count("\n") == 1
+
+
+def test_a_question_that_is_no_text_is_not_blamed_on_its_picture(command, run, tmp_path):
+    (tmp_path / "x.png").write_bytes(picture())
+    code, out, err = command("--run", run, "--image", tmp_path / "x.png", "What \udcff?")
+    assert code == 1 and out == "" and "is not text that UTF-8 can write" in err and "x.png" not in err
+
+
+def test_a_model_that_has_diverged_is_not_looked_into(command, recipe_path):
+    code, out, err = command("--run", _run(recipe_path, float("nan")), "--sample", "0")
+    assert code == 1 and out == "" and "its training has diverged" in err and "Traceback" not in err
 
 
 def test_another_method_has_no_memory_to_look_into(recipe_path):
