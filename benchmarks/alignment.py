@@ -25,12 +25,13 @@ from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import fill_randomly
 from dsmemvp.backbones.shapes import LANGUAGE as SHAPES
 from dsmemvp.backbones.shapes import language_config, vision_config
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe, Training, Vision
 from dsmemvp.data.batch import Batch, Captions, Item, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.distributed.ranks import Ranks, join_ranks, leave_ranks
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum
+from dsmemvp.model import VisualLanguageModel, loss_sum
 from dsmemvp.stages import stages_of
 from dsmemvp.training.engine import Trainer, build_trainer
 

@@ -16,12 +16,13 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import fill_randomly
 from dsmemvp.backbones.vision import normalised
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, by_image, make_batch
 from dsmemvp.data.images import STATISTICS
 from dsmemvp.data.text import EncodedText
-from dsmemvp.model import add_trainables, build_frozen, loss_sum
+from dsmemvp.model import loss_sum
 
 
 @dataclass(frozen=True)

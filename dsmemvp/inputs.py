@@ -6,11 +6,11 @@ import torch
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.weights import Base
+from dsmemvp.building import sizes_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.config.stages import check_stage
 from dsmemvp.data.captions import CaptionReader
 from dsmemvp.data.collator import Collator, recipe_collator
-from dsmemvp.model import sizes_of
 from dsmemvp.prompts import VisualPrompt, build_method
 from dsmemvp.prompts.interface import Stage
 

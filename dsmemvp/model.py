@@ -1,8 +1,5 @@
 """Vision tower + language model + visual prompting method: the module that is trained. It walks the method's schedule
-over the blocks of the towers.
-
-Building is in two phases, so that the frozen part can be partitioned and loaded by itself: `build_frozen`, then
-`add_trainables`, which draws the trainable values from the recipe's seed.
+over the blocks of the towers (building.py makes one).
 
 T tokens in the pack, B samples, S supervised tokens, V vocabulary, I images.
 """
@@ -18,19 +15,14 @@ from torch.nn import functional as F
 from dsmemvp.backbones.attention import Packing
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.decoder import DecoderTower, Rotary
-from dsmemvp.backbones.families import check_window
 from dsmemvp.backbones.key_value_cache import KeyValueCache
-from dsmemvp.backbones.linear import quantize_linears
 from dsmemvp.backbones.recompute import Policy, run_again
 from dsmemvp.backbones.text_encoder import ENCODERS, TextEncoder
 from dsmemvp.backbones.vision import VisionTower
-from dsmemvp.backbones.vision_families import built_blocks
-from dsmemvp.config.methods import MethodSettings, VisionFeatures
-from dsmemvp.config.recipe import Recipe
+from dsmemvp.config.methods import VisionFeatures
 from dsmemvp.data.batch import Batch
-from dsmemvp.errors import UserError
-from dsmemvp.prompts import Sizes, State, VisualPrompt, build_method, method_class
-from dsmemvp.prompts.interface import Site, Stage, Tower
+from dsmemvp.prompts import State, VisualPrompt
+from dsmemvp.prompts.interface import Site, Tower
 
 Losses = dict[str, torch.Tensor]
 
@@ -90,9 +82,9 @@ class VisualLanguageModel(nn.Module):
         if decoding is not None:
             return self._decode(batch, decoding)
         if taught:
-            sites = [site for site in self._schedule() if site.tower == "decoder"]
+            sites = [site for site in self.schedule() if site.tower == "decoder"]
             return self._walk(batch, self.method.taught(batch), sites)[0], {}
-        logits_SV, state = self._walk(batch, self._begin(batch), self._schedule())
+        logits_SV, state = self._walk(batch, self._begin(batch), self.schedule())
         return logits_SV, self.method.losses(state | {"logits": logits_SV}, batch)
 
     def set_recompute(self, decoder: Policy | Sequence[Policy], vision: Policy = "none") -> None:
@@ -105,7 +97,7 @@ class VisualLanguageModel(nn.Module):
     def look(self, batch: Batch) -> State | None:
         """What the method makes of the images alone, for `Decoding.state`; None if its schedule runs the decoder's
         blocks among those of the vision tower."""
-        sites = self._schedule()
+        sites = self.schedule()
         seen = [site for site in sites if site.tower == "vision"]
         if sites[: len(seen)] != seen:
             return None
@@ -127,13 +119,13 @@ class VisualLanguageModel(nn.Module):
         features = batch.images if batch.images.shape[0] else self.cached.dummy(batch.images.device)
         return self.method.finish("vision", features, state, batch)
 
-    def _schedule(self) -> list[Site]:
+    def schedule(self) -> list[Site]:
         towers: tuple[Tower, ...] = ("decoder", "vision")
         depths: dict[Tower, int] = {tower: depth for tower in towers if (depth := self._depth(tower))}
         return self.method.schedule(depths)
 
     def _decode(self, batch: Batch, decoding: Decoding) -> tuple[torch.Tensor, State]:
-        cache, sites = decoding.cache, self._schedule()
+        cache, sites = decoding.cache, self.schedule()
         first, state = not cache.lengths, decoding.state
         if not first:
             cache.make_room()
@@ -265,83 +257,3 @@ def loss_sum(logits_SV: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     if targets.is_floating_point():
         return F.binary_cross_entropy_with_logits(logits_SV, targets, reduction="sum")
     return F.cross_entropy(logits_SV, targets, reduction="sum")
-
-
-def sizes_of(configs: Configs, settings: MethodSettings) -> Sizes:
-    tokens, width = configs.features(settings.vision_features())
-    language = configs.language
-    return Sizes(tokens, width, language.hidden_size, built_blocks(configs.vision), language.num_hidden_layers)
-
-
-def build_frozen(recipe: Recipe, configs: Configs, stage: Stage | None = None) -> VisualLanguageModel:
-    """The model without anything of the method's own, on torch's default device and in its default type, with the
-    towers that the stage has (None: all). Of it only the language model's norms may be trained, if the method asks for
-    it. Raises UserError for features that cannot be cached, and for sizes that cannot be quantised, as the recipe
-    says."""
-    decoder, vision = (stage.decoder, stage.vision) if stage else (True, True)
-    method, features = method_class(recipe.method.name), recipe.method.vision_features()
-    cached, sees_images = bool(recipe.vision.cache_features), vision and method.sees_images
-    if cached and sees_images and method.acts_in_tower:
-        raise UserError(
-            f"vision.cache_features: method {recipe.method.name} acts inside of the vision tower, which therefore runs"
-            " in every step; leave it out"
-        )
-    model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics, features, cached, decoder)
-    model.requires_grad_(False)
-    if decoder and recipe.model.quantize != "none":
-        fitted = recipe.model.quantize == "nf4" and recipe.model.nf4_scales == "fitted"
-        quantize_linears(model.language.layers, recipe.model.quantize, fitted)
-    for norm in model.language.norms() if decoder and recipe.method.trains_norms() else ():
-        norm.weight.requires_grad_(True)
-    return model
-
-
-def build_empty(
-    recipe: Recipe, configs: Configs, device: torch.device, stage: Stage | None = None
-) -> VisualLanguageModel:
-    """As `build_frozen`, with parameters on the meta device, which take no memory and no time, and all else on
-    `device`."""
-    with torch.device("meta"):
-        model = build_frozen(recipe, configs, stage)
-    if model.vision is not None:
-        model.vision.compute_buffers(device)
-    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
-    assert not empty, f"buffers without values: {empty}"
-    return model
-
-
-def add_trainables(model: VisualLanguageModel, recipe: Recipe, configs: Configs, stage: Stage | None = None) -> None:
-    """Attach the method and the vision adapters, the same values on every rank, for any number of ranks and in every
-    stage. None: the whole method, and the last stage has begun."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model.method = build_method(recipe.method, sizes_of(configs, recipe.method))
-        model.method.begin_stage(stage or model.method.stages()[-1])
-        model.teacher = take_apart(model.method, stage) if stage else None
-        if model.vision is not None:
-            model.vision.add_adapters(recipe.vision, [s.block for s in model._schedule() if s.tower == "vision"])
-        if isinstance(model.language, DecoderTower):
-            model.language.replace_linears(model.method.replacement)
-    check_window(configs.language, recipe.data.max_length, sum(place.count for place in model.method.reserved()))
-    policy = recipe.training.recompute
-    if policy == "auto" and isinstance(model.language, TextEncoder):
-        raise UserError("training.recompute: auto counts what a decoder keeps; take elementwise or full")
-    if policy == "auto":
-        policy = "elementwise"  # until a budget chooses (training/engine.py)
-    model.set_recompute(policy, "full" if policy == "full" else "none")
-
-
-def take_apart(method: VisualPrompt, stage: Stage) -> Teacher | None:
-    """Take out of a method that has been built what takes no part in the stage: its teacher, which is returned, and the
-    modules and tensors that `modules` does not name. They become None."""
-    teacher = method.teacher(stage)
-    name = next((name for name, module in method.named_modules() if module is teacher), "")
-    assert teacher is None or name, "a teacher is one of the method's own modules"
-    if teacher is not None:
-        parent, _, leaf = name.rpartition(".")
-        setattr(method.get_submodule(parent), leaf, None)
-    own = [name for name, _ in (*method.named_children(), *method.named_parameters(recurse=False))]
-    for other in own:
-        if stage.modules and not other.startswith(stage.modules):
-            setattr(method, other, None)
-    return None if teacher is None else Teacher(f"method.{name}.", teacher)

@@ -7,9 +7,9 @@ import torch
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.linear import stored_shapes
+from dsmemvp.building import add_trainables, build_frozen, sizes_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
-from dsmemvp.model import add_trainables, build_frozen, sizes_of
 from dsmemvp.prompts import build_method
 from dsmemvp.prompts.interface import Stage
 

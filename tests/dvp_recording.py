@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.backbones.configs import Configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
+from dsmemvp.model import VisualLanguageModel
 
 FILE = Path("reference") / "dvp_reference.safetensors"
 LINEARS = {"query": "q", "key": "k", "value": "v", "out": "merge"}
@@ -102,7 +103,7 @@ def walk(recording: Recording, model: VisualLanguageModel, batch) -> dict[str, t
         found["classify"] = out
 
     hooks = [model.method.attention.register_forward_hook(asked), model.language.norm.register_forward_hook(finished)]
-    sites = [site for site in model._schedule() if site.tower == "decoder"]
+    sites = [site for site in model.schedule() if site.tower == "decoder"]
     found["logits"], _ = model._walk(batch, {"visual": recording.tensors["in.visual_tokens"]}, sites)
     for hook in hooks:
         hook.remove()

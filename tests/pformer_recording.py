@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.backbones.configs import Configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch, Captions, Item, make_batch
 from dsmemvp.data.text import EncodedText
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
+from dsmemvp.model import VisualLanguageModel
 from dsmemvp.prompts.pformer.published import pformer_names, stage_names
 from dsmemvp.prompts.pformer.qformer import TextBranch
 

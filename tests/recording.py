@@ -9,9 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dsmemvp.backbones.weights import Base, read_configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum
+from dsmemvp.model import VisualLanguageModel, loss_sum
 
 
 class Recording:

@@ -4,12 +4,13 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from dsmemvp.backbones.configs import Configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, MicroBatch, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.generation.decoder import Decoder
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
+from dsmemvp.model import VisualLanguageModel
 
 VOCABULARY, RESOLUTION, EOS = 60, 16, 2
 SETTINGS = {

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.backbones.weights import Base, read_configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.export.export import export
-from dsmemvp.model import add_trainables, build_frozen
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ ORDER = [
     "backbones",
     "prompts",
     "model",
+    "building",
     "stages",
     "inputs",
     "convert",

@@ -8,11 +8,11 @@ import torch
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import Policy
 from dsmemvp.backbones.weights import read_configs
+from dsmemvp.building import sizes_of
 from dsmemvp.comparison.study import Contender
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.config.stages import stage_recipe
 from dsmemvp.errors import UserError
-from dsmemvp.model import sizes_of
 from dsmemvp.planning.cluster import Cluster
 from dsmemvp.planning.plan import weigh, with_batch_for
 from dsmemvp.planning.sharding import read_sharding

@@ -8,6 +8,7 @@ import torch
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.weights import read_configs, tensor_files
+from dsmemvp.building import sizes_of
 from dsmemvp.config.hub import local
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.counting import counted
@@ -17,7 +18,6 @@ from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.doctor.finding import Finding, Here, fail, ok, warning
 from dsmemvp.doctor.texts import Problem, longest_texts
 from dsmemvp.errors import UserError
-from dsmemvp.model import sizes_of
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.prompts import VisualPrompt, build_method
 from dsmemvp.training.loggers import check_loggers

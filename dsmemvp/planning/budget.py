@@ -18,9 +18,9 @@ import torch
 from dsmemvp.backbones.block_costs import kept_bytes, layer_flops, recomputed_flops
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import KEPT, Policy
+from dsmemvp.building import sizes_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.dtypes import NAMED
-from dsmemvp.model import sizes_of
 from dsmemvp.planning.trace import Trace, trace
 from dsmemvp.prompts import VisualPrompt, build_method, method_class
 from dsmemvp.prompts.interface import Stage

@@ -11,11 +11,11 @@ import torch
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import KEPT, Policy
 from dsmemvp.backbones.weights import configs_of_shapes, read_configs
+from dsmemvp.building import sizes_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.config.stages import stage_recipe
 from dsmemvp.counting import counted
 from dsmemvp.errors import UserError
-from dsmemvp.model import sizes_of
 from dsmemvp.planning.budget import ActivationBudget, activation_budget
 from dsmemvp.planning.budget import Choice as Policies
 from dsmemvp.planning.cluster import Cluster

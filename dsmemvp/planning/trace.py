@@ -18,12 +18,13 @@ from transformers import AttentionInterface
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import Policy
+from dsmemvp.building import add_trainables, build_frozen, sizes_of
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Batch, Captions, Item, Labels, make_batch
 from dsmemvp.data.layout import Reserved
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dtypes import NAMED
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum, sizes_of
+from dsmemvp.model import VisualLanguageModel, loss_sum
 from dsmemvp.planning.meter import Meter, Operation
 from dsmemvp.prompts import build_method
 from dsmemvp.prompts.interface import Stage

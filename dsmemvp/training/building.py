@@ -11,10 +11,11 @@ from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.partitioned import give_memory
 from dsmemvp.backbones.quantized import check_form
 from dsmemvp.backbones.weights import Base
+from dsmemvp.building import add_trainables, build_empty
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.dtypes import NAMED
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_empty
+from dsmemvp.model import VisualLanguageModel
 from dsmemvp.planning.deepspeed_settings import partitioned
 from dsmemvp.prompts.interface import Stage
 

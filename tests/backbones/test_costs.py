@@ -7,11 +7,12 @@ from transformers import CLIPVisionConfig, Dinov2Config, LlamaConfig, SiglipVisi
 
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.costs import cost_model
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum
+from dsmemvp.model import VisualLanguageModel, loss_sum
 
 LANGUAGE = {"vocab_size": 50, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4}
 LANGUAGE |= {"num_attention_heads": 4}

@@ -23,10 +23,10 @@ from transformers import (
 )
 
 from dsmemvp.backbones.weights import Base, read_configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
-from dsmemvp.model import add_trainables, build_frozen
 
 VISION_SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 SIGLIP = VISION_SIZES | {"intermediate_size": 32}

@@ -6,7 +6,8 @@ from reference import Recording
 
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import Base, read_configs
-from dsmemvp.model import add_trainables, build_frozen, loss_sum
+from dsmemvp.building import add_trainables, build_frozen
+from dsmemvp.model import loss_sum
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import torch
 from dsmemvp.backbones import quantized
 from dsmemvp.backbones.linear import Linear
 from dsmemvp.backbones.quantized import Layout, check_form, product, product_backward, quantize
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.errors import UserError
-from dsmemvp.model import add_trainables, build_frozen
 from dsmemvp.prompts.parts.lora import LoraLinear
 
 NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635]

@@ -12,9 +12,9 @@ from dsmemvp.backbones.partitioned import element_range, fill
 from dsmemvp.backbones.reading import Reader
 from dsmemvp.backbones.safetensors_file import folder_tensors
 from dsmemvp.backbones.weights import Base, read_configs
+from dsmemvp.building import build_frozen
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.errors import UserError
-from dsmemvp.model import build_frozen
 
 
 def _load(recipe: Recipe):

@@ -17,8 +17,8 @@ from data_prep.tiny_score import Score
 from data_prep.tiny_texts import in_words, picture_words
 from data_prep.tiny_vision import PATCH, RESOLUTION, collages, cross_entropy, flat, tower_features
 from dsmemvp.backbones.weights import Base, read_configs
+from dsmemvp.building import build_frozen
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.model import build_frozen
 
 
 def _program(*arguments) -> subprocess.CompletedProcess:

@@ -4,10 +4,11 @@ import torch
 
 from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.backbones.weights import Base, read_configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.config.reading import as_dict
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen
+from dsmemvp.model import VisualLanguageModel
 
 
 def built(recipe: Recipe) -> VisualLanguageModel:

@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.backbones.weights import Base, read_configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
-from dsmemvp.model import add_trainables, build_frozen
 
 TOKENS = [1, 5, 9, 33, 7, 30, 41, 12]
 LORA = ["method.name=input_space", "method.lora_rank=3", "method.lora_alpha=7"]

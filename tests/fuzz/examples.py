@@ -25,6 +25,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2
 from data_prep.tokenizer import train_tokenizer
 from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.backbones.weights import Base, read_configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.checkpoints.adapter import open_adapter
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.checkpoints.choosing import newest_checkpoint
@@ -43,7 +44,6 @@ from dsmemvp.errors import UserError
 from dsmemvp.evaluation.rescore import rescore
 from dsmemvp.export.export import export
 from dsmemvp.fault_tolerance.restart_limit import count_start
-from dsmemvp.model import add_trainables, build_frozen
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.prompts.memvp.published import Published
 from dsmemvp.stages import count

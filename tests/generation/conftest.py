@@ -6,9 +6,9 @@ import torch
 
 from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.backbones.weights import Base, read_configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.config.reading import as_dict, read_recipe
-from dsmemvp.model import add_trainables, build_frozen
 from dsmemvp.training.monitor import write_json
 
 

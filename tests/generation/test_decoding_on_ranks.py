@@ -11,12 +11,12 @@ from programs import decoding
 from safetensors.torch import save_file
 
 from dsmemvp.backbones.weights import read_configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.checkpoints.checkpoint import Checkpoint
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate
-from dsmemvp.model import add_trainables, build_frozen
 from dsmemvp.training.inference import open_for_inference
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "decoding.py"

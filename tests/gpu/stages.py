@@ -126,9 +126,10 @@ def policies(device: str, work: Path) -> None:
     """One step of a model under every policy of gradient checkpointing: the same gradients, less memory."""
     from dsmemvp.backbones.recompute import KEPT
     from dsmemvp.backbones.weights import configs_of_shapes
+    from dsmemvp.building import add_trainables, build_frozen
     from dsmemvp.config.methods import method_settings
     from dsmemvp.config.recipe import Model, Recipe
-    from dsmemvp.model import add_trainables, build_frozen, loss_sum
+    from dsmemvp.model import loss_sum
 
     cuda = device == "cuda"
     recipe = Recipe("policies", method=method_settings("memvp", slots=80))

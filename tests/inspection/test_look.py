@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.backbones.weights import Base, read_configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.checkpoints.loading import load_run
 from dsmemvp.cli import main as cli
@@ -22,7 +23,6 @@ from dsmemvp.config.reading import as_dict, read_recipe
 from dsmemvp.errors import UserError
 from dsmemvp.inspection.board import BoardReport
 from dsmemvp.inspection.look import check_method, open_model, spread
-from dsmemvp.model import add_trainables, build_frozen
 from dsmemvp.training.event_file import EventFile
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "looked_into.py"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dsmemvp.backbones.weights import Base, read_configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.data.batch import make_batch
 from dsmemvp.data.collator import recipe_collator
@@ -18,7 +19,6 @@ from dsmemvp.inspection.page import maps
 from dsmemvp.inspection.probe import Memory, memory_of, probe
 from dsmemvp.inspection.table import lines, memory_norms, shares
 from dsmemvp.inspection.words import Word
-from dsmemvp.model import add_trainables, build_frozen
 
 PATCHES, SLOTS = 16, 24
 

@@ -12,8 +12,9 @@ from benchmarks.measured_memory import held_and_peak
 from dsmemvp.backbones.block_costs import kept_bytes, layer_flops, recomputed_flops
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import configs_of_shapes
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.model import add_trainables, build_frozen, loss_sum
+from dsmemvp.model import loss_sum
 from dsmemvp.planning.budget import ActivationBudget, Rest, activation_budget
 from dsmemvp.planning.trace import Trace, example_batch, trace
 

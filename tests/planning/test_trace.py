@@ -9,8 +9,9 @@ import torch
 from benchmarks.measured_memory import held_and_peak
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import configs_of_shapes
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.model import add_trainables, build_frozen, loss_sum
+from dsmemvp.model import loss_sum
 from dsmemvp.planning.trace import example_batch, trace
 from dsmemvp.stages import count
 

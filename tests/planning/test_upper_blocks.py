@@ -11,8 +11,9 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from dsmemvp.backbones.block_costs import kept_bytes
 from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.weights import configs_of_shapes
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.model import add_trainables, build_frozen, loss_sum
+from dsmemvp.model import loss_sum
 from dsmemvp.planning.budget import activation_budget
 from dsmemvp.planning.trace import example_batch, trace
 

@@ -10,13 +10,14 @@ import torch
 from dvp_recording import Recording, walk
 
 from dsmemvp.backbones.recompute import KEPT
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.cli.main import main
 from dsmemvp.config.methods import method_settings
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.errors import UserError
 from dsmemvp.generation.generate import Sampling, generate
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum
+from dsmemvp.model import VisualLanguageModel, loss_sum
 from dsmemvp.prompts.parts.adapter import AdaptedLinear
 
 

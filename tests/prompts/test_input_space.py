@@ -6,12 +6,12 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from dsmemvp.backbones.configs import Configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.layout import Reserved
 from dsmemvp.data.text import EncodedText
-from dsmemvp.model import add_trainables, build_frozen
 
 PATCHES = 4
 TEXTS = [[1, 5, 9, 3, 7], [1, 8, 4]]
@@ -56,7 +56,7 @@ def test_image_tokens_stand_between_bos_and_the_question():
     batch = _batch([False, True])
     with torch.no_grad():
         mine = model(batch)[0][len(TEXTS[0]) - 1 :]
-        visual = model._walk(batch, {}, [s for s in model._schedule() if s.tower == "vision"])[1]["visual"]
+        visual = model._walk(batch, {}, [s for s in model.schedule() if s.tower == "vision"])[1]["visual"]
         words = theirs.model.embed_tokens(torch.tensor([TEXTS[1]]))
         embedded = torch.cat([words[:, :1], visual, words[:, 1:]], dim=1)
         stock = theirs(inputs_embeds=embedded).logits[0]

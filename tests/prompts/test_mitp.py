@@ -76,7 +76,7 @@ def test_prompts_and_hidden_states_are_the_recorded_ones_block_by_block(recordin
     model, batch, tensors = recording.model(), recording.batch(), recording.tensors
     seen = _Seen(model)
     with torch.no_grad():
-        _, state = model._walk(batch, model.method.begin(batch), model._schedule())
+        _, state = model._walk(batch, model.method.begin(batch), model.schedule())
     n = recording.spec["prompt_len"]
     slots, with_image = batch.places["prompts"].view(len(SAMPLES), n), tensors["in.has_image"].bool()
     for r, block in enumerate(TEXT):

@@ -79,7 +79,7 @@ def test_changing_the_answer_changes_no_slot(recording):
         batch = make_batch(items, 28, [recording.reserved]).batch
         cache = KeyValueCache()
         logits, _ = model(batch, Decoding(cache))
-        _, state = model._walk(batch, model.method.begin(batch), model._schedule())
+        _, state = model._walk(batch, model.method.begin(batch), model.schedule())
         places = [int(place) - batch.bounds[b][0] for b in SAMPLES for place in batch.places["prompts"].view(4, -1)[b]]
         rows = torch.tensor(SAMPLES).repeat_interleave(3)
         slots = [layer[rows, :, places] for at in sorted(cache.layers) for layer in cache.layers[at]]

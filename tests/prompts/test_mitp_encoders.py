@@ -57,7 +57,7 @@ def test_prompts_and_hidden_states_are_the_recorded_ones_block_by_block(recordin
                 lambda _, given, out, at=(tower, i): seen.update({at: (given[0].detach(), out.detach())})
             )
     with torch.no_grad():
-        _, state = model._walk(batch, model.method.begin(batch), model._schedule())
+        _, state = model._walk(batch, model.method.begin(batch), model.schedule())
     n, points = recording.spec["prompt_len"], recording.spec["points"]
     slots = batch.places["prompts"].view(len(SAMPLES), n)
     for r, block in enumerate(points):

@@ -5,12 +5,13 @@ import torch
 from transformers import BertConfig, ViTConfig
 
 from dsmemvp.backbones.configs import Configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.data.batch import Item, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.errors import UserError
-from dsmemvp.model import VisualLanguageModel, add_trainables, build_frozen, loss_sum
+from dsmemvp.model import VisualLanguageModel, loss_sum
 
 D, V, RANK, PROMPTS, CLASSES = 48, 32, 8, 3, 5
 SIZES = {"num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}

@@ -106,7 +106,7 @@ def test_stage_generate(recording):
     batch = recording.batch(model, ALL)
     state = _seen(recording, model, batch)
     torch.testing.assert_close(state["seen"], recording.tensors["s1.prompts"], atol=1e-5, rtol=0)
-    sites = [site for site in model._schedule() if site.tower == "decoder"]
+    sites = [site for site in model.schedule() if site.tower == "decoder"]
     logits, state = model._walk(batch, state, sites)
     align = model.method.losses(state, batch)["align"] / model.method.loss_counts(batch)["align"]
     found = {"loss_lm": loss_sum(logits, batch.targets) / batch.targets.numel()}

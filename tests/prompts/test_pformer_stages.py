@@ -128,7 +128,7 @@ def test_what_takes_no_part_is_not_touched(stage, settings):
             if not name.startswith(made.method.stage.modules):
                 setattr(made.method, name, None)
         assert torch.equal(total(made, given), wanted)
-    sites = made._schedule()
+    sites = made.schedule()
     assert {site.tower for site in sites} == {
         *(("vision",) if stage != "text" else ()),
         *(("decoder",) if stage != "align" else ()),

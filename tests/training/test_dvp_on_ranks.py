@@ -9,8 +9,9 @@ from launch import run_on_ranks
 from programs import dvp_on_ranks
 
 from dsmemvp.backbones.weights import Base, read_configs
+from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.model import add_trainables, build_frozen, loss_sum
+from dsmemvp.model import loss_sum
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "dvp_on_ranks.py"
 
