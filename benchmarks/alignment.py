@@ -28,7 +28,8 @@ from dsmemvp.backbones.shapes import language_config, vision_config
 from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe, Training, Vision
-from dsmemvp.data.batch import Batch, Captions, Item, make_batch
+from dsmemvp.data.batch import Batch, Captions, Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.distributed.ranks import Ranks, join_ranks, leave_ranks
 from dsmemvp.model import VisualLanguageModel, loss_sum

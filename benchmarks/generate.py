@@ -24,8 +24,9 @@ from dsmemvp.backbones.partitioned import fill_randomly
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Model, Recipe
-from dsmemvp.data.batch import Item, MicroBatch, make_batch
+from dsmemvp.data.batch import Item, MicroBatch
 from dsmemvp.data.layout import Reserved
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate

@@ -19,8 +19,9 @@ from dsmemvp.backbones.vision import normalised
 from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Item, by_image, make_batch
+from dsmemvp.data.batch import Item
 from dsmemvp.data.images import STATISTICS
+from dsmemvp.data.packing import by_image, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import loss_sum
 

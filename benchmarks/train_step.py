@@ -36,8 +36,9 @@ from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Model, Recipe, Training, Vision
-from dsmemvp.data.batch import Batch, Item, by_image, make_batch
+from dsmemvp.data.batch import Batch, Item
 from dsmemvp.data.layout import Reserved
+from dsmemvp.data.packing import by_image, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import VisualLanguageModel
 

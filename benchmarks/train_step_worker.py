@@ -76,7 +76,8 @@ class _New:
         from dsmemvp.config.methods import method_settings
         from dsmemvp.config.recipe import Model, Recipe, Training
         from dsmemvp.data.balancing import Weight, balance
-        from dsmemvp.data.batch import Item, by_image, make_batch
+        from dsmemvp.data.batch import Item
+        from dsmemvp.data.packing import by_image, make_batch
         from dsmemvp.data.text import EncodedText
         from dsmemvp.distributed.ranks import join_ranks
         from dsmemvp.training.engine import build_trainer
@@ -116,8 +117,9 @@ class _Old:
         from dsmemvp.recipe import Method, Model, Recipe, Training
         from dsmemvp.training.ranks import join_ranks
 
-        from dsmemvp.data.batch import Item, make_batch
+        from dsmemvp.data.batch import Item
         from dsmemvp.data.images import STATISTICS
+        from dsmemvp.data.packing import make_batch
         from dsmemvp.data.text import EncodedText
         from dsmemvp.training.engine import build_trainer
 

@@ -17,7 +17,8 @@ from transformers import LlamaConfig
 from data_prep.tiny_score import Report, Score
 from dsmemvp.backbones.attention import Packing
 from dsmemvp.backbones.decoder import DecoderTower
-from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.batch import Batch, Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_training, prompt_text
 from dsmemvp.data.tokenizer import Tokenizer

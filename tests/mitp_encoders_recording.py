@@ -9,8 +9,9 @@ from transformers import BertConfig, ViTConfig
 
 from dsmemvp.config.methods import method_settings
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch, Item, Labels, make_batch
+from dsmemvp.data.batch import Batch, Item, Labels
 from dsmemvp.data.layout import Reserved
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 
 FILE = Path("reference") / "mitp_encoders_reference.safetensors"

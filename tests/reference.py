@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from dsmemvp.config.recipe import Recipe
 from dsmemvp.convert.convert import Options, convert
 from dsmemvp.convert.files import tensors_in
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.prompts.memvp.published import Published
 

@@ -4,7 +4,8 @@ import pytest
 import small
 import torch
 
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import VisualLanguageModel, loss_sum
 from dsmemvp.prompts.interface import Site, VisualPrompt

@@ -7,11 +7,12 @@ import torch
 
 from dsmemvp.config.hub import local
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Item, Labels, MicroBatch, Skip, batch_captions, by_image, make_batch
+from dsmemvp.data.batch import Item, Labels, MicroBatch, Skip
 from dsmemvp.data.captions import CaptionReader
 from dsmemvp.data.feature_cache import CachedFeatures
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.layout import Reserved
+from dsmemvp.data.packing import batch_captions, by_image, make_batch
 from dsmemvp.data.sample import BadSample, EncodedSample, Sample, SampleError, read_sample
 from dsmemvp.data.text import EncodedText, encode_caption, encode_for_answer, encode_for_classes, encode_for_training
 from dsmemvp.data.tokenizer import Tokenizer

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dsmemvp.config.recipe import Evaluation
-from dsmemvp.data.batch import MicroBatch, make_batch
+from dsmemvp.data.batch import MicroBatch
 from dsmemvp.data.layout import Reserved
 from dsmemvp.data.letters import letter_tokens, longest_letter
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import LETTER, letter
 from dsmemvp.data.tokenizer import Tokenizer

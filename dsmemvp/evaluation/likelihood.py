@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.batch import Batch, Item
 from dsmemvp.data.layout import Reserved
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 
 

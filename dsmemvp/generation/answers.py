@@ -11,8 +11,9 @@ import torch
 from PIL import Image, ImageOps
 
 from dsmemvp.checkpoints.loading import LoadedRun, load_run
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
 from dsmemvp.data.letters import longest_letter
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.sample import Sample, is_text
 from dsmemvp.data.text import LETTER, EncodedText, chosen, encode_for_answer
 from dsmemvp.data.tokenizer import Tokenizer

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from dsmemvp.data.batch import make_batch
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import decoded
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.tokenizer import Tokenizer
 from dsmemvp.data_tools.answers import right_answer

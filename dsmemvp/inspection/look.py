@@ -18,10 +18,11 @@ from PIL import Image
 
 from dsmemvp.checkpoints.loading import LoadedRun
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.datasets import open_test_data, open_training_data
 from dsmemvp.data.images import decoded
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.sample import BadSample, Sample, SampleError, is_text, read_sample, sample_from_row
 from dsmemvp.data.stream import read_each
 from dsmemvp.data.text import chosen

@@ -20,8 +20,9 @@ from dsmemvp.backbones.configs import Configs
 from dsmemvp.backbones.recompute import Policy
 from dsmemvp.building import add_trainables, build_frozen, sizes_of
 from dsmemvp.config.recipe import Recipe
-from dsmemvp.data.batch import Batch, Captions, Item, Labels, make_batch
+from dsmemvp.data.batch import Batch, Captions, Item, Labels
 from dsmemvp.data.layout import Reserved
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dtypes import NAMED
 from dsmemvp.model import VisualLanguageModel, loss_sum

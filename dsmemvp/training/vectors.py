@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dsmemvp.data.batch import batch_captions
 from dsmemvp.data.captions import CaptionReader, CaptionRow
 from dsmemvp.data.manifest import Manifest
 from dsmemvp.data.order import Place
+from dsmemvp.data.packing import batch_captions
 from dsmemvp.data.sample import BadSample, SampleError, read_sample
 from dsmemvp.data.stream import Reader
 from dsmemvp.data.vectors import (

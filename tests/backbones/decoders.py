@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from dsmemvp.backbones.configs import Configs
-from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.batch import Batch, Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import VisualLanguageModel
 

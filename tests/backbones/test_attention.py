@@ -9,8 +9,9 @@ from decoders import CASES, batch_of, pair, random_texts
 from dsmemvp.backbones import attention_products
 from dsmemvp.backbones.attention import Packing, attend
 from dsmemvp.backbones.key_value_cache import GROW, KeyValueCache
-from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.batch import Batch, Item
 from dsmemvp.data.layout import Reserved
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import Decoding
 from dsmemvp.prompts.interface import VisualPrompt

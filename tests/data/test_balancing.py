@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsmemvp.data.balancing import CostModel, Weight, balance, batch_cost, fewest_parts, imbalance
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
 from dsmemvp.data.layout import Reserved
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 
 WEIGHTS = st.lists(st.builds(Weight, st.integers(1, 500), st.booleans()), max_size=120)

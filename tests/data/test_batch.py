@@ -6,8 +6,9 @@ import pytest
 import torch
 from making import sample
 
-from dsmemvp.data.batch import Item, Skip, by_image, make_batch
+from dsmemvp.data.batch import Item, Skip
 from dsmemvp.data.layout import Reserved
+from dsmemvp.data.packing import by_image, make_batch
 from dsmemvp.data.text import EncodedText
 
 R = 4

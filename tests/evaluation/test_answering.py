@@ -5,7 +5,8 @@ import torch
 from making import sample
 
 from dsmemvp.config.recipe import Evaluation
-from dsmemvp.data.batch import Item, MicroBatch, make_batch
+from dsmemvp.data.batch import Item, MicroBatch
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.distributed.ranks import Ranks
 from dsmemvp.evaluation.answering import Answering

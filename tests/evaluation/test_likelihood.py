@@ -10,11 +10,12 @@ from making import sample
 from transformers import CLIPVisionConfig, LlamaForCausalLM
 
 from dsmemvp.backbones.configs import Configs
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
 from dsmemvp.data.collator import Collator
 from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.layout import Reserved
 from dsmemvp.data.letters import letter_tokens
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText, encode_for_answer, encode_for_training, prompt_text
 from dsmemvp.evaluation.likelihood import likeliest, log_likelihoods
 from dsmemvp.model import VisualLanguageModel

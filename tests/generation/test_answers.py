@@ -13,7 +13,8 @@ from PIL import Image
 
 import dsmemvp
 from dsmemvp.cli import main as cli
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.errors import UserError
 

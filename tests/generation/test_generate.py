@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from dsmemvp.backbones.configs import Configs
-from dsmemvp.data.batch import make_batch
+from dsmemvp.data.packing import make_batch
 from dsmemvp.errors import UserError
 from dsmemvp.generation.generate import Sampling, generate, greedy
 from dsmemvp.model import VisualLanguageModel

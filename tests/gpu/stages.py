@@ -107,7 +107,8 @@ def _same_values(made, *_unused) -> None:
 
 
 def _batches(generator, vocabulary: int = 512, side: int = 64, samples: int = 8, longest: int = 60) -> list:
-    from dsmemvp.data.batch import Item, by_image, make_batch
+    from dsmemvp.data.batch import Item
+    from dsmemvp.data.packing import by_image, make_batch
     from dsmemvp.data.text import EncodedText
 
     batches = []

@@ -8,9 +8,9 @@ import torch
 from dsmemvp.backbones.weights import Base, read_configs
 from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.data.batch import make_batch
 from dsmemvp.data.collator import recipe_collator
 from dsmemvp.data.manifest import read_manifest
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.sample import read_sample
 from dsmemvp.data.stream import read_all
 from dsmemvp.data.text import Tokenizer

@@ -15,8 +15,9 @@ import torch
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.checkpoints.checkpoint import Checkpoint
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
 from dsmemvp.data.layout import Reserved
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.generation.decoder import build_decoder

@@ -13,8 +13,9 @@ from deepspeed.utils import safe_get_full_grad
 
 from dsmemvp.backbones.weights import read_configs
 from dsmemvp.config.reading import read_recipe
-from dsmemvp.data.batch import Batch, Item, by_image, make_batch
+from dsmemvp.data.batch import Batch, Item
 from dsmemvp.data.layout import Reserved
+from dsmemvp.data.packing import by_image, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.training.engine import build_trainer

@@ -15,7 +15,8 @@ from small import RESOLUTION, VOCABULARY, configs, pictures, recipe
 
 from dsmemvp.backbones.partitioned import held_pieces, whole_shape
 from dsmemvp.backbones.recompute import KEPT
-from dsmemvp.data.batch import Batch, Item, make_batch
+from dsmemvp.data.batch import Batch, Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.distributed.ranks import Ranks, join_ranks, leave_ranks
 from dsmemvp.dropout import step_seed

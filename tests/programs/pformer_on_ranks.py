@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from pformer_recording import Recording
 
-from dsmemvp.data.batch import make_batch
+from dsmemvp.data.packing import make_batch
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.errors import UserError
 

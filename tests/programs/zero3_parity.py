@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import read_configs
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.generation.decoder import build_decoder
 from dsmemvp.generation.generate import Sampling, generate

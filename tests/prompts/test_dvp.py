@@ -13,7 +13,8 @@ from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.cli.main import main
 from dsmemvp.config.methods import method_settings
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.errors import UserError
 from dsmemvp.generation.generate import Sampling, generate

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dropout import Dropout
 from dsmemvp.errors import UserError

@@ -6,7 +6,8 @@ from mitp_recording import SAMPLES, MitpRecording
 from recording import check_close, one_step
 
 from dsmemvp.backbones.recompute import KEPT
-from dsmemvp.data.batch import Item, by_image, make_batch
+from dsmemvp.data.batch import Item
+from dsmemvp.data.packing import by_image, make_batch
 from dsmemvp.model import VisualLanguageModel, loss_sum
 from dsmemvp.prompts.interface import Site
 

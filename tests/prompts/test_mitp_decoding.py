@@ -5,7 +5,8 @@ import torch
 from mitp_recording import SAMPLES, MitpRecording
 
 from dsmemvp.backbones.key_value_cache import KeyValueCache
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.generation.decoder import Decoder
 from dsmemvp.generation.generate import Sampling, generate

@@ -6,7 +6,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dsmemvp.data.batch import Batch, Item, by_image, make_batch
+from dsmemvp.data.batch import Batch, Item
+from dsmemvp.data.packing import by_image, make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import VisualLanguageModel, loss_sum
 

@@ -8,7 +8,8 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from dsmemvp.backbones import shapes
-from dsmemvp.data.batch import Captions, Item, make_batch
+from dsmemvp.data.batch import Captions, Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.errors import UserError
 from dsmemvp.generation.generate import Sampling, generate

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from dsmemvp.data.batch import Item, MicroBatch, make_batch
+from dsmemvp.data.batch import Item, MicroBatch
 from dsmemvp.data.layout import Reserved
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.training.prefetch import Copies, on_device, one_ahead
 

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from dsmemvp.data.batch import Skip, make_batch
+from dsmemvp.data.batch import Skip
+from dsmemvp.data.packing import make_batch
 from dsmemvp.errors import UserError
 from dsmemvp.training.monitor import Monitor
 from dsmemvp.training.skips import Skips

@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config
 
 from dsmemvp.backbones.configs import Configs
-from dsmemvp.data.batch import Item, make_batch
+from dsmemvp.data.batch import Item
+from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.model import VisualLanguageModel, loss_sum
 from dsmemvp.training.throughput import Throughput, multiplied
