@@ -32,11 +32,8 @@ def build_frozen(recipe: Recipe, configs: Configs, stage: Stage | None = None) -
     decoder, vision = (stage.decoder, stage.vision) if stage else (True, True)
     method, features = method_class(recipe.method.name), recipe.method.vision_features()
     cached, sees_images = bool(recipe.vision.cache_features), vision and method.sees_images
-    if cached and sees_images and method.acts_in_tower:
-        raise UserError(
-            f"vision.cache_features: method {recipe.method.name} acts inside of the vision tower, which therefore runs"
-            " in every step; leave it out"
-        )
+    if vision:
+        check_features(recipe)
     model = VisualLanguageModel(configs, sees_images, recipe.vision.statistics, features, cached, decoder)
     model.requires_grad_(False)
     if decoder and recipe.model.quantize != "none":
@@ -45,6 +42,16 @@ def build_frozen(recipe: Recipe, configs: Configs, stage: Stage | None = None) -
     for norm in model.language.norms() if decoder and recipe.method.trains_norms() else ():
         norm.weight.requires_grad_(True)
     return model
+
+
+def check_features(recipe: Recipe) -> None:
+    """Raises UserError if features of pictures cannot be computed before training, as the recipe says."""
+    method = method_class(recipe.method.name)
+    if recipe.vision.cache_features and method.sees_images and method.acts_in_tower:
+        raise UserError(
+            f"vision.cache_features: method {recipe.method.name} acts inside of the vision tower, which therefore runs"
+            " in every step; leave it out"
+        )
 
 
 def build_empty(

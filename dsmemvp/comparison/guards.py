@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dsmemvp.backbones.fingerprint import fingerprint
 from dsmemvp.backbones.weights import VISION_KEY, Base
+from dsmemvp.building import check_features
 from dsmemvp.comparison.budget import spans
 from dsmemvp.comparison.content import NEAR, Content, content_of, near_duplicates
 from dsmemvp.comparison.study import OWN, Contender, Study, errors_of
@@ -43,7 +44,11 @@ class Checked:
 
 def check_study(study: Study, out: Path, task: int = 0, poll: Callable[[], object] = lambda: None) -> Checked:
     """`out` is the study's folder; tasks of an array that check at the same time share the work. `poll` is called for
-    every picture. Raises UserError for a leak, unless the study has it reported, and for other prompts."""
+    every picture. Raises UserError for a leak, unless the study has it reported, for a damaged sample, for other
+    prompts, and for a contender that cannot train as it says."""
+    for contender in study.contenders:
+        with errors_of(contender.name):
+            check_features(contender.recipe)
     recipe = study.contenders[0].recipe
     test, validation = open_test_data(recipe), open_validation_data(recipe)
     tokens = _check_prompts(study, test)

@@ -79,6 +79,14 @@ def test_a_damaged_picture_ends_a_study_before_its_hours_unless_it_may_be_skippe
     assert check_study(study, tmp_path / "out").remarks[0].startswith(f"None of {left}")
 
 
+def test_a_contender_that_cannot_train_on_features_ends_a_study_at_once(study_path, tmp_path):
+    text = study_path.read_text().replace("memvp: {}", "mitp: {method: {name: mitp}}")
+    study_path.write_text(text + "set: {vision: {adapter_dim: 0, cache_features: features}}\n")
+    study = _study(study_path, tmp_path, _rows("train", 0, 8), _rows("test", 0, 3))
+    with pytest.raises(UserError, match=r"^contender mitp: vision\.cache_features: method mitp acts inside"):
+        check_study(study, tmp_path / "out")
+
+
 def test_a_base_that_was_exchanged_is_noticed(study_path, tmp_path):
     study = _study(study_path, tmp_path, _rows("train", 0, 8), _rows("test", 0, 3))
     known = check_study(study, tmp_path / "out").data
