@@ -28,11 +28,12 @@ import torch
 from measured_memory import held_and_peak
 from rivals_contenders import RIVALS, Loss, Ours, Shape, samples
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from dsmemvp.config.recipe import Training
 from dsmemvp.dtypes import NAMED
 from dsmemvp.markdown import table
+from dsmemvp.planning.meter import CPU_ATTENTION
 
 
 def main() -> None:
@@ -175,20 +176,6 @@ class _Run:
                 if master is not parameter:
                     parameter.copy_(master)
 
-
-def _attention(query, key, value, *more, out_shape=None, **named) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _attention_backward(gradient, query, key, value, *more, out_shape=None, **named) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
-
-
-CPU_ATTENTION: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-"""torch has no formulas for these."""
 
 if __name__ == "__main__":
     main()

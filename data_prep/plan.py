@@ -21,7 +21,7 @@ from dsmemvp.data.manifest import SCHEMA
 from dsmemvp.data.sample import SampleError, sample_from_row
 from dsmemvp.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 WORK = "preparing"
 KEY_BYTES = 90
 """A tar header has 100 bytes for a member's name."""

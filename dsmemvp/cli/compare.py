@@ -40,10 +40,11 @@ def _compare(given: argparse.Namespace) -> None:
         from dsmemvp.comparison.plan import check_measured, planned, with_known_budget
         from dsmemvp.comparison.report import write_report
         from dsmemvp.comparison.running import check_data, check_written, is_finished, run_study, write_study
+        from dsmemvp.comparison.study import pinned_study
         from dsmemvp.distributed.ranks import leave_ranks
         from dsmemvp.training.context import RunContext
 
-        study = _study(given)
+        study = pinned_study(_study(given))
         if given.task is not None and not 0 <= given.task < len(study.contenders):
             raise UserError(f"--task: there are contenders 0 to {len(study.contenders) - 1}, not {given.task}")
         if study.settings.budget.seconds and given.task is not None:
@@ -87,6 +88,9 @@ def _study(given: argparse.Namespace) -> Any:
 
 
 def _submit(given: argparse.Namespace) -> None:
+    from dsmemvp.comparison.study import errors_of
+    from dsmemvp.config.stages import stage_recipe
+    from dsmemvp.planning.deepspeed_settings import deepspeed_settings
     from dsmemvp.submit import sbatch_text, submit
 
     study, asked = _study(given), asked_of_slurm(given)
@@ -94,6 +98,10 @@ def _submit(given: argparse.Namespace) -> None:
         from dsmemvp.comparison.plan import check_measured
 
         check_measured(study, given.out)
+    for contender in study.contenders:
+        with errors_of(contender.name):
+            for name in contender.recipe.method.stage_names() if contender.trains else ():
+                deepspeed_settings(stage_recipe(contender.recipe, name), asked.ranks)  # not after waiting in a queue
     asked.more.append(f"--array=0-{len(study.contenders) - 1}")
     arguments = [*map(str, given.files), "--out", str(given.out), "--seeds", str(given.seeds)]
     arguments += [part for setting in given.set for part in ("--set", setting)]

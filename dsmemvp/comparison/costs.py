@@ -43,19 +43,18 @@ class Cost:
 
 
 def cost_of(contender: Contender, prompt_tokens: float) -> Cost:
-    """Of the last stage and samples with prompts of this length, the places that the method reserves not counted."""
+    """Of the last stage and samples with prompts of this length, the places that the method reserves not counted. Every
+    picture is looked at, also if a run trains on features that were computed before, which is no matter of the
+    method."""
     whole, tokens = contender.recipe, round(prompt_tokens)
+    whole = replace(whole, vision=replace(whole.vision, cache_features=""))
     recipe, configs = stage_recipe(whole, whole.method.stage_names()[-1]), read_configs(whole)
     policy = "elementwise" if recipe.training.recompute == "auto" else recipe.training.recompute
     reserved = reserved_places(recipe, configs)
     places = tokens + SUPERVISED + reserved
     alone, _ = with_batch_for(recipe, 1, places)
     found, micro = trace(alone, configs, tokens + SUPERVISED, policy), alone.training.micro_batch
-    answered = found
-    if recipe.vision.cache_features:  # evaluation looks at pictures, also of a run that was trained on features
-        seen = replace(alone, vision=replace(alone.vision, cache_features=""))
-        answered = trace(seen, configs, tokens + SUPERVISED, policy)
-    answer = answered.forward_flops / micro
+    answer = found.forward_flops / micro
     if not contender.trains:
         return Cost(0, tokens, 0.0, 0.0, 0.0, answer)
     trained = sum(parameter.numel for parameter in found.parameters if parameter.trained)

@@ -15,7 +15,9 @@ from dsmemvp.building import check_features
 from dsmemvp.comparison.budget import spans
 from dsmemvp.comparison.content import NEAR, Content, content_of, near_duplicates
 from dsmemvp.comparison.study import OWN, Contender, Study, errors_of
+from dsmemvp.config.reading import as_dict, leaves
 from dsmemvp.config.recipe import START
+from dsmemvp.config.yaml_text import shown
 from dsmemvp.counting import counted
 from dsmemvp.data.datasets import open_search_data, open_test_data, open_validation_data
 from dsmemvp.data.manifest import Manifest
@@ -80,7 +82,20 @@ def check_study(study: Study, out: Path, task: int = 0, poll: Callable[[], objec
     trained_by_all = [manifest.fingerprint for manifest in _different(trained_on)]
     data = {"data.train": " ".join(trained_by_all), "data.test": test.fingerprint}
     data |= {"data.validation": validation.fingerprint} if validation else {}
-    return Checked(remarks + stages, tokens, data | _base(study))
+    return Checked([*remarks, *stages, *_own_settings(study)], tokens, data | _base(study))
+
+
+def _own_settings(study: Study) -> Iterator[str]:
+    """Says in which settings beside the method contenders differ, those left out that are tuned."""
+    trained = [contender for contender in study.contenders if contender.trains]
+    tuned = {override.partition("=")[0] for c in trained for trial in c.trials for override in trial}
+    values = {contender.name: dict(leaves(as_dict(contender.recipe))) for contender in trained}
+    for key in OWN:
+        found: dict[str, list[str]] = {}
+        for name, own in values.items():
+            found.setdefault(shown(own[key]), []).append(name)
+        if key not in tuned and len(found) > 1:
+            yield f"{key} differs: " + ", ".join(f"{value} ({', '.join(names)})" for value, names in found.items())
 
 
 def _base(study: Study) -> dict[str, str]:
@@ -100,15 +115,19 @@ def _check_stages(study: Study, name: str, stages: list[Span]) -> Iterator[str]:
     """Says what a contender is trained on before the last stage. Raises UserError if that one, which learns what all
     contenders learn, has other data or another schedule than they."""
     *before, last = stages
-    recipe = next(c.recipe for c in study.contenders if c.name == name)
-    given = recipe.stages.get(last.name, {})
+    contender = next(c for c in study.contenders if c.name == name)
+    given = contender.recipe.stages.get(last.name, {})
+    tuned = {override.partition("=")[0] for trial in contender.trials for override in trial}
     for group, values in given.items():
         for key in values if isinstance(values, dict) else ():
-            if f"{group}.{key}" not in OWN:
+            where, own = f"contender {name}: stages.{last.name}.{group}.{key}", f"{group}.{key}"
+            if own not in OWN:
                 raise UserError(
-                    f"contender {name}: stages.{last.name}.{group}.{key}: the last stage learns what all contenders"
-                    " learn; give a key of it for all, or leave it out"
+                    f"{where}: the last stage learns what all contenders learn; give a key of it for all, or leave it"
+                    " out"
                 )
+            if own in tuned:
+                raise UserError(f"{where}: takes the place of what the study tunes, {own}; leave it out")
     if START in given:
         yield f"{name} begins with {given[START]}, whose training is counted nowhere here"
     elif before:

@@ -25,6 +25,7 @@ from typing import Any
 
 from dsmemvp.comparison.study_file import Settings, read_study_file
 from dsmemvp.config.conversion import Values
+from dsmemvp.config.hub import pinned
 from dsmemvp.config.methods import method_module
 from dsmemvp.config.reading import as_dict, leaves, read_recipe, recipe_of
 from dsmemvp.config.recipe import Recipe
@@ -111,6 +112,11 @@ def read_study(path: Path, out: Path, overrides: Sequence[str] = ()) -> Study:
     for contender in tuned:
         _check_runs(path, contender, settings)
     return Study(settings, tuple(tuned), path)
+
+
+def pinned_study(study: Study) -> Study:
+    """The same, with the commit in every name on the hub. Raises UserError."""
+    return replace(study, contenders=tuple(replace(c, recipe=pinned(c.recipe)) for c in study.contenders))
 
 
 def study_of_recipes(paths: Sequence[Path], seeds: int, out: Path, overrides: Sequence[str] = ()) -> Study:

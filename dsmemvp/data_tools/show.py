@@ -27,6 +27,7 @@ from dsmemvp.inputs import open_inputs, stage_folders
 
 COLUMNS, CELL, GAP = 4, 224, 8
 """Of the sheet: pictures in a row, the least width of one, and what is between two, in pixels."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 QUESTION, ANSWER = 4, 2
 """Lines of each that are written under a picture at most."""
 
@@ -36,6 +37,8 @@ def show(recipe: Recipe, samples: int, numbers: Sequence[int], test: bool, sheet
     the given running numbers; writes the pictures to `sheet`. Raises UserError."""
     if samples < 1:
         raise UserError(f"--samples: must be at least 1, is {samples}")
+    if sheet.suffix.lower() not in PICTURES:
+        raise UserError(f"--sheet: {sheet} must end in one of {', '.join(PICTURES)}")
     recipe = stage_recipe(recipe, stage)
     inputs = open_inputs(recipe, stage=stage)
     if test:

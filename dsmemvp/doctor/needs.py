@@ -11,13 +11,21 @@ from dsmemvp.backbones.weights import read_configs, tensor_files
 from dsmemvp.building import sizes_of
 from dsmemvp.config.hub import local
 from dsmemvp.config.recipe import Recipe
+from dsmemvp.config.stages import stage_recipe
 from dsmemvp.counting import counted
 from dsmemvp.data.collator import Collator, recipe_collator
-from dsmemvp.data.datasets import open_search_data, open_test_data, open_training_data, open_validation_data
+from dsmemvp.data.datasets import (
+    data_of,
+    open_search_data,
+    open_test_data,
+    open_training_data,
+    open_validation_data,
+)
 from dsmemvp.data.manifest import Manifest, check_files
 from dsmemvp.doctor.finding import Finding, Here, fail, ok, warning
 from dsmemvp.doctor.texts import Problem, longest_texts
 from dsmemvp.errors import UserError
+from dsmemvp.inputs import open_inputs, stage_folders
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
 from dsmemvp.prompts import VisualPrompt, build_method
 from dsmemvp.training.loggers import check_loggers
@@ -32,15 +40,27 @@ def of_recipe(recipe: Recipe, here: Here) -> list[Finding]:
     if configs:
         findings.append(_tried("method", lambda: _method(recipe, configs[0], methods)))
         findings.append(_tried("tokenizer", lambda: _tokenizer(recipe, configs[0], methods, collators)))
-    findings.append(_tried("training data", lambda: _training(recipe, collators)))
-    if recipe.data.validation:
-        findings.append(_tried("validation data", lambda: _validation(recipe, collators)))
+    for name in recipe.method.stage_names():
+        findings += _of_stage(recipe, name, methods, collators, here)
     if recipe.data.search:
         findings.append(_tried("search data", lambda: _search(recipe, collators)))
     findings.append(_tried("test data", lambda: _test(recipe, collators)))
-    findings.append(_tried("batch", lambda: _batch(recipe, here)))
     findings.append(_tried("loggers", lambda: _loggers(recipe)))
     return findings
+
+
+def _of_stage(
+    recipe: Recipe, name: str, methods: list[VisualPrompt], collators: list[Collator], here: Here
+) -> list[Finding]:
+    own, names = stage_recipe(recipe, name), recipe.method.stage_names()
+    of = f", stage {name}" if len(names) > 1 else ""
+    without_decoder = any(not stage.decoder for m in methods for stage in m.stages() if stage.name == name)
+    own_collators: list[Collator] = []
+    into = own_collators if collators else None
+    findings = [_tried(f"training data{of}", lambda: _training(own, name, into, of))]
+    if own.data.validation and not without_decoder:
+        findings.append(_tried(f"validation data{of}", lambda: _validation(own, own_collators, of)))
+    return [*findings, _tried(f"batch{of}", lambda: _batch(own, here))]
 
 
 def _tried(what: str, look: Callable[[], str | Finding]) -> Finding:
@@ -83,17 +103,22 @@ def _tokenizer(recipe: Recipe, configs: Configs, methods: list[VisualPrompt], in
     return str(collator.tokenizer_path)
 
 
-def _training(recipe: Recipe, collators: list[Collator]) -> Finding:
+def _training(recipe: Recipe, stage: str, into: list[Collator] | None, of: str) -> Finding:
+    """The collator is the stage's own; without a list to put it into, texts are not looked at."""
     data = open_training_data(recipe)
+    if into is not None:
+        inputs = open_inputs(recipe, stage=stage)
+        into.append(inputs.collator)
+        data = data_of(data, recipe, stage_folders(recipe, inputs.stage))
     where = ", ".join(manifest.location for manifest in data.manifests)
     text = f"{counted(data.order.samples, 'sample')} and {counted(data.order.steps, 'step')} per epoch in {where}"
-    return _texts("training data", text, data.manifests, collators)
+    return _texts(f"training data{of}", text, data.manifests, into or [])
 
 
-def _validation(recipe: Recipe, collators: list[Collator]) -> Finding:
+def _validation(recipe: Recipe, collators: list[Collator], of: str) -> Finding:
     data = open_validation_data(recipe)
     assert data is not None
-    return _texts("validation data", f"{counted(data.samples, 'sample')} in {data.location}", [data], collators)
+    return _texts(f"validation data{of}", f"{counted(data.samples, 'sample')} in {data.location}", [data], collators)
 
 
 def _search(recipe: Recipe, collators: list[Collator]) -> Finding:

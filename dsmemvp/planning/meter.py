@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from dsmemvp.backbones import elementwise
 
@@ -21,6 +21,25 @@ ALLOCATES = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_str
 RENAMES = {"_unsafe_view", "_reshape_alias", "alias", "detach", "lift_fresh"}
 LOOKS_UP = {"embedding", "index", "index_select"}
 """Read as much of a table as they give."""
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(
+    gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any
+) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+CPU_ATTENTION: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""FLOPs by the arguments' shapes; torch has no formulas for these, as it has for other attention: the whole square of
+the sequence, whether causal or not."""
+FORMULAS = {**flop_registry, **{packet: shape_wrapper(count) for packet, count in CPU_ATTENTION.items()}}
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,7 @@ def _operation(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> Operat
     name = func._opname
     if func.is_view or name in ALLOCATES or name in RENAMES:
         return Operation(name, 0, 0, starts=False)
-    count = flop_registry.get(func._overloadpacket)
+    count = FORMULAS.get(func._overloadpacket)
     flops = 0 if count is None else count(*args, **kwargs, out_val=out)
     written = sum(map(_touched, _tensors(out)))
     into = {name: value for name, value in kwargs.items() if name != "out"}

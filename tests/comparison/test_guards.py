@@ -87,6 +87,18 @@ def test_a_contender_that_cannot_train_on_features_ends_a_study_at_once(study_pa
         check_study(study, tmp_path / "out")
 
 
+def test_settings_in_which_contenders_differ_are_said_unless_they_are_tuned(study_path, tmp_path):
+    own = "b: {method: {hidden: 8}, training: {learning_rate: 0.5, weight_decay: 0.25}}"
+    tune = "tune: {training.weight_decay: [0.1, 0.2]}\nset: {data.validation: VALIDATION}\n"
+    study_path.write_text(study_path.read_text().replace("none:", f"{own}, none:") + tune)
+    write_shards(iter(_rows("validation", 0, 3)), tmp_path / "validation", "validation", per_shard=8)
+    study_path.write_text(study_path.read_text().replace("VALIDATION", str(tmp_path / "validation")))
+    study = _study(study_path, tmp_path, _rows("train", 0, 8), _rows("test", 0, 3), "data.max_length=400")
+    said = [remark for remark in check_study(study, tmp_path / "out").remarks if "differs" in remark]
+    rate = study.contenders[0].recipe.training.learning_rate
+    assert said == [f"training.learning_rate differs: {rate} (memvp), 0.5 (b)"]
+
+
 def test_a_base_that_was_exchanged_is_noticed(study_path, tmp_path):
     study = _study(study_path, tmp_path, _rows("train", 0, 8), _rows("test", 0, 3))
     known = check_study(study, tmp_path / "out").data

@@ -96,3 +96,10 @@ def test_a_stage_before_without_a_length_is_refused(read, tmp_path):
     study = read({"align": {"data": {"train": str(tmp_path / "pairs")}}}, budget={"steps": 4})
     with pytest.raises(UserError, match=r"contender pformer: give stages.align.training.epochs; .* finetune"):
         with_budget(study)
+
+
+def test_a_stage_does_not_take_the_place_of_what_is_tuned(read, tmp_path):
+    tune = {"tune": {"training.learning_rate": [1e-3, 3e-3]}, "set": {"data.validation": str(tmp_path / "pairs")}}
+    study = read({"finetune": {"training": {"learning_rate": 1e-5}}}, **tune)
+    with pytest.raises(UserError, match=r"\.finetune\.training\.learning_rate: takes the place of what the study"):
+        check_study(study, tmp_path / "out")

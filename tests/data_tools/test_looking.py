@@ -211,3 +211,9 @@ def test_check_reads_what_a_search_scores_on(data, demo_shards, tmp_path):
     code, out, _ = data("check", f"data.search={tmp_path / 'search'}")
     assert code == 0 and "search: 6 samples" in out
     assert "data.search: has the samples of" in data("check", f"data.search={demo_shards}")[2]
+
+
+@pytest.mark.parametrize("name", ["sheet", "sheet.pictures"])
+def test_a_sheet_of_no_picture_s_ending_is_refused_at_once(data, tmp_path, name):
+    code, out, err = data("show", "--sheet", tmp_path / name)
+    assert code == 1 and out == "" and f"--sheet: {tmp_path / name} must end in one of .png" in err

@@ -156,3 +156,19 @@ def test_samples_that_the_index_knows_to_be_unusable_are_found(recipe_path, tmp_
     recipe = read_recipe(recipe_path, [f"data.train={tmp_path / 'bad'}", "training.global_batch=2"])
     (found,) = [finding for finding in of_recipe(recipe, Here()) if finding.what == "training data"]
     assert found.level == "FAIL" and "sample b: json member cannot be read" in found.found
+
+
+def test_every_stage_is_looked_at(recipe_path, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red"]) + "\n")
+    method = ["method.name=pformer", "method.stages=[align, finetune]", "method.text_shape=bert-tiny"]
+    method += ["method.schedule=full", f"method.text_tokenizer={tmp_path / 'vocab.txt'}", "method.text_length=8"]
+
+    def levels(*more):
+        found = of_recipe(read_recipe(recipe_path, [*method, *more]), Here())
+        return {finding.what: finding.level for finding in found if ", stage" in finding.what}
+
+    named = {f"{what}, stage {stage}" for what in ("training data", "batch") for stage in ("align", "finetune")}
+    assert levels() == dict.fromkeys(named, "ok")
+    missing = ["stages.align.data.train=nowhere", "stages.align.training.deepspeed=none_such.json"]
+    failed = {what for what, level in levels(*missing).items() if level == "FAIL"}
+    assert failed == {"training data, stage align", "batch, stage align"}

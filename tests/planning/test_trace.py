@@ -12,6 +12,7 @@ from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.building import add_trainables, build_frozen
 from dsmemvp.config.reading import read_recipe
 from dsmemvp.model import loss_sum
+from dsmemvp.planning.meter import Meter
 from dsmemvp.planning.trace import example_batch, trace
 from dsmemvp.stages import count
 
@@ -64,7 +65,21 @@ def test_a_frozen_language_model_costs_4n_flops_per_token_but_for_its_ends():
     # 2 FLOPs per weight forward and 2 backward, none to the first layer's input; the last layer makes keys, values and
     # queries of all tokens, and the rest, as the head, of supervised ones; the memory's gradient is a product, too
     expected = 4 * layer * (depth - 1) - 2 * layer + 4 * 3 * width**2 + 6 * memory * (depth - 1)
-    assert (longer - with_image) / 200 == pytest.approx(expected, rel=0.005)
+    # attention: two products of 2 T^2 d FLOPs forward, five backward, none of these in the first layer
+    attention = 2 * width * (400**2 - 200**2) * (2 * depth + 5 * (depth - 1))
+    assert attention > 0.02 * 200 * expected
+    assert longer - with_image == pytest.approx(200 * expected + attention, rel=0.005)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_counts_in_the_forward_and_in_the_backward(dtype):
+    query = torch.randn(1, 4, 32, 8, dtype=dtype, requires_grad=True)
+    product = 2 * 4 * 32 * 32 * 8
+    with Meter() as meter:
+        out = torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
+        assert meter.flops == 2 * product
+        out.sum().backward()
+    assert meter.flops == 7 * product
 
 
 def test_parameters_are_the_models_own():
