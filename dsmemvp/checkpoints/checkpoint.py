@@ -36,6 +36,8 @@ from dsmemvp.errors import UserError
 FORMATS = (3, 4, 5)
 """Versions of state.json: those that are read; the last one is written. 3 has no validation_score; before 5
 the base was identified in another way (backbones/fingerprint.py), which cannot be compared."""
+OLD = "old-"
+"""Begins the name of a checkpoint that has been put aside, to be replaced or removed."""
 ADAPTER = "adapter.json"
 """What an exported folder (checkpoints/adapter.py) has in the place of state.json, with a format of its own."""
 ADAPTER_FORMATS = (1, 2)
@@ -180,13 +182,19 @@ def save_checkpoint(run: Path, state: State, values: Tensors, moments: Tensors) 
         (partial / "state.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
             flush(path)
-        if final.exists():
-            shutil.rmtree(out_of_the_way(final))
-        partial.rename(final)
+        replaced = out_of_the_way(final) if final.exists() else None
+        try:
+            partial.rename(final)
+        except OSError:
+            if replaced is not None:
+                replaced.rename(final)
+            raise
         flush(final.parent)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    if replaced is not None:  # what cannot be removed now, such as a file that NFS sees in use, `prune` removes later
+        shutil.rmtree(replaced, ignore_errors=True)
     return final
 
 
@@ -289,7 +297,10 @@ def read_trained(path: Path, wanted: dict[str, tuple[int, ...]]) -> Tensors:
 
 def out_of_the_way(folder: Path) -> Path:
     """Renamed before its files go one by one: half a checkpoint must not bear the name of a whole one."""
-    return folder.rename(folder.with_name(f"old-{folder.name}"))
+    other = folder.with_name(f"{OLD}{folder.name}")
+    if other.exists():
+        shutil.rmtree(other, ignore_errors=True)
+    return folder.rename(other)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

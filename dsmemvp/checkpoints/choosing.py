@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from dsmemvp.checkpoints.checkpoint import Checkpoint, out_of_the_way, read_checkpoint, read_state
+from dsmemvp.checkpoints.checkpoint import OLD, Checkpoint, out_of_the_way, read_checkpoint, read_state
 from dsmemvp.checkpoints.state_file import OtherVersion
 
 
@@ -25,9 +25,12 @@ def best_checkpoint(run: Path, best_by: str) -> tuple[Checkpoint | None, list[st
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """Folders of checkpoints, by their steps. Raises OSError if they cannot be listed: a run must not restart then."""
+    """Folders of checkpoints, by their steps; one that was put aside counts if nothing stands in its place, since its
+    run was killed. Raises OSError if they cannot be listed: a run must not restart then."""
     folder = run / "checkpoints"
-    return sorted(path for path in folder.iterdir() if path.name.startswith("step-")) if folder.exists() else []
+    known = {path.name.removeprefix(OLD): path for path in (folder.iterdir() if folder.exists() else ())}
+    places = {name: folder / name for name in known if name.startswith("step-")}
+    return [path if path.exists() else known[name] for name, path in sorted(places.items())]
 
 
 def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:
@@ -51,7 +54,7 @@ def prune(
     those of the steps `ends`, and what cut-off writes have left. `keep_last` 0 keeps all. Those of later steps go: they
     were damaged, or the run would have resumed there, and counted as the latest they would push out the good ones."""
     folder = run / "checkpoints"
-    for left in [*folder.glob("partial-*"), *folder.glob("old-*")]:
+    for left in [*folder.glob("partial-*"), *folder.glob(f"{OLD}*")]:
         shutil.rmtree(left, ignore_errors=True)
     folders = sorted(folder.glob("step-*"))
     later = [path for path in folders if path.name > f"step-{step:08d}"]
