@@ -82,6 +82,8 @@ class Trainer:
         if stage.vocabulary and self.model.teacher is None:
             self.model.method.begin_stage(stage, None, self._vocabulary())
         if recipe.training.recompute == "auto" and self.model.language is not None:
+            if partitioned(settings) and ranks.world > 1:
+                _check_auto(self.model, recipe)
             budget = activation_budget(recipe, configs, _free_bytes(recipe, ranks.device), stage)
             self.model.choose = budget.following(self.model.method)
             if ranks.first:
@@ -238,6 +240,18 @@ def build_trainer(
 ) -> Trainer:
     """`load` as in `build_model`; of a stage (None: the method's last one). Raises UserError if it trains nothing."""
     return Trainer(recipe, configs, ranks, load, stage or stages_of(recipe, configs)[-1])
+
+
+def _check_auto(model: VisualLanguageModel, recipe: Recipe) -> None:
+    """Ranks choose by their own micro-batches. Of a block that holds something trained ZeRO-3 gathers the parts as they
+    are used, so that what one rank computes again and another does not would be other collectives. Raises UserError."""
+    assert model.language is not None
+    if len(model.whole_blocks()) < model.language.depth:
+        raise UserError(
+            f"training.recompute: auto chooses on every rank by itself, and under ZeRO-3 {recipe.method.name} with"
+            " trained parts in the decoder's layers needs the same choice on all; take elementwise or another policy,"
+            " or ds_configs/replicated.json"
+        )
 
 
 def _free_bytes(recipe: Recipe, device: torch.device) -> int:

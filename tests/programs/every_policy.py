@@ -20,10 +20,12 @@ from dsmemvp.data.packing import make_batch
 from dsmemvp.data.text import EncodedText
 from dsmemvp.distributed.ranks import Ranks, join_ranks, leave_ranks
 from dsmemvp.dropout import step_seed
+from dsmemvp.errors import UserError
 from dsmemvp.training.engine import Trainer, build_trainer
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
-POLICIES, SHARDINGS = ("none", *KEPT, "qkv of the first layer, full"), ("replicated", "zero3", "zero3_hpz")
+MIXED, BY_RANK = "qkv of the first layer, full", "full on the first rank, elementwise on the second"
+POLICIES, SHARDINGS = ("none", *KEPT, MIXED, BY_RANK), ("replicated", "zero3", "zero3_hpz")
 STEPS, SAMPLES, LAYERS = 20, 4, 3
 """Samples of a rank's micro-batch."""
 
@@ -32,6 +34,7 @@ def main(out: str) -> None:
     ranks = join_ranks(seconds=600)
     findings = {sharding: losses_of(ranks, sharding) for sharding in SHARDINGS}
     findings |= {f"separable, {name}": losses_of(ranks, name, "separable") for name in SHARDINGS[:2]}
+    findings["auto"] = refusal(ranks)
     if ranks.first:
         Path(out).write_text(json.dumps(findings))
     leave_ranks()
@@ -54,12 +57,24 @@ def losses_of(ranks: Ranks, sharding: str, method: str = "memvp") -> dict[str, l
             trainer.engine.empty_partition_cache()  # what stays whole would keep the values of the policy before
         trainer.set(first)
         trainer.master_weights.set_moments({}, updates=0)
-        mixed = policy not in ("none", *KEPT)
-        decoder = ["qkv", *["full"] * (LAYERS - 1)] if mixed else policy
+        by_rank = "full" if ranks.first else "elementwise"  # as recompute=auto may
+        decoder = {MIXED: ["qkv", *["full"] * (LAYERS - 1)], BY_RANK: by_rank}.get(policy, policy)
         trainer.model.set_recompute(decoder, "full" if policy == "full" else "none")
         losses[policy] = [train_step(trainer, ranks, batches, step) for step in range(STEPS)]
     trainer.engine.destroy()
     return losses
+
+
+def refusal(ranks: Ranks) -> str:
+    """Of recompute=auto where ZeRO-3 gathers parts of the decoder's layers."""
+    made = recipe("input_space")
+    made.training.deepspeed, made.training.recompute = str(DS_CONFIGS / "zero3.json"), "auto"
+    made.training.activation_budget = 1.0
+    try:
+        build_trainer(made, configs(), ranks, load=lambda model, _: fill_alike(model))
+    except UserError as error:
+        return str(error)
+    return "none"
 
 
 def train_step(trainer: Trainer, ranks: Ranks, batches: list[Batch], step: int) -> float:

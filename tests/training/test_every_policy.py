@@ -34,6 +34,11 @@ def test_losses_are_the_same_under_every_policy(losses, sharding):
 
 
 @pytest.mark.ranks
+def test_ranks_may_not_choose_by_themselves_where_parts_of_layers_are_gathered(losses):
+    assert losses["auto"].startswith("training.recompute: auto chooses on every rank by itself, and under ZeRO-3")
+
+
+@pytest.mark.ranks
 def test_losses_are_the_same_under_every_sharding(losses):
     """hpZ's as zero3's to the last bit; a replicated base sums gradients in another order."""
     assert losses["zero3_hpz"] == losses["zero3"]
