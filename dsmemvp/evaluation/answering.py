@@ -52,9 +52,9 @@ class Answering:
     """Number of choices -> most tokens that one of their letters takes."""
 
     def __call__(self, batch: MicroBatch) -> list[Answer]:
-        """For each of `batch.samples`. Raises UserError."""
+        """For each of `batch.samples`. Raises UserError on all ranks alike."""
         likelihoods = self._likelihoods(batch)
-        limits = [self._limit(sample) for sample in batch.samples]
+        limits = self.ranks.together(lambda: [self._limit(sample) for sample in batch.samples])
         decoded = self._decoded(batch, limits)
         answers = []
         for b, sample in enumerate(batch.samples):
@@ -88,10 +88,13 @@ class Answering:
         letters = [[letter(c) for c in range(len(sample.choices))] if asked else [] for sample in batch.samples]
         if not asked or not self.ranks.any(any(letters)):
             return [[] for _ in letters]
-        for name in {name for own in letters for name in own} - self._letters.keys():
-            self._letters[name] = letter_tokens(self.tokenizer, name)
+        self.ranks.together(lambda: self._learn({name for own in letters for name in own}))
         endings = [[self._letters[name] for name in own] for own in letters]
         return log_likelihoods(self.forward, batch.batch, self.reserved, endings)
+
+    def _learn(self, letters: set[str]) -> None:
+        for name in letters - self._letters.keys():
+            self._letters[name] = letter_tokens(self.tokenizer, name)
 
     def _limit(self, sample: Sample) -> int:
         """Most tokens to decode: of a choice as many as its letters take. Raises UserError."""

@@ -1,5 +1,6 @@
 """A batch of samples -> the classes that the model puts them into, in step with the other ranks."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,10 @@ class Classifying:
         if not self.labels.several:
             best = zip(rows.argmax(-1).tolist(), highest_log_probability(rows).tolist(), strict=True)
             return [Answer(str(number), log_probability=log) for number, log in best]
-        return [
-            Answer(label_text(c for c, probability in enumerate(row) if probability >= THRESHOLD))
-            for row in rows.sigmoid().tolist()
-        ]
+        return [_several(row) for row in rows.sigmoid().tolist()]
+
+
+def _several(probabilities: list[float]) -> Answer:
+    """Of outputs that are not finite, a probability that is NaN: it is refused by who writes them down."""
+    classes = label_text(c for c, probability in enumerate(probabilities) if probability >= THRESHOLD)
+    return Answer(classes, log_probability=math.nan if any(map(math.isnan, probabilities)) else None)

@@ -83,7 +83,7 @@ def predict_all(
                 numbers = list(map(int, todo[step * share.world : (step + 1) * share.world]))
                 answers = answering(batch)
                 own = numbers[share.rank : share.rank + 1]  # none in the last step of some ranks
-                new = ranks.gather([_line(number, batch, answers) for number in own])
+                new = ranks.gather(ranks.together(bound(_lines, own, batch, answers)))
                 ranks.together(bound(_keep, partial, new))
                 lines += new if ranks.first else []
                 progress.advance(sum(_samples(number, data, share) for number in numbers))
@@ -105,6 +105,11 @@ def _keep(partial: Partial | None, lines: list[str]) -> None:
 def _samples(number: int, data: Manifest, share: Share) -> int:
     """Of a batch."""
     return min(share.micro_batch, data.samples - number * share.micro_batch)
+
+
+def _lines(numbers: list[int], batch: MicroBatch, answers: list[Answer]) -> list[str]:
+    """One, or none."""
+    return [_line(number, batch, answers) for number in numbers]
 
 
 def _line(number: int, batch: MicroBatch, answers: list[Answer]) -> str:

@@ -78,7 +78,8 @@ def generate(
 
 
 def greedy(decoder: Decoder, prompts: MicroBatch, most: int, done: Done | None = None) -> list[Continuation]:
-    """As `generate` with temperature 0, at most `most` tokens, and how probable they are."""
+    """As `generate` with temperature 0, at most `most` tokens, and how probable they are: NaN if the model's outputs
+    are not finite, which raises nothing here, since other ranks may be in the middle of theirs."""
     watch = _Watch()
     rows = _decoded(decoder, prompts, Sampling(most), done, watch=watch)
     logs = torch.stack(watch.log_probabilities, 1)[: len(rows)].tolist()
@@ -117,7 +118,7 @@ def _decoded(
         whole = writer.generate(
             inputs=ids,
             generation_config=_settings(sampling, decoder.eos),
-            logits_processor=LogitsProcessorList([_Finite(), *([watch] if watch else [])]),
+            logits_processor=LogitsProcessorList([watch or _Finite()]),
             stopping_criteria=StoppingCriteriaList([_Ends(samples, done)]),
             synced_gpus=decoder.in_step,
             steps=decoder.steps(batch, state),

@@ -193,3 +193,11 @@ def test_an_evaluation_is_watched_and_stopped_like_training(small_run, uninterru
     ended = run(arguments, tmp_path / "logs")
     assert ended.codes == [0, 0], ended.text
     assert json.loads((tmp_path / "demo" / "evaluation.json").read_text())["samples"] == 48
+
+
+@pytest.mark.faults
+def test_an_error_of_one_rank_in_a_validation_ends_all_and_keeps_what_was_trained(small_run, tmp_path):
+    arguments = ["train", *small_run, f"output={tmp_path}", "training.keep_best=1", "training.best_by=score"]
+    ended = run(arguments, tmp_path / "logs", fault="limit:UserError:1", on=1)
+    assert ended.codes == [1, 1] and "error: this sample is odd" in ended.said[1], ended.text
+    assert steps(tmp_path / "demo")[-1] == 6

@@ -173,6 +173,7 @@ BEFORE = {
     "forward": ("dsmemvp.model", "VisualLanguageModel.forward"),
     "update": ("torch.optim", "AdamW.step"),
     "evaluation": ("dsmemvp.evaluation.answering", "Answering.__call__"),
+    "limit": ("dsmemvp.evaluation.answering", "Answering._limit"),
     "save-write": ("dsmemvp.training.checkpoint_manager", "save_checkpoint"),
     "save-tensors": ("dsmemvp.checkpoints.checkpoint", "_write_tensors"),
 }
