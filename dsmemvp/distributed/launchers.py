@@ -1,11 +1,13 @@
 """Find this process's rank, the number of ranks and the first one's address, with any launcher.
 
-`deepspeed` and torchrun set all of it (RANK and the like). `srun` says who is who; where the first rank runs is asked
-of Slurm, and the port follows from the job's number, so that two jobs on a node do not meet. Under `mpirun` a child
+`deepspeed` and torchrun set all of it (RANK and the like). `srun` says who is who and which nodes there are, so that
+nothing is asked of Slurm's programs, which a container lacks; the port follows from the job's number, so that two jobs
+on a node do not meet. Under `mpirun` a child
 process asks MPI: in a training process itself MPI is never initialised, since its PMIx and NCCL get into each other's
 way. A launcher that names its processes in other variables is added to LAUNCHERS.
 """
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -79,21 +81,27 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     launcher, world, rank = launched(environment)
     if world == 1:
         return None
-    found = _ask_slurm(environment, world, rank) if launcher == "srun" else _ask_mpi(launcher, world)
+    found = _slurm_place(environment, world, rank) if launcher == "srun" else _ask_mpi(launcher, world)
     address, port = environment.get("MASTER_ADDR") or found.address, environment.get("MASTER_PORT") or found.port
     return Place(found.rank, found.world, found.local_rank, found.local_world, address, int(port))
 
 
-def _ask_slurm(environment: Mapping[str, str], world: int, rank: int) -> Place:
+def _slurm_place(environment: Mapping[str, str], world: int, rank: int) -> Place:
     try:
         local_rank, node = int(environment["SLURM_LOCALID"]), int(environment["SLURM_NODEID"])
         local_world = tasks_of_nodes(environment["SLURM_STEP_TASKS_PER_NODE"])[node]
-        nodes, job = environment["SLURM_STEP_NODELIST"], int(environment["SLURM_JOB_ID"])
-        command = ["scontrol", "show", "hostnames", nodes]
-        hosts = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
-    except (KeyError, IndexError, ValueError, OSError, subprocess.CalledProcessError) as error:
+        first, job = first_node(environment["SLURM_STEP_NODELIST"]), int(environment["SLURM_JOB_ID"])
+    except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"srun started {world} processes, but where they are is not known ({error!r})") from None
-    return Place(rank, world, local_rank, local_world, hosts[0], FIRST_PORT + job % PORTS)
+    return Place(rank, world, local_rank, local_world, first, FIRST_PORT + job % PORTS)
+
+
+def first_node(text: str) -> str:
+    """Of Slurm's list of nodes: "rack[1-2]n[007-009,012],login" -> "rack1n007"."""
+    name = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", text).partition(",")[0]
+    if not name or "[" in name:
+        raise ValueError(f"SLURM_STEP_NODELIST is {text!r}")
+    return name
 
 
 def tasks_of_nodes(text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """Who started this process, and where the first one is: by the words of each launcher, and in a real run of mpirun."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from launch import mpirun
 
-from dsmemvp.distributed.launchers import Place, find_place, own_rank, tasks_of_nodes
+from dsmemvp.distributed.launchers import Place, find_place, first_node, own_rank, tasks_of_nodes
 from dsmemvp.errors import UserError
 
 SRUN = {
@@ -22,34 +23,25 @@ SRUN = {
 }
 
 
-@pytest.fixture
-def scontrol(tmp_path, monkeypatch):
-    """A program in its place that knows these three nodes."""
-    program = tmp_path / "scontrol"
-    program.write_text('#!/bin/sh\n[ "$*" = "show hostnames n[1-3]" ] && printf "n1\\nn2\\nn3\\n"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-
-def test_srun_says_who_is_who_and_slurm_where_the_first_one_is(scontrol):
+def test_srun_says_who_is_who_and_where_the_first_one_is():
     assert find_place(SRUN) == Place(3, 5, 1, 2, "n1", 12_000 + 4321)
     last = {**SRUN, "SLURM_PROCID": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "2"}
     assert find_place(last) == Place(4, 5, 0, 1, "n1", 16_321)
 
 
-def test_an_address_that_the_user_gives_counts(scontrol):
+def test_an_address_that_the_user_gives_counts():
     place = find_place({**SRUN, "MASTER_ADDR": "10.0.0.9", "MASTER_PORT": "777"})
     assert place is not None and (place.address, place.port) == ("10.0.0.9", 777)
 
 
-def test_two_jobs_do_not_meet_at_a_port(scontrol):
+def test_two_jobs_do_not_meet_at_a_port():
     one, two = (find_place({**SRUN, "SLURM_JOB_ID": job}) for job in ("100", "101"))
     assert one is not None and two is not None and one.port != two.port
     assert 1024 < one.port < 32_768
 
 
 @pytest.mark.parametrize("missing", ["SLURM_LOCALID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID"])
-def test_what_slurm_does_not_say_is_an_error_and_not_a_guess(scontrol, missing):
+def test_what_slurm_does_not_say_is_an_error_and_not_a_guess(missing):
     with pytest.raises(UserError, match=f"srun started 5 processes, but where they are is not known.*{missing}"):
         find_place({key: value for key, value in SRUN.items() if key != missing})
 
@@ -74,6 +66,26 @@ def test_the_launchers_own_words_tell_who_speaks_first():
 )
 def test_slurm_s_short_hand_for_tasks(text, tasks):
     assert tasks_of_nodes(text) == tasks
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("n1", "n1"),
+        ("n[1-3]", "n1"),
+        ("gpu-[007-009,012]", "gpu-007"),
+        ("b[3,5],a1", "b3"),
+        ("rack[1-2]n[01-04]", "rack1n01"),
+        ("rack[2]n[10,12-14]-ib,login", "rack2n10-ib"),
+    ],
+)
+def test_the_first_node_is_the_one_that_slurm_s_own_program_names_first(text, first, tmp_path):
+    assert first_node(text) == first
+    if shutil.which("scontrol"):
+        (tmp_path / "slurm.conf").write_text("ClusterName=c\nSlurmctldHost=a\nNodeName=a\nPartitionName=p Nodes=a\n")
+        known = {**os.environ, "SLURM_CONF": str(tmp_path / "slurm.conf")}
+        asked = subprocess.run(["scontrol", "show", "hostnames", text], env=known, stdout=subprocess.PIPE, text=True)
+        assert asked.stdout.split()[0] == first
 
 
 def test_the_variables_are_those_that_torch_reads():
