@@ -24,6 +24,7 @@ README_LINES = 150
 BLOCKS = blocks(REPOSITORY)
 SHELL = [block for block in BLOCKS if block.language == "bash"]
 OTHERS = {
+    "pip",
     "git",
     "cd",
     "head",

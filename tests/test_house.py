@@ -14,6 +14,7 @@ ORDER = [
     "counting",
     "atomic_files",
     "dtypes",
+    "host_values",
     "dropout",
     "log",
     "markdown",

@@ -185,8 +185,10 @@ def _from_nf4(codes: torch.Tensor, scales: torch.Tensor, layout: Layout) -> torc
     return (pairs.view(-1, BLOCK) * scales.float()[:, None]).to(scales.dtype).view(layout.shape)
 
 
+@cache
 def _pairs(device: torch.device) -> torch.Tensor:
-    """Byte -> the two levels of its codes, the high half first: [256], two float32 in each int64."""
+    """Byte -> the two levels of its codes, the high half first: [256], two float32 in each int64. Made once: a copy
+    from the host would wait for the GPU in every product."""
     levels = torch.tensor(LEVELS, device=device)
     return torch.stack([levels.repeat_interleave(16), levels.repeat(16)], 1).view(torch.int64).view(-1)
 

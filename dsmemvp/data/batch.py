@@ -21,6 +21,7 @@ from dsmemvp.data.captions import CaptionRow
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dropout import Dropout, image_keys, token_keys
+from dsmemvp.host_values import on_device
 
 
 @dataclass(frozen=True)
@@ -164,14 +165,12 @@ class Batch:
             is_text[place] = 0
         before = torch.cat((is_text.new_zeros(1), is_text.cumsum(0)))
         starts = before[self.cu_seqlens[:-1].long()]
-        of_start = starts.repeat_interleave(
-            torch.tensor(self.lengths, device=starts.device), output_size=self.tokens.shape[0]
-        )
+        of_start = starts.repeat_interleave(on_device(self.lengths, starts.device), output_size=self.tokens.shape[0])
         return before[:-1] - of_start
 
     def at_supervised(self) -> "Batch":
         """The supervised tokens alone, each at its old position and by its old dropout; without reserved places."""
-        counts = torch.tensor([0, *self.supervised_counts], dtype=torch.int32, device=self.cu_seqlens.device)
+        counts = on_device([0, *self.supervised_counts], self.cu_seqlens.device, torch.int32)
         return replace(
             self,
             tokens=self.tokens[self.supervised],

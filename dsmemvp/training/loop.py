@@ -28,7 +28,7 @@ from dsmemvp.training.health import Health
 from dsmemvp.training.mixture import Mixture
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
 from dsmemvp.training.prefetch import on_device
-from dsmemvp.training.preparation import Prepared, count_this_start, origin_of, prepare, training_token_counts
+from dsmemvp.training.preparation import Prepared, agreed_origin, count_this_start, prepare, training_token_counts
 from dsmemvp.training.saving import Saving
 from dsmemvp.training.skips import Skips
 from dsmemvp.training.stages import Span
@@ -206,10 +206,9 @@ class _Loop:
             self.trainer.begin_stage(span.recipe, span.stage)
         else:
             self.saving.finish(self.step)  # what the stage before has trained is taken from its last checkpoint
-            recipe, ranks = self.context.recipe, self.context.ranks
+            ranks = self.context.ranks
             self.trainer.build(span.recipe, span.stage)
-            given = (span, self.prepared.spans, self.context.folder, recipe.method.name, self.prepared.start.base)
-            origin = ranks.together(lambda: origin_of(*given))
+            origin = agreed_origin(span, self.prepared.spans, self.context, self.prepared.start.base)
             take_over(self.trainer, origin, ranks)
             teach(self.trainer, origin, ranks)
         self.trained = span

@@ -73,4 +73,12 @@ class Copies:
 
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:
-    return [value for value in (*vars(batch).values(), *batch.places.values()) if isinstance(value, torch.Tensor)]
+    """All that `to` moves."""
+    found: list[torch.Tensor] = []
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    batch.map(kept)
+    return found

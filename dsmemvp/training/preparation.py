@@ -86,7 +86,7 @@ def prepare(context: RunContext, only: str = "") -> Prepared:
     owes = checkpoint is not None and _owes_validation(state, spans)
     span = span_before(spans, state.step) if owes else span_after(spans, state.step)
     start = replace(state, order=order, recipe=as_dict(recipe), base=known)
-    origin = ranks.together(lambda: origin_of(span, spans, context.folder, recipe.method.name, known))
+    origin = agreed_origin(span, spans, context, known)
     return Prepared(base, spans, span, checkpoint, origin, complaints, start, until, owes)
 
 
@@ -107,6 +107,18 @@ def _check_predecessor(span: Span, spans: list[Span], state: State, context: Run
         f"--stage: {span.name} starts from the end of {before.name}, step {span.first}, and {context.folder} is at step"
         f" {state.step}; train that first, or name a run or a checkpoint in stages.{span.name}.{START}"
     )
+
+
+def agreed_origin(span: Span, spans: list[Span], context: RunContext, base: dict[str, str]) -> Earlier:
+    """As `origin_of`; every rank looks by itself. Raises UserError also if they find different checkpoints."""
+    ranks = context.ranks
+    origin = ranks.together(lambda: origin_of(span, spans, context.folder, context.recipe.method.name, base))
+    if len(set(ranks.gather(["\n".join(str(found.trained) for found in origin.found)]))) > 1:
+        raise UserError(
+            f"stages: the ranks found different checkpoints, since the run that {START} names still trains; name one of"
+            " its checkpoints"
+        )
+    return origin
 
 
 def origin_of(span: Span, spans: list[Span], run: Path, method: str, base: dict[str, str]) -> Earlier:

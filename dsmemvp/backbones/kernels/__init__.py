@@ -1,6 +1,6 @@
 """Triton kernels for the elementwise parts of a frozen decoder block: norm, rotary, silu x mul, slot
 activation with dropout, forward and backward. Plain functions on tensors, no autograd: what they save and when they run
-is decided outside. Ask `available()` first; the other files need triton.
+is decided outside. Ask `missing()` first; the other files need triton.
 
     norm.py        RMS norm
     rotary.py      rotary positions and their inverse
@@ -19,13 +19,6 @@ import shutil
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
-
-import torch
-
-
-def available() -> bool:
-    """Whether the kernels can be compiled and run in this process."""
-    return torch.cuda.is_available() and not missing()
 
 
 def missing() -> str:
