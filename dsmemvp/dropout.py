@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dsmemvp.host_values import on_device
+from dsmemvp.host_values import from_host
 
 MASK_64 = 2**64 - 1
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -79,7 +79,7 @@ def step_seed(seed: int, step: int) -> int:
 def token_keys(ids_B: torch.Tensor, lengths: tuple[int, ...], positions_T: torch.Tensor, seed: int) -> torch.Tensor:
     """[T]: of each token, by its sample and its position in it."""
     keys_B = mix(ids_B ^ _signed(mix_number(seed)))
-    repeats = on_device(lengths, ids_B.device)
+    repeats = from_host(lengths, ids_B.device)
     return mix(keys_B.repeat_interleave(repeats, output_size=positions_T.shape[0]) + positions_T)
 
 

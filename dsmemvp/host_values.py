@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 
-def on_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+def from_host(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
     """As `torch.tensor(values)`. With a GPU as its `device` that would copy from pageable memory, which ends only when
     all that was launched before it has run; a copy from pinned memory is one launch more."""
     if device.type != "cuda":

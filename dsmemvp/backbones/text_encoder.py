@@ -19,7 +19,7 @@ from dsmemvp.backbones.decoder import Branch, no_branch
 from dsmemvp.backbones.linear import with_own_linears
 from dsmemvp.backbones.recompute import Policy, run_again
 from dsmemvp.dropout import Dropout
-from dsmemvp.host_values import on_device
+from dsmemvp.host_values import from_host
 
 ENCODERS: dict[str, Any] = {"bert": BertConfig}
 """Configurations by model_type"""
@@ -70,14 +70,14 @@ def attend_both_ways(
         rows.append([start + min(i, length - 1) for i in range(longest)])
         places += range(b * longest, b * longest + length)
         start += length
-    row_BL = on_device(rows, device)
-    seen_B1L = (torch.arange(longest, device=device) < on_device(lengths, device)[:, None])[:, None]
+    row_BL = from_host(rows, device)
+    seen_B1L = (torch.arange(longest, device=device) < from_host(lengths, device)[:, None])[:, None]
     if packing.hidden is not None:
         seen_B1L = seen_B1L & ~packing.hidden[row_BL][:, None]
         seen_B1L = seen_B1L | torch.eye(longest, dtype=torch.bool, device=device)
     query, key, value = (t[row_BL].transpose(1, 2) for t in (query_THD, key_THD, value_THD))
     mixed_BHLD = F.scaled_dot_product_attention(query, key, value, attn_mask=seen_B1L[:, None])
-    return mixed_BHLD.transpose(1, 2).flatten(0, 1)[on_device(places, device)]
+    return mixed_BHLD.transpose(1, 2).flatten(0, 1)[from_host(places, device)]
 
 
 class TextEncoder(nn.Module):

@@ -21,7 +21,7 @@ from dsmemvp.config.methods import VisionFeatures
 from dsmemvp.config.recipe import Vision
 from dsmemvp.data.images import STATISTICS
 from dsmemvp.dropout import Dropout
-from dsmemvp.host_values import on_device
+from dsmemvp.host_values import from_host
 
 
 def _attend(
@@ -87,7 +87,7 @@ class Block(nn.Module):
 
 def normalised(images: torch.Tensor, mean: Sequence[float], deviation: Sequence[float]) -> torch.Tensor:
     """uint8 [.., 3, R, R] -> float32; `mean` and `deviation` of red, green and blue in [0, 1]."""
-    centre, spread = (on_device(s, images.device)[:, None, None] for s in (mean, deviation))
+    centre, spread = (from_host(s, images.device)[:, None, None] for s in (mean, deviation))
     return (images.float() / 255.0 - centre) / spread
 
 

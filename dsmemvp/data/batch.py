@@ -21,7 +21,7 @@ from dsmemvp.data.captions import CaptionRow
 from dsmemvp.data.sample import Sample
 from dsmemvp.data.text import EncodedText
 from dsmemvp.dropout import Dropout, image_keys, token_keys
-from dsmemvp.host_values import on_device
+from dsmemvp.host_values import from_host
 
 
 @dataclass(frozen=True)
@@ -165,12 +165,12 @@ class Batch:
             is_text[place] = 0
         before = torch.cat((is_text.new_zeros(1), is_text.cumsum(0)))
         starts = before[self.cu_seqlens[:-1].long()]
-        of_start = starts.repeat_interleave(on_device(self.lengths, starts.device), output_size=self.tokens.shape[0])
+        of_start = starts.repeat_interleave(from_host(self.lengths, starts.device), output_size=self.tokens.shape[0])
         return before[:-1] - of_start
 
     def at_supervised(self) -> "Batch":
         """The supervised tokens alone, each at its old position and by its old dropout; without reserved places."""
-        counts = on_device([0, *self.supervised_counts], self.cu_seqlens.device, torch.int32)
+        counts = from_host([0, *self.supervised_counts], self.cu_seqlens.device, torch.int32)
         return replace(
             self,
             tokens=self.tokens[self.supervised],

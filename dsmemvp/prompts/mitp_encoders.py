@@ -29,7 +29,7 @@ from dsmemvp.config.methods import MethodSettings, VisionFeatures
 from dsmemvp.data.batch import Batch, Labels
 from dsmemvp.data.layout import Reserved
 from dsmemvp.errors import UserError
-from dsmemvp.host_values import on_device
+from dsmemvp.host_values import from_host
 from dsmemvp.prompts.interface import Compared, Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.parts.classifier import Classifier
 from dsmemvp.prompts.parts.maps import cosines, rms, wide, zero_linear
@@ -128,7 +128,7 @@ class Method(VisualPrompt):
 
     def begin(self, batch: Batch) -> State:
         """`text` and `vision` are the prompts of the next points: [1, n, d] and [1, n, v]."""
-        has_image_B = on_device([row >= 0 for row in batch.image_rows], batch.tokens.device)
+        has_image_B = from_host([row >= 0 for row in batch.image_rows], batch.tokens.device)
         state = {"has_image": has_image_B[:, None]}
         if self.points:
             state["text"] = self()

@@ -5,11 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from launch import run_on_ranks
 from safetensors.torch import load_file
+
+from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
+from dsmemvp.distributed.ranks import Ranks
+from dsmemvp.errors import UserError
+from dsmemvp.training.preparation import agreed_origin
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "toy_run.py"
 PER_EPOCH, FIRST, LAST = 6, 6, 15
@@ -140,3 +147,27 @@ def test_the_loss_is_the_weighted_sum_of_the_language_models_and_the_methods(rec
         assert row["loss/train"] == pytest.approx(row["loss/language"] + 0.5 * row["loss/size"], rel=1e-6)
         assert row["loss/size"] > 0.1
     assert " size " in said and "unused" not in said
+
+
+class Apart(Ranks):
+    """Another rank that has found another checkpoint, and raised nothing."""
+
+    def gather(self, lines):
+        return [*lines, "runs/other/checkpoints/step-00000020/trained.safetensors"]
+
+    def together(self, task):
+        return task()
+
+
+def test_ranks_that_find_different_checkpoints_to_start_from_are_told(tmp_path):
+    """A run that still trains saves while they look."""
+    other = tmp_path / "other"
+    save_checkpoint(other, State(step=10, recipe={}), {"a": torch.zeros(4)}, {})
+    span: Any = SimpleNamespace(first=0, start_from=str(other), name="b")
+    recipe = SimpleNamespace(method=SimpleNamespace(name="memvp"))
+    context: Any = SimpleNamespace(ranks=Ranks(0, 1, torch.device("cpu")), recipe=recipe, folder=tmp_path)
+    (found,) = agreed_origin(span, [span], context, {}).found
+    assert found.trained.parent.name == "step-00000010"
+    context.ranks = Apart(0, 2, torch.device("cpu"))
+    with pytest.raises(UserError, match="the ranks found different checkpoints, since the run that start_from names"):
+        agreed_origin(span, [span], context, {})

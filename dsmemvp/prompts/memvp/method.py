@@ -28,7 +28,7 @@ from dsmemvp.config.methods import MethodSettings, VisionFeatures
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.errors import UserError
-from dsmemvp.host_values import on_device
+from dsmemvp.host_values import from_host
 from dsmemvp.prompts.interface import FeedForwardMemory, PublishedLayout, Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.memvp.branch import LayerMemory, hand_out, memory_branch, without_lowest
 from dsmemvp.prompts.memvp.published import Published
@@ -107,8 +107,8 @@ class Method(VisualPrompt):
         visual_IPd = self.projector(features_IPv).float() * self.visual_scale
         rows = [row for row, _, _ in batch.image_runs]
         # a group without image reads any row, times zero
-        row_G = on_device([max(row, 0) for row in rows], visual_IPd.device)
-        has_image_G = on_device([row >= 0 for row in rows], visual_IPd.device)
+        row_G = from_host([max(row, 0) for row in rows], visual_IPd.device)
+        has_image_G = from_host([row >= 0 for row in rows], visual_IPd.device)
         visual_GPd = visual_IPd[row_G] * has_image_G[:, None, None]
         rest = self.key_positions.shape[0] - visual_GPd.shape[1]
         memory_GNd = F.pad(visual_GPd, (0, 0, 0, rest))

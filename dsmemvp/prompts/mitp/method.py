@@ -21,7 +21,7 @@ from torch import nn
 from dsmemvp.counting import counted
 from dsmemvp.data.batch import Batch
 from dsmemvp.data.layout import Reserved
-from dsmemvp.host_values import on_device
+from dsmemvp.host_values import from_host
 from dsmemvp.prompts.interface import Compared, Site, Sizes, State, Tower, VisualPrompt
 from dsmemvp.prompts.mitp.hub import Hub, Queries
 from dsmemvp.prompts.mitp.settings import Settings, points_of
@@ -89,7 +89,7 @@ class Method(VisualPrompt):
         text_1nd = self()
         if self.hub is None:
             return {"text": text_1nd}
-        has_image_B = on_device([row >= 0 for row in batch.image_rows], text_1nd.device)
+        has_image_B = from_host([row >= 0 for row in batch.image_rows], text_1nd.device)
         state = {"text": text_1nd, "has_image": has_image_B[:, None, None]}
         if self.queries is None:
             state["vision"] = self.hub.first(text_1nd)

@@ -22,7 +22,7 @@ from dsmemvp.data.captions import CaptionText
 from dsmemvp.data.layout import Reserved
 from dsmemvp.dropout import image_keys
 from dsmemvp.errors import UserError
-from dsmemvp.host_values import on_device
+from dsmemvp.host_values import from_host
 from dsmemvp.prompts.interface import Site, Sizes, Stage, State, Tower, VisualPrompt
 from dsmemvp.prompts.pformer.bert import Noise
 from dsmemvp.prompts.pformer.contrast import Gathering, caption_contrast
@@ -256,7 +256,7 @@ def _given(batch: Batch) -> Captions:
 def _all_right(right_S: torch.Tensor, batch: Batch) -> torch.Tensor:
     """How many samples have all of their supervised tokens right: each is then the likeliest one behind its true
     beginning, so that greedy decoding writes the sample's text."""
-    counts = on_device(batch.supervised_counts, right_S.device)
+    counts = from_host(batch.supervised_counts, right_S.device)
     sample_S = torch.arange(batch.size, device=right_S.device).repeat_interleave(counts, output_size=len(right_S))
     wrong_B = torch.zeros(batch.size, device=right_S.device).index_add(0, sample_S, (~right_S).float())
     return (wrong_B == 0).sum().float()
