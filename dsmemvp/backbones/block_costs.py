@@ -19,7 +19,8 @@ def kept_bytes(config: Any, policy: Policy, item: int) -> int:
 
 
 def recomputed_flops(config: Any, policy: Policy) -> int:
-    """FLOPs of a layer's products that are computed again per token."""
+    """FLOPs of a layer's products with frozen weights that are computed again per token; attention itself, whose FLOPs
+    grow with the text, is not counted."""
     width, heads, shared, head = attention_sizes(config)
     projections = 2 * width * (heads + 2 * shared) * head
     kept = KEPT[policy]

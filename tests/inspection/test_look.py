@@ -20,6 +20,7 @@ from dsmemvp.checkpoints.checkpoint import State, save_checkpoint
 from dsmemvp.checkpoints.loading import load_run
 from dsmemvp.cli import main as cli
 from dsmemvp.config.reading import as_dict, read_recipe
+from dsmemvp.distributed.ranks import leave_ranks
 from dsmemvp.errors import UserError
 from dsmemvp.inspection.board import BoardReport
 from dsmemvp.inspection.look import check_method, open_model, spread
@@ -57,7 +58,8 @@ def command(capsys, monkeypatch):
         code = cli.main(["inspect", *map(str, arguments)])
         return code, *capsys.readouterr()
 
-    return command
+    yield command
+    leave_ranks()  # an error may have ended a command before it did
 
 
 @pytest.mark.ranks

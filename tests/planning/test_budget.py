@@ -9,7 +9,7 @@ import pytest
 from transformers import LlamaConfig, Qwen3Config
 
 from benchmarks.measured_memory import held_and_peak
-from dsmemvp.backbones.block_costs import kept_bytes, layer_flops, recomputed_flops
+from dsmemvp.backbones.block_costs import attention_sizes, kept_bytes, layer_flops, recomputed_flops
 from dsmemvp.backbones.recompute import KEPT
 from dsmemvp.backbones.weights import configs_of_shapes
 from dsmemvp.building import add_trainables, build_frozen
@@ -47,7 +47,9 @@ def test_counts_of_a_layer_are_those_of_a_trace(policy, config, changes):
     keys = 8  # of dropout in MemVP's branch, int64
     assert more.held - less.held == 100 * (kept_bytes(language, policy, 4) + keys)
     again = (more.flops - less.flops) - (plain_more.flops - plain_less.flops)
-    assert again == 100 * recomputed_flops(language, policy)
+    _, heads, _, head = attention_sizes(language)
+    attention = 0 if "mixed" in KEPT[policy] else 2 * 2 * heads * head * 100**2  # scores, and what they weigh
+    assert again == 100 * recomputed_flops(language, policy) + attention
 
 
 def test_the_published_sizes():
