@@ -53,6 +53,8 @@ def losses_of(ranks: Ranks, sharding: str, method: str = "memvp") -> dict[str, l
     batches = [batch_of(trainer, ranks, number) for number in range(5)]
     first, losses = trainer.values(), {}
     for policy in POLICIES if method == "memvp" else ("elementwise", "full"):
+        if policy == BY_RANK and sharding == "replicated":
+            continue  # nothing is gathered
         if sharding != "replicated":
             trainer.engine.empty_partition_cache()  # what stays whole would keep the values of the policy before
         trainer.set(first)
