@@ -68,12 +68,17 @@ def test_one_and_two_ranks_agree_and_a_run_goes_on_from_a_checkpoint_on_either(r
 
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_bf16_input_space_and_recomputation_train_past_a_bad_sample_and_evaluate(recipe_path, demo_shards, tmp_path):
+def test_bf16_input_space_and_recomputation_train_past_a_bad_sample_and_evaluate(
+    recipe_path, demo_shards, repository, tmp_path
+):
     spoiled = tmp_path / "shards"
     shutil.copytree(demo_shards, spoiled)
     key = _spoil_an_image(spoiled)
     settings = [f"data.train={spoiled}", f"data.test={spoiled}", "method.name=input_space", "model.dtype=bf16"]
     settings += ["training.recompute=auto", "training.activation_budget=0.002"]
+    settings.append(
+        f"training.deepspeed={repository / 'ds_configs' / 'replicated.json'}"
+    )  # auto is refused under ZeRO-3
     settings += ["training.epochs=1", "training.log_every=1", "training.warmup_epochs=0"]
     settings += ["training.global_batch=8", "training.micro_batch=2"]
     strict = launch(MODULE, 2, "train", str(recipe_path), f"output={tmp_path}", "name=run", *settings)
