@@ -26,9 +26,9 @@ from dsmemvp.data.images import ImageTransform
 from dsmemvp.data.loader import Share, training_steps
 from dsmemvp.distributed.ranks import Ranks, join_ranks, leave_ranks
 from dsmemvp.inputs import open_inputs
-from dsmemvp.training.building import load_base
 from dsmemvp.training.engine import LANGUAGE, Trainer, build_trainer
 from dsmemvp.training.features import feature_settings
+from dsmemvp.training.model_loading import load_base
 
 
 def main() -> None:

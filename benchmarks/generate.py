@@ -84,7 +84,7 @@ def _in_own_process(method: str) -> dict:
 def measure(method, given: argparse.Namespace) -> dict:
     from dsmemvp.distributed.ranks import Ranks, own_device
     from dsmemvp.dtypes import NAMED
-    from dsmemvp.training.building import WHOLE, build_model
+    from dsmemvp.training.model_loading import WHOLE, build_model
     from dsmemvp.training.monitor import peak_memory
 
     shape, ranks = SHAPES[given.shape], Ranks(0, 1, own_device())

@@ -125,7 +125,7 @@ def _ours(folder: Path, ranks):
     from dsmemvp.backbones.weights import Base, read_configs
     from dsmemvp.config.methods import method_settings
     from dsmemvp.config.recipe import Model, Recipe
-    from dsmemvp.training.building import build_model
+    from dsmemvp.training.model_loading import build_model
 
     model = Model(language_model=str(folder), vision_shape="clip-tiny", dtype="bf16")
     recipe = Recipe("benchmark", model=model, method=method_settings("none"))

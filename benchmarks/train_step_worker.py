@@ -15,6 +15,8 @@ import random
 import sys
 import time
 from dataclasses import fields
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +64,12 @@ def _global_batches(spec: dict[str, Any]) -> list[list[Sample]]:
     return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
+def _packing() -> Any:
+    """The module of `make_batch`, which was a part of batch.py before it had a file of its own."""
+    own = "dsmemvp.data.packing"
+    return import_module(own if find_spec(own) else "dsmemvp.data.batch")
+
+
 class _New:
     def __init__(self) -> None:
         import dsmemvp
@@ -77,11 +85,11 @@ class _New:
         from dsmemvp.config.recipe import Model, Recipe, Training
         from dsmemvp.data.balancing import Weight, balance
         from dsmemvp.data.batch import Item
-        from dsmemvp.data.packing import by_image, make_batch
         from dsmemvp.data.text import EncodedText
         from dsmemvp.distributed.ranks import join_ranks
         from dsmemvp.training.engine import build_trainer
 
+        packing = _packing()
         ranks = join_ranks(seconds=1800)
         method = method_settings(spec["method"], **({"slots": spec["slots"]} if spec["method"] == "memvp" else {}))
         recipe = Recipe(
@@ -96,9 +104,8 @@ class _New:
             weights = [Weight(s.length.tokens, s.length.image) for s in samples]
             (own,) = balance(weights, costs, ranks.world, recipe.training.micro_batch)[ranks.rank]
             items = [Item(i, _encoded(EncodedText, samples[i]), samples[i].image) for i in own]
-            batches.append(
-                make_batch(by_image(items), vision.image_size, reserved=trainer.model.method.reserved()).batch
-            )
+            items, reserved = packing.by_image(items), trainer.model.method.reserved()
+            batches.append(packing.make_batch(items, vision.image_size, reserved=reserved).batch)
         return _Steps(trainer, batches, _supervised(spec)), {"tokens": sum(b.tokens.numel() for b in batches)}
 
 
@@ -119,11 +126,10 @@ class _Old:
 
         from dsmemvp.data.batch import Item
         from dsmemvp.data.images import STATISTICS
-        from dsmemvp.data.packing import make_batch
         from dsmemvp.data.text import EncodedText
         from dsmemvp.training.engine import build_trainer
 
-        old_make_batch: Any = make_batch  # of another signature than the present one
+        old_make_batch = _packing().make_batch  # of another signature than the present one
         ranks = join_ranks(seconds=1800)
         method = Method(spec["method"], slots=spec["slots"])
         recipe = Recipe(

@@ -28,9 +28,9 @@ def checkpoint_folders(run: Path) -> list[Path]:
     """Folders of checkpoints, by their steps; one that was put aside counts if nothing stands in its place, since its
     run was killed. Raises OSError if they cannot be listed: a run must not restart then."""
     folder = run / "checkpoints"
-    known = {path.name.removeprefix(OLD): path for path in (folder.iterdir() if folder.exists() else ())}
-    places = {name: folder / name for name in known if name.startswith("step-")}
-    return [path if path.exists() else known[name] for name, path in sorted(places.items())]
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    names = sorted({name.removeprefix(OLD) for name in found})
+    return [folder / (name if name in found else OLD + name) for name in names if name.startswith("step-")]
 
 
 def _first_intact(folders: list[Path]) -> tuple[Checkpoint | None, list[str]]:

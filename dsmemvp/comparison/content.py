@@ -139,10 +139,8 @@ def _hashed(manifest: Manifest, shard: int, max_pixels: int, poll: Callable[[], 
         samples.append((hashlib.sha256((picture + text).encode()).hexdigest(), reader.entry(place).key))
         captions += bool(sample.caption)
         kinds.add(kind_of(sample))
-    return {
-        **{"samples": samples, "pictures": pictures, "captions": captions, "kinds": sorted(kinds)},
-        "damaged": damaged,
-    }
+    found = {"samples": samples, "pictures": pictures, "captions": captions, "kinds": sorted(kinds)}
+    return found | {"damaged": damaged}
 
 
 def _difference_hash(image: Image.Image) -> int:

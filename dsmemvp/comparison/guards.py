@@ -88,7 +88,7 @@ def check_study(study: Study, out: Path, task: int = 0, poll: Callable[[], objec
 def _own_settings(study: Study) -> Iterator[str]:
     """Says in which settings beside the method contenders differ, those left out that are tuned."""
     trained = [contender for contender in study.contenders if contender.trains]
-    tuned = {override.partition("=")[0] for c in trained for trial in c.trials for override in trial}
+    tuned = set().union(*(contender.tuned for contender in trained))
     values = {contender.name: dict(leaves(as_dict(contender.recipe))) for contender in trained}
     for key in OWN:
         found: dict[str, list[str]] = {}
@@ -117,7 +117,6 @@ def _check_stages(study: Study, name: str, stages: list[Span]) -> Iterator[str]:
     *before, last = stages
     contender = next(c for c in study.contenders if c.name == name)
     given = contender.recipe.stages.get(last.name, {})
-    tuned = {override.partition("=")[0] for trial in contender.trials for override in trial}
     for group, values in given.items():
         for key in values if isinstance(values, dict) else ():
             where, own = f"contender {name}: stages.{last.name}.{group}.{key}", f"{group}.{key}"
@@ -126,7 +125,7 @@ def _check_stages(study: Study, name: str, stages: list[Span]) -> Iterator[str]:
                     f"{where}: the last stage learns what all contenders learn; give a key of it for all, or leave it"
                     " out"
                 )
-            if own in tuned:
+            if own in contender.tuned:
                 raise UserError(f"{where}: takes the place of what the study tunes, {own}; leave it out")
     if START in given:
         yield f"{name} begins with {given[START]}, whose training is counted nowhere here"

@@ -58,6 +58,11 @@ class Contender:
     """The key that a search finds the value of before the first trial, such as method.layer, which is 0 in `recipe`."""
 
     @property
+    def tuned(self) -> set[str]:
+        """The keys that its trials set."""
+        return {override.partition("=")[0] for trial in self.trials for override in trial}
+
+    @property
     def trains(self) -> bool:
         return method_module(self.recipe.method.name).Method.trainable
 

@@ -1,4 +1,4 @@
-"""A stage of a recipe -> a DeepSpeed engine around the model (building.py), and what is done with it."""
+"""A stage of a recipe -> a DeepSpeed engine around the model (model_loading.py), and what is done with it."""
 
 import gc
 import logging
@@ -29,9 +29,9 @@ from dsmemvp.planning.memory import RESERVE
 from dsmemvp.planning.sharding import prefetched
 from dsmemvp.prompts.interface import Stage
 from dsmemvp.stages import stages_of
-from dsmemvp.training.building import Load, build_model, cast
 from dsmemvp.training.gradients import GradientWatch
 from dsmemvp.training.master_weights import MasterWeights, set_module_value
+from dsmemvp.training.model_loading import Load, build_model, cast
 
 log = logging.getLogger(__name__)
 LANGUAGE = "language"

@@ -15,7 +15,7 @@ from dsmemvp.errors import UserError
 from dsmemvp.inputs import Inputs, open_inputs
 from dsmemvp.model import VisualLanguageModel
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings, partitioned
-from dsmemvp.training.building import WHOLE, build_model, cast, load_base
+from dsmemvp.training.model_loading import WHOLE, build_model, cast, load_base
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from dsmemvp.errors import UserError
 from dsmemvp.fault_tolerance.lease import held_lease
 from dsmemvp.log import log
 from dsmemvp.prompts.interface import Callback
-from dsmemvp.training.building import load_base
 from dsmemvp.training.checkpoint_manager import CheckpointManager, Guard
 from dsmemvp.training.context import RunContext
 from dsmemvp.training.engine import Trainer, build_trainer
 from dsmemvp.training.features import with_features
 from dsmemvp.training.health import Health
 from dsmemvp.training.mixture import Mixture
+from dsmemvp.training.model_loading import load_base
 from dsmemvp.training.monitor import Monitor, peak_memory, write_json
 from dsmemvp.training.prefetch import on_device
 from dsmemvp.training.preparation import Prepared, agreed_origin, count_this_start, prepare, training_token_counts

@@ -24,7 +24,7 @@ def main(given: str, out: str) -> None:
     from dsmemvp.config.reading import read_recipe
     from dsmemvp.distributed.ranks import join_ranks, leave_ranks
     from dsmemvp.planning.deepspeed_settings import deepspeed_settings
-    from dsmemvp.training.building import build_model
+    from dsmemvp.training.model_loading import build_model
 
     ranks, recipe = join_ranks(seconds=600), read_recipe(given)
     sys.addaudithook(_count)

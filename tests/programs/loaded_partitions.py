@@ -20,7 +20,7 @@ from dsmemvp.config.reading import read_recipe
 from dsmemvp.distributed.ranks import join_ranks, leave_ranks
 from dsmemvp.dtypes import NAMED
 from dsmemvp.planning.deepspeed_settings import deepspeed_settings
-from dsmemvp.training.building import build_model
+from dsmemvp.training.model_loading import build_model
 
 
 def main(given: str, out: str) -> None:
